@@ -1,0 +1,75 @@
+/** Identifiers: every noun's id carries its own prefix and its own TypeScript type. */
+
+const PREFIXES = {
+  org: 'org_',
+  user: 'usr_',
+  member: 'mem_',
+  agent: 'agt_',
+  token: 'tok_',
+  policy: 'pol_',
+  policyVersion: 'polv_',
+  providerKey: 'key_',
+  run: 'run_',
+  step: 'stp_',
+  audit: 'aud_',
+  request: 'req_',
+} as const;
+
+/** The nouns that have identifiers. */
+export type Noun = keyof typeof PREFIXES;
+
+declare const noun: unique symbol;
+
+/** The id of one kind of noun; ids of two kinds are not assignable to each other. */
+export type Id<N extends Noun> = string & { readonly [noun]: N };
+
+export type OrgId = Id<'org'>;
+export type UserId = Id<'user'>;
+export type AgentId = Id<'agent'>;
+export type TokenId = Id<'token'>;
+export type PolicyId = Id<'policy'>;
+export type PolicyVersionId = Id<'policyVersion'>;
+export type ProviderKeyId = Id<'providerKey'>;
+export type RunId = Id<'run'>;
+export type StepId = Id<'step'>;
+
+const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
+const TIME_DIGITS = 10;
+/** Random bytes that an id is made of: 80 bits, as in a ULID. */
+export const ID_ENTROPY_BYTES = 10;
+
+/**
+ * Formats an id that sorts by the time it was made: prefix, 10 base32 digits of milliseconds,
+ * 16 base32 digits of entropy (the ULID layout, in lower case).
+ *
+ * @param millis Unix time in milliseconds.
+ * @param entropy At least {@link ID_ENTROPY_BYTES} random bytes.
+ */
+export function formatId<N extends Noun>(kind: N, millis: number, entropy: Uint8Array): Id<N> {
+  let time = '';
+  for (let left = millis, digit = 0; digit < TIME_DIGITS; digit++) {
+    time = ALPHABET[left % 32] + time;
+    left = Math.floor(left / 32);
+  }
+  let random = '';
+  for (let at = 0; at < ID_ENTROPY_BYTES; at += 5) random += base32(entropy, at);
+  return (PREFIXES[kind] + time + random) as Id<N>;
+}
+
+/** Whether a string has the shape of an id of this kind. */
+export function isId<N extends Noun>(kind: N, text: string): text is Id<N> {
+  const prefix = PREFIXES[kind];
+  return text.startsWith(prefix) && /^[0-9a-hjkmnp-tv-z]{26}$/.test(text.slice(prefix.length));
+}
+
+/** Eight base32 digits of the five bytes at `at`. */
+function base32(bytes: Uint8Array, at: number): string {
+  const byte = (offset: number) => bytes[at + offset] ?? 0;
+  const high = (byte(0) << 12) | (byte(1) << 4) | (byte(2) >> 4);
+  const low = ((byte(2) & 15) << 16) | (byte(3) << 8) | byte(4);
+  let digits = '';
+  for (const part of [high, low]) {
+    for (let shift = 15; shift >= 0; shift -= 5) digits += ALPHABET[(part >> shift) & 31];
+  }
+  return digits;
+}
