@@ -1,0 +1,239 @@
+/** The one place that opens libSQL: a file through prepared statements, a server through its client. */
+
+import { mkdirSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** What a column can hold. */
+export type Value = string | number | null;
+
+/** A row by column name. */
+export type Row = Readonly<Record<string, Value>>;
+
+/** SQL with positional parameters (`?1`, `?2` …). */
+export interface Statement {
+  readonly sql: string;
+  readonly args: readonly Value[];
+}
+
+/** What a statement of a transaction did. */
+export interface Result {
+  readonly rows: readonly Row[];
+  readonly changes: number;
+}
+
+/** A libSQL database, wherever it is. */
+export interface Database {
+  /** Reads rows, seeing everything whose {@link Database.write} has resolved. */
+  read(sql: string, args: readonly Value[]): Promise<readonly Row[]>;
+  /**
+   * Runs statements as one transaction and resolves once it is durable. Transactions that are
+   * asked for at the same time are committed together, but fail apart.
+   *
+   * @throws {DatabaseError} and changes nothing, if a statement fails.
+   */
+  write(statements: readonly Statement[]): Promise<readonly Result[]>;
+  /** Waits for the writes under way and closes. */
+  close(): Promise<void>;
+}
+
+/** A statement that the database refused, or a database that can't be reached. */
+export class DatabaseError extends Error {
+  override readonly name = 'DatabaseError';
+  /** Whether a unique constraint refused the write. */
+  readonly conflict: boolean;
+  /**
+   * Whether the statements themselves were refused, so that nothing was written. When false, the
+   * database was busy or out of reach, and what a server made of a write is not known.
+   */
+  readonly refused: boolean;
+
+  constructor(cause: unknown) {
+    const message = cause instanceof Error ? cause.message : String(cause);
+    super(message, { cause });
+    const code = String((cause as { code?: unknown } | null)?.code ?? '');
+    this.conflict = /UNIQUE constraint failed/i.test(message);
+    this.refused = code.startsWith('SQLITE_') && !/^SQLITE_(BUSY|LOCKED|IOERR|FULL)/.test(code);
+  }
+}
+
+/** Where the database is and how durable its commits are. */
+export interface DatabaseOptions {
+  /** `file:path`, `http(s)://…` or `libsql://…`. */
+  readonly url: string;
+  readonly authToken?: string | undefined;
+  /** For files: `full` survives loss of power, `normal` survives the end of the process. */
+  readonly synchronous?: 'full' | 'normal';
+}
+
+const BUSY_TIMEOUT_MS = 5_000;
+const REMOTE_TIMEOUT_MS = 15_000;
+/** Bounds how long a group holds the writer's lock. */
+const MAX_GROUP = 256;
+
+/**
+ * Opens a database; a file and its folder are made when missing.
+ *
+ * @throws {DatabaseError} when it can't be opened.
+ */
+export async function openDatabase(options: DatabaseOptions): Promise<Database> {
+  try {
+    const driver = options.url.startsWith('file:')
+      ? await openFile(options)
+      : await openServer(options);
+    return groupWrites(driver);
+  } catch (error) {
+    throw new DatabaseError(error);
+  }
+}
+
+/** What differs between a file and a server. */
+interface Driver {
+  read(sql: string, args: readonly Value[]): Promise<readonly Row[]> | readonly Row[];
+  /** Commits the statements as one transaction; on a failure rolls back and throws. */
+  commit(statements: readonly Statement[]): Promise<readonly Result[]> | readonly Result[];
+  close(): void;
+}
+
+/** The path of a `file:` URL, relative paths included. */
+export function filePath(url: string): string {
+  return url.startsWith('file://') ? fileURLToPath(url) : url.slice('file:'.length);
+}
+
+async function openFile(options: DatabaseOptions): Promise<Driver> {
+  const { default: Libsql } = await import('libsql');
+  const path = filePath(options.url);
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  const db = new Libsql(path, { timeout: BUSY_TIMEOUT_MS });
+  db.exec('pragma journal_mode = wal');
+  db.exec(`pragma synchronous = ${options.synchronous ?? 'full'}`);
+  db.exec('pragma foreign_keys = on');
+  return fileDriver(db);
+}
+
+type FileDatabase = import('libsql').Database;
+type Prepared = import('libsql').Statement;
+
+/** Statements are prepared once: preparing each time costs about four times as much. */
+function fileDriver(db: FileDatabase): Driver {
+  const cache = new Map<string, Prepared>();
+  const prepare = (sql: string): Prepared => {
+    let statement = cache.get(sql);
+    if (!statement) cache.set(sql, (statement = db.prepare(sql)));
+    return statement;
+  };
+  const run = ({ sql, args }: Statement): Result => {
+    const statement = prepare(sql);
+    if (statement.reader) {
+      const rows = statement.all(args as Value[]) as Row[];
+      return { rows, changes: rows.length };
+    }
+    return { rows: [], changes: statement.run(args as Value[]).changes };
+  };
+  const control = (sql: string): void => {
+    prepare(sql).run();
+  };
+  return {
+    read: (sql, args) => prepare(sql).all(args as Value[]) as Row[],
+    commit(statements) {
+      control('begin immediate');
+      try {
+        const results = statements.map(run);
+        control('commit');
+        return results;
+      } catch (error) {
+        if (db.inTransaction) control('rollback');
+        throw error;
+      }
+    },
+    close: () => void db.close(),
+  };
+}
+
+async function openServer(options: DatabaseOptions): Promise<Driver> {
+  // The web client has no native part, so that this path also runs where no file can be opened.
+  const { createClient } = await import('@libsql/client/web');
+  const client = createClient({
+    url: options.url,
+    ...(options.authToken ? { authToken: options.authToken } : {}),
+    fetch: (request: Request) => fetch(request, { signal: AbortSignal.timeout(REMOTE_TIMEOUT_MS) }),
+  });
+  const plain = (result: ServerResult): Result => ({
+    rows: result.rows.map((row) =>
+      Object.fromEntries(result.columns.map((column, at) => [column, row[at] as Value])),
+    ),
+    changes: result.columns.length > 0 ? result.rows.length : result.rowsAffected,
+  });
+  return {
+    async read(sql, args) {
+      return plain(await client.execute({ sql, args: [...args] })).rows;
+    },
+    async commit(statements) {
+      const batch = statements.map(({ sql, args }) => ({ sql, args: [...args] }));
+      return (await client.batch(batch, 'write')).map(plain);
+    },
+    close: () => client.close(),
+  };
+}
+
+type ServerResult = import('@libsql/client/web').ResultSet;
+
+interface Pending {
+  readonly statements: readonly Statement[];
+  readonly resolve: (results: readonly Result[]) => void;
+  readonly reject: (error: DatabaseError) => void;
+}
+
+/**
+ * Commits whatever arrived together as one transaction, one group at a time: the cost of a commit
+ * is shared, nobody is answered before the commit, and a server never sees two writers of ours.
+ */
+function groupWrites(driver: Driver): Database {
+  const queue: Pending[] = [];
+  let flushing: Promise<void> | undefined;
+
+  const flush = async (): Promise<void> => {
+    // The group is what arrives in this turn of the event loop; no timer, so a lone call waits for none.
+    await new Promise((resolve) => setImmediate(resolve));
+    while (queue.length > 0) await commitGroup(driver, queue.splice(0, MAX_GROUP));
+    flushing = undefined;
+  };
+
+  return {
+    async read(sql, args) {
+      try {
+        return await driver.read(sql, args);
+      } catch (error) {
+        throw new DatabaseError(error);
+      }
+    },
+    write: (statements) =>
+      new Promise((resolve, reject) => {
+        queue.push({ statements, resolve, reject });
+        flushing ??= flush();
+      }),
+    async close() {
+      await flushing;
+      driver.close();
+    },
+  };
+}
+
+async function commitGroup(driver: Driver, group: readonly Pending[]): Promise<void> {
+  try {
+    const results = await driver.commit(group.flatMap((pending) => pending.statements));
+    let at = 0;
+    for (const { statements, resolve } of group) {
+      resolve(results.slice(at, (at += statements.length)));
+    }
+  } catch (error) {
+    const failure = new DatabaseError(error);
+    // One bad transaction must not fail its neighbours: each is tried again by itself. Where the
+    // outcome is unknown, a second try could write twice.
+    if (group.length > 1 && failure.refused) {
+      for (const pending of group) await commitGroup(driver, [pending]);
+    } else {
+      for (const { reject } of group) reject(failure);
+    }
+  }
+}

@@ -1,0 +1,81 @@
+/** Brings a database to the newest schema by append-only migrations. */
+
+import { readFileSync } from 'node:fs';
+import type { Database } from './client.ts';
+import { DatabaseError } from './client.ts';
+
+/** The migrations in their order; a published one is never changed, only followed. */
+const MIGRATIONS = ['0001_foundation.sql'] as const;
+
+/**
+ * Applies what is missing, each migration in a transaction of its own. Safe to run from several
+ * processes at once.
+ *
+ * @returns the names of the migrations that this call applied.
+ * @throws {DatabaseError} when the database holds migrations that this version does not know.
+ */
+export async function migrate(db: Database): Promise<string[]> {
+  await db.write([
+    {
+      sql: `create table if not exists migrations (
+        name text primary key, applied_at integer not null
+      ) strict, without rowid`,
+      args: [],
+    },
+  ]);
+  const known = new Set<string>(MIGRATIONS);
+  const present = await appliedNames(db);
+  const unknown = [...present].filter((name) => !known.has(name));
+  if (unknown.length > 0) {
+    throw new DatabaseError(
+      new Error(`the database was migrated by a newer Rungate (${unknown.join(', ')})`),
+    );
+  }
+  const applied: string[] = [];
+  for (const name of MIGRATIONS) {
+    if (!present.has(name) && (await apply(db, name))) applied.push(name);
+  }
+  return applied;
+}
+
+/** Which migrations are missing; empty when the schema is up to date. */
+export async function pendingMigrations(db: Database): Promise<string[]> {
+  const tables = await db.read(
+    `select 1 as found from sqlite_master where type = 'table' and name = 'migrations'`,
+    [],
+  );
+  if (tables.length === 0) return [...MIGRATIONS];
+  const present = await appliedNames(db);
+  return MIGRATIONS.filter((name) => !present.has(name));
+}
+
+async function appliedNames(db: Database): Promise<Set<string>> {
+  const rows = await db.read('select name from migrations', []);
+  return new Set(rows.map((row) => String(row.name)));
+}
+
+async function apply(db: Database, name: string): Promise<boolean> {
+  const script = readFileSync(new URL(`./migrations/${name}`, import.meta.url), 'utf8');
+  try {
+    await db.write([
+      {
+        sql: 'insert into migrations (name, applied_at) values (?1, ?2)',
+        args: [name, Date.now()],
+      },
+      ...statementsOf(script).map((sql) => ({ sql, args: [] })),
+    ]);
+    return true;
+  } catch (error) {
+    // Another process was faster: its transaction wrote the name first.
+    if (error instanceof DatabaseError && error.conflict) return false;
+    throw error;
+  }
+}
+
+/** Statements stand apart by blank lines, since a trigger's body holds semicolons of its own. */
+function statementsOf(script: string): string[] {
+  return script
+    .split(/\n\s*\n/)
+    .map((part) => part.replace(/^\s*--.*$/gm, '').trim())
+    .filter((part) => part !== '');
+}

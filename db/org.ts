@@ -1,0 +1,49 @@
+/** The tenant door: the only way to rows that belong to an org. */
+
+import type { OrgId } from '../schema/ids.ts';
+import type { Database, Result, Row, Statement, Value } from './client.ts';
+
+/** SQL that has passed the check of {@link Org.statement}; statements are constants, so few. */
+const scoped = new Set<string>();
+
+/**
+ * One org's rows. In every statement `?1` is the org's id, bound here; a statement that does not
+ * compare or write it as `org_id` is a programming error and throws.
+ */
+export class Org {
+  readonly id: OrgId;
+  readonly #db: Database;
+
+  /** Use {@link forOrg}. */
+  constructor(db: Database, id: OrgId) {
+    this.#db = db;
+    this.id = id;
+  }
+
+  /** Reads this org's rows. `args` bind from `?2` on. */
+  read(sql: string, ...args: Value[]): Promise<readonly Row[]> {
+    const statement = this.statement(sql, ...args);
+    return this.#db.read(statement.sql, statement.args);
+  }
+
+  /** A statement on this org's rows, for {@link Org.write}. `args` bind from `?2` on. */
+  statement(sql: string, ...args: Value[]): Statement {
+    if (!scoped.has(sql)) {
+      if (!/\borg_id = \?1|\(\?1,|select \?1,/.test(sql)) {
+        throw new Error(`a statement on an org's rows must bind org_id to ?1: ${sql}`);
+      }
+      scoped.add(sql);
+    }
+    return { sql, args: [this.id, ...args] };
+  }
+
+  /** Commits statements as one transaction. */
+  write(...statements: Statement[]): Promise<readonly Result[]> {
+    return this.#db.write(statements);
+  }
+}
+
+/** Opens the door to one org's rows. */
+export function forOrg(db: Database, id: OrgId): Org {
+  return new Org(db, id);
+}

@@ -1,0 +1,128 @@
+/** Policies and their immutable versions. */
+
+import type { PolicyId, PolicyVersionId } from '../schema/ids.ts';
+import { type Policy, policySchema } from '../schema/policy.ts';
+import { type Actor, auditEntry } from './audit.ts';
+import { Memo } from './memo.ts';
+import type { Org } from './org.ts';
+import { newId } from './seal.ts';
+
+/** A version of a policy. */
+export interface PolicyVersion {
+  readonly id: PolicyVersionId;
+  /** The policy's name and version, as in `prod-agents/v4`. */
+  readonly label: string;
+  readonly policy: Policy;
+}
+
+const versions = new Memo<PolicyVersion>(1_000);
+
+/** A version by its id. Remembered, since a version never changes. */
+export async function readPolicyVersion(
+  org: Org,
+  id: PolicyVersionId,
+): Promise<PolicyVersion | undefined> {
+  const key = `${org.id}/${id}`;
+  return (
+    versions.get(key) ??
+    parsed(
+      await org.read(
+        `select v.id, v.number, v.document, p.name
+         from policy_versions v join policies p on p.id = v.policy_id and p.org_id = v.org_id
+         where v.org_id = ?1 and v.id = ?2`,
+        id,
+      ),
+      (version) => versions.set(key, version),
+    )
+  );
+}
+
+/** The newest version of a policy. */
+export async function readNewestPolicyVersion(
+  org: Org,
+  policy: PolicyId,
+): Promise<PolicyVersion | undefined> {
+  return parsed(
+    await org.read(
+      `select v.id, v.number, v.document, p.name
+       from policy_versions v join policies p on p.id = v.policy_id and p.org_id = v.org_id
+       where v.org_id = ?1 and v.policy_id = ?2 order by v.number desc limit 1`,
+      policy,
+    ),
+    (version) => version,
+  );
+}
+
+function parsed(
+  rows: readonly { readonly [column: string]: unknown }[],
+  keep: (version: PolicyVersion) => PolicyVersion,
+): PolicyVersion | undefined {
+  const row = rows[0];
+  return (
+    row &&
+    keep({
+      id: row.id as PolicyVersionId,
+      label: `${row.name}/v${row.number}`,
+      policy: policySchema.parse(JSON.parse(String(row.document))),
+    })
+  );
+}
+
+/** A policy by name, with its newest document. */
+export async function findPolicy(
+  org: Org,
+  name: string,
+): Promise<{ id: PolicyId; number: number; document: string } | undefined> {
+  const rows = await org.read(
+    `select p.id, v.number, v.document
+     from policies p join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
+     where p.org_id = ?1 and p.name = ?2 order by v.number desc limit 1`,
+    name,
+  );
+  const row = rows[0];
+  return (
+    row && {
+      id: row.id as PolicyId,
+      number: Number(row.number),
+      document: String(row.document),
+    }
+  );
+}
+
+/**
+ * Writes a version of a policy, and the policy itself where it is new.
+ *
+ * @param document The document as JSON, already validated.
+ * @throws {DatabaseError} a conflict, when another writer made the same version first.
+ */
+export async function addPolicyVersion(
+  org: Org,
+  actor: Actor,
+  name: string,
+  document: string,
+  present?: { id: PolicyId; number: number },
+): Promise<{ id: PolicyId; number: number }> {
+  const id = present?.id ?? newId('policy');
+  const number = (present?.number ?? 0) + 1;
+  const now = Date.now();
+  const policy = org.statement(
+    'insert into policies (org_id, id, name, created_at) values (?1, ?2, ?3, ?4)',
+    id,
+    name,
+    now,
+  );
+  await org.write(
+    ...(present ? [] : [policy]),
+    org.statement(
+      `insert into policy_versions (org_id, id, policy_id, number, document, created_at)
+       values (?1, ?2, ?3, ?4, ?5, ?6)`,
+      newId('policyVersion'),
+      id,
+      number,
+      document,
+      now,
+    ),
+    auditEntry(org, actor, present ? 'policy.update' : 'policy.create', id, { name, number }),
+  );
+  return { id, number };
+}

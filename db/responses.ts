@@ -1,0 +1,56 @@
+/** Responses that an upstream keeps: bound to the agent that made them. */
+
+import type { AgentId, RunId, StepId } from '../schema/ids.ts';
+import type { Statement } from './client.ts';
+import type { Org } from './org.ts';
+
+/** Where a kept response came from. */
+export interface KeptResponse {
+  readonly runId: RunId;
+  readonly stepId: StepId;
+  /** The name of the provider key that it was made with. */
+  readonly providerKey: string;
+}
+
+/** The statement that binds a response to its agent; put it into the settling transaction. */
+export function keptResponse(
+  org: Org,
+  agent: AgentId,
+  responseId: string,
+  kept: KeptResponse,
+  now: number,
+): Statement {
+  return org.statement(
+    `insert into responses (
+       org_id, agent_id, response_id, run_id, step_id, provider_key, created_at
+     ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict do nothing`,
+    agent,
+    responseId,
+    kept.runId,
+    kept.stepId,
+    kept.providerKey,
+    now,
+  );
+}
+
+/** A response that this agent made; another agent's answers like one that doesn't exist. */
+export async function findResponse(
+  org: Org,
+  agent: AgentId,
+  responseId: string,
+): Promise<KeptResponse | undefined> {
+  const rows = await org.read(
+    `select run_id, step_id, provider_key from responses
+     where org_id = ?1 and agent_id = ?2 and response_id = ?3`,
+    agent,
+    responseId,
+  );
+  const row = rows[0];
+  return (
+    row && {
+      runId: row.run_id as RunId,
+      stepId: row.step_id as StepId,
+      providerKey: String(row.provider_key),
+    }
+  );
+}

@@ -1,0 +1,241 @@
+/** Runs: opened, joined, closed, blocked, and their ceilings. */
+
+import type { AgentId, PolicyVersionId, RunId } from '../schema/ids.ts';
+import type { Nanos } from '../schema/money.ts';
+import type { RunName } from '../schema/rules/identity.ts';
+import { type Actor, auditEntry } from './audit.ts';
+import type { Row } from './client.ts';
+import type { Org } from './org.ts';
+import { newId } from './seal.ts';
+
+export type RunStatus = 'open' | 'completed' | 'blocked' | 'cancelled';
+
+/** A run as it stands. */
+export interface Run {
+  readonly id: RunId;
+  readonly agentId: AgentId;
+  /** The caller's own string, or the id where the caller gave none. */
+  readonly name: string;
+  readonly source: string;
+  readonly policyVersionId: PolicyVersionId;
+  readonly status: RunStatus;
+  readonly ceilingNanos: Nanos | null;
+  readonly spentNanos: Nanos;
+  readonly heldNanos: Nanos;
+  readonly stepCount: number;
+  /** Unix milliseconds, as are all times here. */
+  readonly openedAt: number;
+  readonly activeAt: number;
+  readonly closedAt: number | null;
+  /** Why it is no longer open: `completed`, `idle`, or `budget.` and the scope that stopped it. */
+  readonly closedReason: string | null;
+  readonly blockedUntil: number | null;
+}
+
+/** What a run is opened with. */
+export interface NewRun {
+  readonly agentId: AgentId;
+  readonly policyVersionId: PolicyVersionId;
+  readonly ceilingNanos: Nanos | null;
+  readonly now: number;
+}
+
+/** The run of an agent with this name. */
+export async function findRun(org: Org, agent: AgentId, name: string): Promise<Run | undefined> {
+  return one(
+    await org.read(
+      'select * from runs where org_id = ?1 and agent_id = ?2 and name = ?3',
+      agent,
+      name,
+    ),
+  );
+}
+
+/** A run by its own id. */
+export async function readRun(org: Org, id: RunId): Promise<Run | undefined> {
+  return one(await org.read('select * from runs where org_id = ?1 and id = ?2', id));
+}
+
+/** The runs of all agents that go by a name or an id, the newest first; at most ten. */
+export async function searchRuns(org: Org, nameOrId: string): Promise<Run[]> {
+  const rows = await org.read(
+    `select * from runs where org_id = ?1 and name = ?2
+     union select * from runs where org_id = ?1 and id = ?2
+     order by opened_at desc limit 10`,
+    nameOrId,
+  );
+  return rows.map(toRun);
+}
+
+/** Opens a run under a name, or does nothing where the name is taken. */
+export async function openRun(org: Org, run: NewRun, name: RunName): Promise<void> {
+  await org.write(insertRun(org, newId('run'), run, name));
+}
+
+/**
+ * Opens a run for calls without a run id and makes it the agent's window; the window before it is
+ * completed. Of several callers at once only the first to replace `previous` succeeds.
+ *
+ * @returns the new run's id, or `undefined` when another caller was first.
+ */
+export async function openWindow(
+  org: Org,
+  run: NewRun,
+  previous: RunId | null,
+): Promise<RunId | undefined> {
+  const id = newId('run');
+  const [moved] = await org.write(
+    org.statement(
+      `update agents set window_run_id = ?2
+       where org_id = ?1 and id = ?3 and window_run_id is ?4`,
+      id,
+      run.agentId,
+      previous,
+    ),
+    org.statement(
+      `insert into runs (
+         org_id, id, agent_id, name, source, policy_version_id, ceiling_nanos, opened_at, active_at
+       ) select ?1, ?2, ?3, ?2, 'idle_window', ?4, ?5, ?6, ?6
+       from agents where org_id = ?1 and id = ?3 and window_run_id = ?2`,
+      id,
+      run.agentId,
+      run.policyVersionId,
+      run.ceilingNanos,
+      run.now,
+    ),
+    org.statement(
+      `update runs set status = 'completed', closed_at = ?3, closed_reason = 'idle'
+       where org_id = ?1 and id = ?2 and status = 'open'
+         and exists (select 1 from runs where org_id = ?1 and id = ?4)`,
+      previous,
+      run.now,
+      id,
+    ),
+  );
+  return moved!.changes > 0 ? id : undefined;
+}
+
+/** The run that an agent's calls without a run id belong to at present. */
+export async function readWindow(org: Org, agent: AgentId): Promise<RunId | null> {
+  const rows = await org.read(
+    'select window_run_id from agents where org_id = ?1 and id = ?2',
+    agent,
+  );
+  return (rows[0]?.window_run_id ?? null) as RunId | null;
+}
+
+/** Completes an open run; completing a completed one changes nothing. */
+export async function completeRun(org: Org, id: RunId, now: number): Promise<void> {
+  await org.write(
+    org.statement(
+      `update runs set status = 'completed', closed_at = ?3, closed_reason = 'completed'
+       where org_id = ?1 and id = ?2 and status in ('open', 'blocked')`,
+      id,
+      now,
+    ),
+  );
+}
+
+/** Stops a run whose money is used up, unless a hold is in flight that may give some back. */
+export async function blockRun(
+  org: Org,
+  id: RunId,
+  reason: string,
+  until: number | null,
+  now: number,
+): Promise<boolean> {
+  const [result] = await org.write(
+    org.statement(
+      `update runs set status = 'blocked', closed_at = ?5, closed_reason = ?3, blocked_until = ?4
+       where org_id = ?1 and id = ?2 and status = 'open' and held_nanos = 0`,
+      id,
+      reason,
+      until,
+      now,
+    ),
+  );
+  return result!.changes > 0;
+}
+
+/** Re-opens a run that was blocked until a moment that has passed, or that was only idle. */
+export async function reopenRun(org: Org, id: RunId, now: number): Promise<boolean> {
+  const [result] = await org.write(
+    org.statement(
+      `update runs set
+         status = 'open', closed_at = null, closed_reason = null, blocked_until = null
+       where org_id = ?1 and id = ?2 and (
+         status = 'blocked' and blocked_until <= ?3
+         or status = 'completed' and closed_reason = 'idle'
+       )`,
+      id,
+      now,
+    ),
+  );
+  return result!.changes > 0;
+}
+
+/**
+ * Sets a run's ceiling, but never below what is spent and held: money that is gone can't be
+ * forbidden. A run that its own ceiling had blocked re-opens when there is room again.
+ */
+export async function setCeiling(
+  org: Org,
+  actor: Actor,
+  id: RunId,
+  ceilingNanos: Nanos,
+): Promise<void> {
+  const reopens = `status = 'blocked' and closed_reason = 'budget.run'
+    and ?3 > spent_nanos + held_nanos`;
+  await org.write(
+    org.statement(
+      `update runs set
+         ceiling_nanos = max(?3, spent_nanos + held_nanos),
+         closed_at = iif(${reopens}, null, closed_at),
+         closed_reason = iif(${reopens}, null, closed_reason),
+         status = iif(${reopens}, 'open', status)
+       where org_id = ?1 and id = ?2`,
+      id,
+      ceilingNanos,
+    ),
+    auditEntry(org, actor, 'run.set_ceiling', id, { ceilingNanos }),
+  );
+}
+
+function insertRun(org: Org, id: RunId, run: NewRun, { name, source }: RunName) {
+  return org.statement(
+    `insert into runs (
+       org_id, id, agent_id, name, source, policy_version_id, ceiling_nanos, opened_at, active_at
+     ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8) on conflict do nothing`,
+    id,
+    run.agentId,
+    name,
+    source,
+    run.policyVersionId,
+    run.ceilingNanos,
+    run.now,
+  );
+}
+
+function one(rows: readonly Row[]): Run | undefined {
+  return rows[0] && toRun(rows[0]);
+}
+
+function toRun(row: Row): Run {
+  return {
+    id: row.id as RunId,
+    agentId: row.agent_id as AgentId,
+    name: row.name as string,
+    source: row.source as string,
+    policyVersionId: row.policy_version_id as PolicyVersionId,
+    status: row.status as RunStatus,
+    ceilingNanos: row.ceiling_nanos as Nanos | null,
+    spentNanos: row.spent_nanos as Nanos,
+    heldNanos: row.held_nanos as Nanos,
+    stepCount: row.step_count as number,
+    openedAt: row.opened_at as number,
+    activeAt: row.active_at as number,
+    closedAt: row.closed_at as number | null,
+    closedReason: row.closed_reason as string | null,
+    blockedUntil: row.blocked_until as number | null,
+  };
+}

@@ -1,0 +1,318 @@
+/** The trail: a step is written before its call leaves, holds its money, and is settled once. */
+
+import type { AgentId, RunId, StepId, TokenId } from '../schema/ids.ts';
+import type { Nanos } from '../schema/money.ts';
+import type { Scope, Windows } from '../schema/rules/budget.ts';
+import type { Usage } from '../schema/usage.ts';
+import type { Row, Statement } from './client.ts';
+import type { Org } from './org.ts';
+import { newId } from './seal.ts';
+
+export type StepKind =
+  | 'model_call'
+  | 'tool_call'
+  | 'retry'
+  | 'failover'
+  | 'gate'
+  | 'denial'
+  | 'note';
+
+/** Who a step belongs to. */
+export interface Place {
+  readonly runId: RunId;
+  readonly agentId: AgentId;
+  readonly tokenId: TokenId;
+  readonly windows: Windows;
+  readonly now: number;
+}
+
+/** The ceilings of a policy beside the run's own; `undefined` where there is none. */
+export interface Ceilings {
+  readonly agentPerDay: Nanos | undefined;
+  readonly agentPerMonth: Nanos | undefined;
+  readonly orgPerMonth: Nanos | undefined;
+}
+
+/** A call about to leave, and the most it can cost. */
+export interface Reservation extends Place {
+  readonly kind: StepKind;
+  readonly endpoint: string;
+  readonly providerKey: string;
+  readonly provider: string;
+  readonly model: string | null;
+  readonly heldNanos: Nanos;
+  readonly leaseExpiresAt: number;
+  readonly requestDigest: string | null;
+  /** The output limit sent upstream where it was lowered, tokens. */
+  readonly outputLimit: number | null;
+  readonly catalogue: string | null;
+  readonly ceilings: Ceilings;
+}
+
+/**
+ * Writes the step and holds its money, in one conditional write: only while the run is open and
+ * `spent + held + bound <= ceiling` in every scope. The scopes follow by triggers.
+ *
+ * @returns the step, durable; or `undefined` when nothing was written.
+ */
+export async function reserve(org: Org, call: Reservation): Promise<StepId | undefined> {
+  const id = newId('step');
+  const [result] = await org.write(
+    org.statement(
+      `insert into steps (
+         org_id, id, run_id, agent_id, token_id, kind, endpoint, provider_key, provider, model, day,
+         started_at, held_nanos, lease_expires_at, request_digest, output_limit, catalogue
+       )
+       select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17
+       from runs
+       where org_id = ?1 and id = ?3 and status = 'open'
+         and (ceiling_nanos is null or spent_nanos + held_nanos + ?13 <= ceiling_nanos)
+         and (?18 is null or ?13 + coalesce((
+           select spent_nanos + held_nanos from spend
+           where org_id = ?1 and subject = ?4 and window = ?11), 0) <= ?18)
+         and (?19 is null or ?13 + (
+           select coalesce(sum(spent_nanos + held_nanos), 0) from spend
+           where org_id = ?1 and subject = ?4 and window between ?20 and ?11) <= ?19)
+         and (?21 is null or ?13 + coalesce((
+           select spent_nanos + held_nanos from spend
+           where org_id = ?1 and subject = ?1 and window = ?20), 0) <= ?21)`,
+      id,
+      call.runId,
+      call.agentId,
+      call.tokenId,
+      call.kind,
+      call.endpoint,
+      call.providerKey,
+      call.provider,
+      call.model,
+      call.windows.day,
+      call.now,
+      call.heldNanos,
+      call.leaseExpiresAt,
+      call.requestDigest,
+      call.outputLimit,
+      call.catalogue,
+      call.ceilings.agentPerDay ?? null,
+      call.ceilings.agentPerMonth ?? null,
+      call.windows.month,
+      call.ceilings.orgPerMonth ?? null,
+    ),
+  );
+  return result!.changes > 0 ? id : undefined;
+}
+
+/** The scopes of a run that have a ceiling, as they stand. */
+export async function readScopes(
+  org: Org,
+  place: Pick<Place, 'runId' | 'agentId' | 'windows'>,
+  ceilings: Ceilings,
+): Promise<Scope[]> {
+  const { day, month } = place.windows;
+  const rows = await org.read(
+    `select 'run' as name, ceiling_nanos, spent_nanos, held_nanos
+       from runs where org_id = ?1 and id = ?2
+     union all select 'agent_per_day', ?6, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
+       from spend where org_id = ?1 and subject = ?3 and window = ?4
+     union all select 'agent_per_month', ?7, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
+       from spend where org_id = ?1 and subject = ?3 and window between ?5 and ?4
+     union all select 'org_per_month', ?8, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
+       from spend where org_id = ?1 and subject = ?1 and window = ?5`,
+    place.runId,
+    place.agentId,
+    day,
+    month,
+    ceilings.agentPerDay ?? null,
+    ceilings.agentPerMonth ?? null,
+    ceilings.orgPerMonth ?? null,
+  );
+  return rows
+    .filter((row) => row.ceiling_nanos !== null)
+    .map((row) => ({
+      name: row.name as Scope['name'],
+      ceilingNanos: Number(row.ceiling_nanos) as Nanos,
+      spentNanos: Number(row.spent_nanos),
+      heldNanos: Number(row.held_nanos),
+    }));
+}
+
+/** How a call ended. */
+export interface Settlement {
+  readonly now: number;
+  readonly spentNanos: Nanos;
+  /** Whether the cost is an upper estimate, because the upstream did not report the usage. */
+  readonly estimated: boolean;
+  /** `ok`, or what went wrong. */
+  readonly outcome: string;
+  readonly httpStatus: number | null;
+  readonly servedModel: string | null;
+  readonly serviceTier: string | null;
+  readonly usage: Usage | null;
+  readonly firstByteMs: number | null;
+  readonly latencyMs: number;
+  readonly responseDigest: string | null;
+  readonly upstreamRequestId: string | null;
+}
+
+/**
+ * Replaces a hold by the real cost. A step that has been settled stays as it is, unless its lease
+ * had run out while the call was still going: then what is known now replaces the estimate.
+ */
+export function settlement(org: Org, run: RunId, step: StepId, end: Settlement): Statement {
+  return org.statement(
+    `update steps set
+       settled_at = ?4, spent_nanos = ?5, estimated = ?6, outcome = ?7, http_status = ?8,
+       served_model = ?9, service_tier = ?10, usage = ?11, first_byte_ms = ?12, latency_ms = ?13,
+       response_digest = ?14, upstream_request_id = ?15
+     where org_id = ?1 and run_id = ?2 and id = ?3
+       and (settled_at is null or outcome = 'lease_expired')`,
+    run,
+    step,
+    end.now,
+    end.spentNanos,
+    end.estimated ? 1 : 0,
+    end.outcome,
+    end.httpStatus,
+    end.servedModel,
+    end.serviceTier,
+    end.usage && JSON.stringify(end.usage),
+    end.firstByteMs,
+    end.latencyMs,
+    end.responseDigest,
+    end.upstreamRequestId,
+  );
+}
+
+/** Keeps a hold alive. */
+export function leaseRenewal(org: Org, run: RunId, step: StepId, expiresAt: number): Statement {
+  return org.statement(
+    `update steps set lease_expires_at = ?4
+     where org_id = ?1 and run_id = ?2 and id = ?3 and settled_at is null`,
+    run,
+    step,
+    expiresAt,
+  );
+}
+
+/** A step that costs nothing and is over at once: a denial, a note. */
+export interface Remark extends Place {
+  readonly kind: 'denial' | 'note';
+  readonly endpoint: string | null;
+  readonly model: string | null;
+  readonly outcome: string;
+  readonly httpStatus: number | null;
+  readonly requestDigest: string | null;
+  readonly detail: object;
+}
+
+/** Writes a remark on a run's trail. */
+export async function recordRemark(org: Org, remark: Remark): Promise<StepId> {
+  const id = newId('step');
+  await org.write(
+    org.statement(
+      `insert into steps (
+         org_id, id, run_id, agent_id, token_id, kind, endpoint, model, day, started_at, settled_at,
+         outcome, http_status, request_digest, detail
+       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10, ?11, ?12, ?13, ?14)`,
+      id,
+      remark.runId,
+      remark.agentId,
+      remark.tokenId,
+      remark.kind,
+      remark.endpoint,
+      remark.model,
+      remark.windows.day,
+      remark.now,
+      remark.outcome,
+      remark.httpStatus,
+      remark.requestDigest,
+      JSON.stringify(remark.detail),
+    ),
+  );
+  return id;
+}
+
+/** A step as the trail shows it. */
+export interface Step {
+  readonly id: StepId;
+  readonly kind: StepKind;
+  readonly endpoint: string | null;
+  readonly providerKey: string | null;
+  readonly provider: string | null;
+  readonly model: string | null;
+  readonly servedModel: string | null;
+  readonly serviceTier: string | null;
+  readonly outcome: string | null;
+  readonly httpStatus: number | null;
+  readonly startedAt: number;
+  readonly settledAt: number | null;
+  readonly heldNanos: number;
+  readonly spentNanos: number;
+  readonly estimated: boolean;
+  readonly usage: Usage | null;
+  readonly catalogue: string | null;
+  readonly outputLimit: number | null;
+  readonly firstByteMs: number | null;
+  readonly latencyMs: number | null;
+  readonly requestDigest: string | null;
+  readonly responseDigest: string | null;
+  readonly upstreamRequestId: string | null;
+  readonly detail: unknown;
+}
+
+/** A page of a run's trail in the order of time, after the step `after`. */
+export async function listSteps(
+  org: Org,
+  run: RunId,
+  limit: number,
+  after: string,
+): Promise<Step[]> {
+  const rows = await org.read(
+    'select * from steps where org_id = ?1 and run_id = ?2 and id > ?3 order by id limit ?4',
+    run,
+    after,
+    limit,
+  );
+  return rows.map(toStep);
+}
+
+/** A step by its id. */
+export async function readStep(org: Org, run: RunId, id: StepId): Promise<Step | undefined> {
+  const rows = await org.read(
+    'select * from steps where org_id = ?1 and run_id = ?2 and id = ?3',
+    run,
+    id,
+  );
+  return rows[0] && toStep(rows[0]);
+}
+
+function toStep(row: Row): Step {
+  const settled = row.settled_at !== null;
+  const parsed = (column: string): unknown =>
+    row[column] === null ? null : JSON.parse(String(row[column]));
+  return {
+    id: row.id as StepId,
+    kind: row.kind as StepKind,
+    endpoint: row.endpoint as string | null,
+    providerKey: row.provider_key as string | null,
+    provider: row.provider as string | null,
+    model: row.model as string | null,
+    servedModel: row.served_model as string | null,
+    serviceTier: row.service_tier as string | null,
+    outcome: row.outcome as string | null,
+    httpStatus: row.http_status as number | null,
+    startedAt: row.started_at as number,
+    settledAt: row.settled_at as number | null,
+    heldNanos: settled ? 0 : (row.held_nanos as number),
+    spentNanos: row.spent_nanos as number,
+    estimated: row.estimated === 1,
+    usage: parsed('usage') as Usage | null,
+    catalogue: row.catalogue as string | null,
+    outputLimit: row.output_limit as number | null,
+    firstByteMs: row.first_byte_ms as number | null,
+    latencyMs: row.latency_ms as number | null,
+    requestDigest: row.request_digest as string | null,
+    responseDigest: row.response_digest as string | null,
+    upstreamRequestId: row.upstream_request_id as string | null,
+    detail: parsed('detail'),
+  };
+}

@@ -1,0 +1,79 @@
+/** Work across all orgs: what the scheduled function and the operator do, never a request. */
+
+import type { OrgId } from '../schema/ids.ts';
+import type { Database } from './client.ts';
+import { type MasterKeys, rewrapOrgKey } from './seal.ts';
+
+const BATCH = 500;
+
+/**
+ * Settles holds whose lease has run out at the most they could have cost, marked estimated: their
+ * process is gone, and the upstream may have been paid.
+ *
+ * @returns how many were settled.
+ */
+export async function expireHolds(db: Database, now: number): Promise<number> {
+  let total = 0;
+  for (;;) {
+    const [result] = await db.write([
+      {
+        sql: `update steps set
+            settled_at = ?1, spent_nanos = held_nanos, estimated = 1, outcome = 'lease_expired'
+          where (org_id, run_id, id) in (
+            select org_id, run_id, id from steps
+            where settled_at is null and lease_expires_at < ?1 limit ?2
+          )`,
+        args: [now, BATCH],
+      },
+    ]);
+    total += result!.changes;
+    if (result!.changes < BATCH) return total;
+  }
+}
+
+/** How far a rotation has come. */
+export interface RotationProgress {
+  readonly done: number;
+  readonly total: number;
+  readonly rewrapped: number;
+}
+
+/**
+ * Wraps every org's key under the current master key. Each org is a transaction of its own, and
+ * those already done are skipped, so it may be interrupted and run again.
+ *
+ * @throws {SealError} `unknown_key` when a master key that is still needed is not configured.
+ */
+export async function rotateOrgKeys(
+  db: Database,
+  master: MasterKeys,
+  onProgress: (progress: RotationProgress) => void,
+): Promise<RotationProgress> {
+  const orgs = await db.read('select org_id from org_keys order by org_id', []);
+  let progress: RotationProgress = { done: 0, total: orgs.length, rewrapped: 0 };
+  for (const { org_id: org } of orgs) {
+    const rewrapped = await rotateOrgKey(db, master, org as OrgId);
+    progress = {
+      done: progress.done + 1,
+      total: orgs.length,
+      rewrapped: progress.rewrapped + (rewrapped ? 1 : 0),
+    };
+    onProgress(progress);
+  }
+  return progress;
+}
+
+async function rotateOrgKey(db: Database, master: MasterKeys, org: OrgId): Promise<boolean> {
+  const rows = await db.read('select wrapped from org_keys where org_id = ?1', [org]);
+  const wrapped = rows[0] && String(rows[0].wrapped);
+  const rewrapped = wrapped && (await rewrapOrgKey(master, org, wrapped));
+  if (!rewrapped) return false;
+  const [result] = await db.write([
+    {
+      // Compared, so that two rotations at once can't undo each other's work.
+      sql: `update org_keys set wrapped = ?2, rotated_at = ?4 where org_id = ?1 and wrapped = ?3`,
+      args: [org, rewrapped, wrapped, Date.now()],
+    },
+  ]);
+  return result!.changes > 0;
+}
