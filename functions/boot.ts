@@ -1,0 +1,49 @@
+/** Opens what a process needs, from its environment alone. */
+
+import process from 'node:process';
+import { openDatabase } from '../db/client.ts';
+import { migrate } from '../db/migrate.ts';
+import { keepOpened, openMasterKeys } from '../db/seal.ts';
+import { type Config, developmentKeyPath, developmentMasterKeys, readConfig } from './config.ts';
+import { makeEgress } from './egress.ts';
+import { type Log, makeLog } from './log.ts';
+import { Flights } from './proxy/flight.ts';
+import type { Services } from './services.ts';
+
+/**
+ * Reads the environment and opens the database, brought to the newest schema.
+ *
+ * @throws {ConfigError} naming every variable that is wrong.
+ * @throws {DatabaseError} when the database can't be opened.
+ */
+export async function boot(
+  env: Record<string, string | undefined> = process.env,
+): Promise<Services> {
+  const config = readConfig(env);
+  const log = makeLog(config.logLevel);
+  const master = openMasterKeys(await masterKeysOf(config, log));
+  const db = await openDatabase(config.database);
+  const applied = await migrate(db);
+  if (applied.length > 0) log.info('migrated the database', { applied });
+  return {
+    config,
+    log,
+    db,
+    master,
+    secrets: keepOpened(master, () => performance.now()),
+    egress: makeEgress({ allow: config.egressAllow }),
+    flights: new Flights(db, log, Date.now),
+    now: Date.now,
+  };
+}
+
+/** The configured master keys, or in development those of the key file. */
+export async function masterKeysOf(config: Config, log: Log): Promise<string> {
+  return config.masterKeys ?? developmentMasterKeys(developmentKeyPath(config.database.url), log);
+}
+
+/** Lets calls in flight end, for at most `limitMs`, then settles the rest and closes. */
+export async function shutDown({ flights, db }: Services, limitMs: number): Promise<void> {
+  await flights.drain(limitMs);
+  await db.close();
+}

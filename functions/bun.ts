@@ -1,0 +1,60 @@
+/** The entry for Bun: listens, and shuts down without losing a call. */
+
+import process from 'node:process';
+import { makeApp } from './app.ts';
+import { shutDown } from './boot.ts';
+import type { Services } from './services.ts';
+
+/** A server that listens. */
+export interface Listening {
+  readonly url: string;
+  /** Stops accepting, lets calls end for at most `limitMs`, settles the rest, and closes. */
+  stop(limitMs: number): Promise<void>;
+}
+
+const SHUTDOWN_LIMIT_MS = 30_000;
+/** Above our own limit, which answers in the caller's dialect. */
+const MAX_BODY_BYTES = 128 * 1024 * 1024;
+
+/** Starts the server. */
+export function listen(services: Services): Listening {
+  const { config } = services;
+  const answer = makeApp(services);
+  const server = Bun.serve({
+    hostname: config.host,
+    port: config.port,
+    maxRequestBodySize: MAX_BODY_BYTES,
+    fetch(request, server) {
+      // A model may think for minutes without sending a byte; the proxy has time-outs of its own.
+      server.timeout(request, 0);
+      return answer(request, { address: server.requestIP(request)?.address });
+    },
+    // Nothing of an error's text may reach a caller; everything that can be told was told before.
+    error: () => new Response('internal error', { status: 500 }),
+  });
+  return {
+    url: String(server.url).replace(/\/$/, ''),
+    async stop(limitMs) {
+      const drained = server.stop();
+      await shutDown(services, limitMs);
+      await Promise.race([drained, server.stop(true)]);
+    },
+  };
+}
+
+/** Serves until the process is told to end. */
+export function serve(services: Services): Listening {
+  const listening = listen(services);
+  let isStopping = false;
+  const stop = async (signal: string) => {
+    if (isStopping) process.exit(1);
+    isStopping = true;
+    services.log.info('stopping; calls in flight may end', { signal });
+    await listening.stop(SHUTDOWN_LIMIT_MS);
+    process.exit(0);
+  };
+  process.on('SIGTERM', () => void stop('SIGTERM'));
+  process.on('SIGINT', () => void stop('SIGINT'));
+  services.log.info('serving', { url: listening.url });
+  return listening;
+}

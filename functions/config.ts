@@ -1,0 +1,262 @@
+/** Configuration: the environment, parsed once, and what follows from it. */
+import { randomBytes } from 'node:crypto';
+import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { z } from 'zod';
+import {
+  type AllowList,
+  type Cidr,
+  canonicalAddress,
+  inCidrs,
+  parseAllowList,
+  parseCidrList,
+} from '../schema/address.ts';
+import { LOG_LEVELS, type Log, type LogLevel } from './log.ts';
+
+/** Everything that the environment decides. */
+export interface Config {
+  readonly port: number;
+  readonly host: string;
+  readonly database: {
+    /** `file:`, `http:`, `https:` or `libsql:`. */
+    readonly url: string;
+    readonly authToken: string | undefined;
+    readonly synchronous: 'full' | 'normal';
+  };
+  /** `id:base64,…` as given; undefined only in development. */
+  readonly masterKeys: string | undefined;
+  /** Where people reach this deployment, without a trailing slash. */
+  readonly publicUrl: string | undefined;
+  readonly trustedProxies: readonly Cidr[];
+  readonly egressAllow: AllowList;
+  readonly logLevel: LogLevel;
+  readonly isDemo: boolean;
+  readonly isProduction: boolean;
+}
+
+/** The environment is wrong; the message names every bad variable and never a secret's value. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError';
+  readonly problems: readonly string[];
+
+  constructor(problems: readonly string[]) {
+    super(`The configuration is not valid:\n${problems.map((line) => `- ${line}`).join('\n')}`);
+    this.problems = problems;
+  }
+}
+
+const DEFAULT_HOST = '127.0.0.1';
+const MISSING_KEYS =
+  'RUNGATE_MASTER_KEYS is not set; wanted in production, or when HOST is not loopback: id:base64,….';
+const MAX_VALUE_CHARS = 65_536;
+const MAX_SHOWN_CHARS = 80;
+const MAX_HOPS = 32;
+const MAX_KEY_FILE_BYTES = 4096;
+const LOOPBACK = parseCidrList('127.0.0.0/8, ::1');
+
+/** A variable: what it becomes, and what is said when it can't. */
+function variable<T>(wanted: string, parse: (text: string) => T | undefined) {
+  return z.string().transform((text, context) => {
+    const value = text.length > MAX_VALUE_CHARS ? undefined : attempt(() => parse(text));
+    if (value !== undefined) return value;
+    context.addIssue({ code: 'custom', message: wanted });
+    return z.NEVER;
+  });
+}
+
+function attempt<T>(act: () => T): T | undefined {
+  try {
+    return act();
+  } catch {
+    return undefined;
+  }
+}
+
+const oneOf = <const T extends readonly string[]>(names: T) =>
+  variable<T[number]>(`one of ${names.join(', ')}`, (text) => names.find((name) => name === text));
+
+const matching = (pattern: RegExp, wanted: string) =>
+  variable(wanted, (text) => (pattern.test(text) ? text : undefined));
+
+const ENVIRONMENT = z.object({
+  PORT: variable('a port from 0 to 65535', parsePort).optional(),
+  HOST: matching(/^[\w.:-]{1,253}$/, 'an address or a host name to listen on').optional(),
+  RUNGATE_DATABASE_URL: variable(
+    'a URL that starts with file:, http://, https:// or libsql://',
+    parseDatabaseUrl,
+  ).optional(),
+  RUNGATE_DATABASE_AUTH_TOKEN: matching(/^[\x21-\x7e]+$/, 'a token without spaces').optional(),
+  RUNGATE_DATABASE_SYNCHRONOUS: oneOf(['full', 'normal']).optional(),
+  RUNGATE_MASTER_KEYS: matching(
+    /^[\w-]{1,32}:[A-Za-z0-9+/]{43}=(,[\w-]{1,32}:[A-Za-z0-9+/]{43}=)*$/,
+    'id:key pairs, separated by commas, each key 32 bytes in base64',
+  ).optional(),
+  RUNGATE_PUBLIC_URL: variable('an http or https URL without a query', parsePublicUrl).optional(),
+  RUNGATE_TRUSTED_PROXIES: variable(
+    'address ranges such as 10.0.0.0/8, separated by commas',
+    parseCidrList,
+  ).optional(),
+  RUNGATE_EGRESS_ALLOW: variable(
+    'hosts, host:port or address ranges, separated by commas',
+    parseAllowList,
+  ).optional(),
+  RUNGATE_LOG: oneOf(LOG_LEVELS).optional(),
+  RUNGATE_DEMO: oneOf(['on', 'off']).optional(),
+  NODE_ENV: matching(/^[\w-]{1,40}$/, 'a word such as production or development').optional(),
+});
+
+type Variables = z.output<typeof ENVIRONMENT>;
+
+const SECRETS = new Set(['RUNGATE_MASTER_KEYS', 'RUNGATE_DATABASE_AUTH_TOKEN']);
+
+/**
+ * Reads the configuration; variables that are empty count as not set.
+ *
+ * @throws {ConfigError} that lists every variable which is not valid, or missing in production.
+ */
+export function readConfig(env: Record<string, string | undefined>): Config {
+  const given: Record<string, string> = {};
+  for (const name of Object.keys(ENVIRONMENT.shape)) {
+    const value = env[name]?.trim();
+    if (value) given[name] = value;
+  }
+  const parsed = ENVIRONMENT.safeParse(given);
+  const problems = (parsed.error?.issues ?? []).map((issue) => explain(issue, given));
+  const isProduction = given.NODE_ENV === 'production' || !isLoopback(given.HOST ?? DEFAULT_HOST);
+  if (isProduction && given.RUNGATE_MASTER_KEYS === undefined) problems.push(MISSING_KEYS);
+  if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
+  return applyDefaults(parsed.data, isProduction);
+}
+
+function explain(issue: z.core.$ZodIssue, env: Record<string, string>): string {
+  const name = String(issue.path[0]);
+  const given = SECRETS.has(name) ? 'a value that is not shown' : show(env[name] ?? '', name);
+  return `${name} is ${given}; wanted: ${issue.message}.`;
+}
+
+/** A URL may hold a password or a token, so that only its scheme is told. */
+function show(value: string, name: string): string {
+  if (name.endsWith('_URL')) return `a URL that starts with "${value.slice(0, 8).split('/')[0]}"`;
+  return JSON.stringify(value.slice(0, MAX_SHOWN_CHARS));
+}
+
+function applyDefaults(env: Variables, isProduction: boolean): Config {
+  return {
+    port: env.PORT ?? 8787,
+    host: env.HOST ?? DEFAULT_HOST,
+    database: {
+      url: env.RUNGATE_DATABASE_URL ?? 'file:.rungate/rungate.db',
+      authToken: env.RUNGATE_DATABASE_AUTH_TOKEN,
+      synchronous: env.RUNGATE_DATABASE_SYNCHRONOUS ?? 'full',
+    },
+    masterKeys: env.RUNGATE_MASTER_KEYS,
+    publicUrl: env.RUNGATE_PUBLIC_URL,
+    trustedProxies: env.RUNGATE_TRUSTED_PROXIES ?? [],
+    egressAllow: env.RUNGATE_EGRESS_ALLOW ?? { hosts: new Set(), cidrs: [] },
+    logLevel: env.RUNGATE_LOG ?? 'info',
+    isDemo: env.RUNGATE_DEMO === undefined ? !isProduction : env.RUNGATE_DEMO === 'on',
+    isProduction,
+  };
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || inCidrs(host, LOOPBACK);
+}
+
+function parsePort(text: string): number | undefined {
+  return /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : undefined;
+}
+
+function parseDatabaseUrl(text: string): string | undefined {
+  if (text.startsWith('file:')) return /^file:[^?#\s]/.test(text) ? text : undefined;
+  return /^(https?|libsql):\/\/[^/\s]/.test(text) && URL.canParse(text) ? text : undefined;
+}
+
+function parsePublicUrl(text: string): string | undefined {
+  const { protocol, search, hash, username, href } = new URL(text);
+  const isPlain = search === '' && hash === '' && username === '';
+  return /^https?:$/.test(protocol) && isPlain ? href.replace(/\/+$/, '') : undefined;
+}
+
+/** Where development keeps its master keys: beside the database file, or in `.rungate`. */
+export function developmentKeyPath(databaseUrl: string): string {
+  const file = /^file:(?:\/\/(?=\/))?(?<path>[^?#]+)/.exec(databaseUrl)?.groups?.path;
+  return join(file === undefined ? '.rungate' : dirname(file), 'master-keys');
+}
+
+/**
+ * The master keys of a development deployment: read from the file, or made with mode 600 and said
+ * so in the log. Processes that start at once end with the same keys.
+ *
+ * @param path As {@link developmentKeyPath} gives it.
+ * @returns `id:base64` with a 32-byte key.
+ * @throws when the folder can't be written.
+ */
+export async function developmentMasterKeys(path: string, log: Log): Promise<string> {
+  const found = await readKeys(path);
+  if (found !== undefined) return found;
+  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  const isMine = await createWhole(path, `dev:${randomBytes(32).toString('base64')}\n`);
+  if (isMine)
+    log.warn('Made master keys for development; set RUNGATE_MASTER_KEYS instead.', { path });
+  const keys = await readKeys(path);
+  if (keys === undefined) throw new ConfigError([`${path} could not be read after it was made.`]);
+  return keys;
+}
+
+async function readKeys(path: string): Promise<string | undefined> {
+  try {
+    const text = await readFile(path, 'utf8');
+    if (text.length > MAX_KEY_FILE_BYTES || text.trim() === '') {
+      throw new ConfigError([`${path} does not hold master keys; wanted: id:base64,…`]);
+    }
+    return text.trim();
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
+    throw error;
+  }
+}
+
+/** A link fails if the path exists, and shows the file only when it is whole: O_EXCL alone can't. */
+async function createWhole(path: string, text: string): Promise<boolean> {
+  const draft = `${path}.${randomBytes(8).toString('hex')}`;
+  try {
+    await writeFile(draft, text, { flag: 'wx', mode: 0o600, flush: true });
+    await link(draft, path);
+    return true;
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'EEXIST') return false;
+    throw error;
+  } finally {
+    await rm(draft, { force: true });
+  }
+}
+
+/**
+ * The address a request came from: the socket's, or the right-most one in `X-Forwarded-For` that
+ * is not a trusted proxy's, if the socket is one.
+ *
+ * @param socketAddress As the runtime gives it.
+ * @returns The canonical address, v4-mapped as IPv4; undefined when the socket has none.
+ */
+export function clientAddress(
+  socketAddress: string,
+  headers: Headers,
+  trustedProxies: readonly Cidr[],
+): string | undefined {
+  let client = canonicalAddress(socketAddress);
+  if (client === undefined || !inCidrs(client, trustedProxies)) return client;
+  const hops = (headers.get('x-forwarded-for') ?? '').split(',').slice(-MAX_HOPS);
+  for (const hop of hops.reverse()) {
+    const before = canonicalAddress(withoutPort(hop.trim()));
+    if (before === undefined) return client;
+    client = before;
+    if (!inCidrs(client, trustedProxies)) return client;
+  }
+  return client;
+}
+
+/** Some proxies write `192.0.2.1:4711` or `[2001:db8::1]:4711`. */
+function withoutPort(hop: string): string {
+  return /^(?<host>\[[^\]]+\]|[\d.]+):\d{1,5}$/.exec(hop)?.groups?.host ?? hop;
+}

@@ -1,0 +1,34 @@
+/**
+ * The entry for Deno: `deno run --allow-net --allow-env --allow-ffi --allow-sys --allow-read
+ * --allow-write functions/deno.ts`.
+ */
+
+import { makeApp } from './app.ts';
+import { boot, shutDown } from './boot.ts';
+
+const SHUTDOWN_LIMIT_MS = 30_000;
+
+const services = await boot();
+const { config, log } = services;
+const answer = makeApp(services);
+const server = Deno.serve(
+  {
+    hostname: config.host,
+    port: config.port,
+    onListen: ({ hostname, port }) => log.info('serving', { url: `http://${hostname}:${port}` }),
+  },
+  (request, { remoteAddr }) =>
+    answer(request, { address: 'hostname' in remoteAddr ? remoteAddr.hostname : undefined }),
+);
+
+async function stop(signal: string): Promise<void> {
+  log.info('stopping; calls in flight may end', { signal });
+  const closed = server.shutdown();
+  await shutDown(services, SHUTDOWN_LIMIT_MS);
+  await closed;
+  Deno.exit(0);
+}
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+  Deno.addSignalListener(signal, () => void stop(signal));
+}

@@ -1,0 +1,79 @@
+/** What a provider adapter answers: how a call is bounded and changed, and what it consumed. */
+
+import type { Dialect } from '../../schema/errors.ts';
+import type { Edit, JsonObject, StrictBody } from '../../schema/json.ts';
+import type { Bound } from '../../schema/rules/bound.ts';
+import type { Rates } from '../../schema/rules/price.ts';
+import type { SseEvent } from '../../schema/sse.ts';
+import type { Usage } from '../../schema/usage.ts';
+
+/** One endpoint of a wire format. */
+export interface Endpoint {
+  readonly name: string;
+  readonly dialect: Dialect;
+  readonly method: 'GET' | 'POST' | 'DELETE';
+  /** Below the provider's base URL, without a slash in front; `{id}` stands for the parameter. */
+  readonly path: string;
+  /** Whether a call can cost money: then it needs rates and a hold. */
+  readonly spends: boolean;
+  /** The providers that have the endpoint on these terms; absent for all of the dialect. */
+  readonly providers?: ReadonlySet<string>;
+  /** The top-level members of the body that decide what a call may do and cost. */
+  readonly readKeys: ReadonlySet<string>;
+  /**
+   * The most that a call can consume.
+   *
+   * @param bodyBytes Length of the decoded body in bytes.
+   * @throws {Refusal} `invalid_body` for members of the wrong type.
+   */
+  bound(body: JsonObject, bodyBytes: number, rates: Rates): Bound;
+  /**
+   * Edits that lower the most output tokens of each choice.
+   *
+   * @param tokens A non-negative integer.
+   * @param limitKey The member that the provider reads, where a body sets none; see `Provider`.
+   */
+  limitOutput(body: StrictBody, tokens: number, limitKey?: string): Edit[];
+  /**
+   * Edits that make the upstream report usage in a stream; none where it does by itself.
+   *
+   * @throws {Refusal} `invalid_body` for members of the wrong type.
+   */
+  askUsage(body: StrictBody): Edit[];
+  meter(options: MeterOptions): Meter;
+}
+
+export interface MeterOptions {
+  /** Whether the body was edited as {@link Endpoint.askUsage} said. */
+  readonly askedUsage: boolean;
+}
+
+/** What an answer said about itself, as far as it has been seen. */
+export interface Reading {
+  readonly model?: string;
+  /** As `costOf` takes it. */
+  readonly serviceTier?: string;
+  readonly responseId?: string;
+  /**
+   * Of a stream that breaks: what had been reported until then, which is less than was consumed.
+   * Of one that was complete: all of it.
+   */
+  readonly usage?: Usage;
+  /** The status of a response that has one, such as `in_progress`. */
+  readonly status?: string;
+  /** Whether the answer reached its end: the terminal event, or a body that is final. */
+  readonly complete: boolean;
+}
+
+/** Reads one answer while it passes by. */
+export interface Meter {
+  /** Takes a whole JSON answer. */
+  body(value: JsonObject): void;
+  /**
+   * Takes one event of a stream.
+   *
+   * @returns `swallow` for an event that exists only because we asked for usage.
+   */
+  event(event: SseEvent): 'pass' | 'swallow';
+  reading(): Reading;
+}

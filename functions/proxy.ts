@@ -1,0 +1,24 @@
+/** One governed call, top to bottom: read this file first. */
+
+import { authenticate } from './proxy/authenticate.ts';
+import { readCall } from './proxy/call.ts';
+import { decide } from './proxy/decide.ts';
+import { forward } from './proxy/forward.ts';
+import { reserveBudget } from './proxy/reserve.ts';
+import { resolveRun } from './proxy/run.ts';
+import { settle } from './proxy/settle.ts';
+import type { Services } from './services.ts';
+
+/**
+ * Serves a call of an agent. Each step takes what the step before returned, so that none can be
+ * left out or swapped; each throws a {@link Refusal} to stop the call there.
+ */
+export async function govern(services: Services, request: Request): Promise<Response> {
+  const caller = await authenticate(services, request, 'call.create'); // 401: who is calling
+  const call = await readCall(caller); //                                 400, 413: what is asked
+  const governed = await resolveRun(call); //                             402, 403: the run it belongs to
+  const permitted = await decide(governed); //                            403: what the policy says
+  const held = await reserveBudget(permitted); //                         402, 429: money, durably held
+  const answer = await forward(held); //                                  502: the upstream
+  return settle(answer); //                                               the real cost, before the last byte
+}

@@ -1,0 +1,87 @@
+/** Step 2: what is asked; the body is read once, strictly, and is the body that is sent. */
+
+import { digest } from '../../db/seal.ts';
+import { type Dialect, Refusal } from '../../schema/errors.ts';
+import { InvalidJson, parseStrict, type StrictBody } from '../../schema/json.ts';
+import { nameRun, type RunName } from '../../schema/rules/identity.ts';
+import type { Endpoint } from '../providers/contract.ts';
+import { findEndpoint } from '../providers/endpoints.ts';
+import { type Caller, dialectOf } from './authenticate.ts';
+import { readBody } from './body.ts';
+
+/** A call that has been read. */
+export interface Call extends Caller {
+  readonly path: string;
+  readonly query: string;
+  readonly dialect: Dialect;
+  /** `undefined` for a route that Rungate doesn't forward; it is denied once the run is known. */
+  readonly endpoint: Endpoint | undefined;
+  /** The id in the path of a kept response or a model. */
+  readonly resourceId: string | undefined;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly body: StrictBody | undefined;
+  readonly requestDigest: string | null;
+  readonly runName: RunName | undefined;
+}
+
+/** Bodies larger than this are refused, before and after decompression. */
+const BODY_LIMITS = { maxEncodedBytes: 32 * 1024 * 1024, maxDecodedBytes: 64 * 1024 * 1024 };
+
+const NO_BYTES = new Uint8Array(0);
+
+/**
+ * Reads the route, the body and the run's name.
+ *
+ * @throws {Refusal} `invalid_body`, `invalid_request`, `body_too_large`.
+ */
+export async function readCall(caller: Caller): Promise<Call> {
+  const { request } = caller;
+  const { path, query, pathRun } = readUrl(request.url);
+  const found = findEndpoint(request.method, path, dialectOf(request));
+  const endpoint = found?.endpoint;
+  const bytes = takesBody(endpoint) ? await readBody(request, BODY_LIMITS) : NO_BYTES;
+  const body = takesBody(endpoint) ? parseBody(bytes, endpoint) : undefined;
+  return {
+    ...caller,
+    path,
+    query,
+    dialect: endpoint?.dialect ?? dialectOf(request),
+    endpoint,
+    resourceId: found?.params.id,
+    bytes,
+    body,
+    requestDigest: body ? digest(bytes) : null,
+    runName: nameRun(request.headers, pathRun, body?.value),
+  };
+}
+
+/** Splits a URL without re-encoding it: the path that is matched is the path that was sent. */
+function readUrl(url: string): { path: string; query: string; pathRun: string | undefined } {
+  const start = url.indexOf('/', url.indexOf('://') + 3);
+  const mark = url.indexOf('?', start);
+  const path = url.slice(start, mark < 0 ? undefined : mark);
+  const query = mark < 0 ? '' : url.slice(mark);
+  const match = /^\/r\/([^/]+)(\/.*)$/.exec(path);
+  if (!match) return { path, query, pathRun: undefined };
+  try {
+    return { path: match[2]!, query, pathRun: decodeURIComponent(match[1]!) };
+  } catch {
+    throw new Refusal('invalid_request', 'The run in the path is not valid percent-encoding.', {
+      field: 'path',
+    });
+  }
+}
+
+/** Cancelling a kept response is a POST that says everything in its path. */
+function takesBody(endpoint: Endpoint | undefined): endpoint is Endpoint {
+  return endpoint?.method === 'POST' && !endpoint.path.includes('{id}');
+}
+
+function parseBody(bytes: Uint8Array, endpoint: Endpoint): StrictBody {
+  try {
+    return parseStrict(bytes, endpoint.readKeys);
+  } catch (error) {
+    if (error instanceof InvalidJson) throw new Refusal('invalid_body', error.message);
+    throw error;
+  }
+}

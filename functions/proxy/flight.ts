@@ -1,0 +1,142 @@
+/** Calls in flight in this process: their leases are kept, and each is settled exactly once. */
+
+import { type Database, DatabaseError, type Statement } from '../../db/client.ts';
+import type { Org } from '../../db/org.ts';
+import { leaseRenewal, type Settlement, settlement } from '../../db/steps.ts';
+import type { RunId, StepId } from '../../schema/ids.ts';
+import type { Log } from '../log.ts';
+
+/** How long a hold outlives its process, and how often a living process says it is there. */
+export const LEASE_MS = 15_000;
+const RENEW_MS = 5_000;
+
+const SETTLE_TRIES = 3;
+const SETTLE_PAUSE_MS = 250;
+
+/** Why a call was ended from outside. */
+export type AbortReason = 'client_left' | 'shutdown';
+
+/** A call between its hold and its settlement. */
+export class Flight {
+  readonly #flights: Flights;
+  readonly #org: Org;
+  readonly #run: RunId;
+  readonly #step: StepId;
+  readonly #abort = new AbortController();
+  #settled: Promise<void> | undefined;
+  #leaseEndsAt: number;
+
+  /** Use {@link Flights.start}. */
+  constructor(flights: Flights, org: Org, run: RunId, step: StepId, leaseEndsAt: number) {
+    this.#flights = flights;
+    this.#org = org;
+    this.#run = run;
+    this.#step = step;
+    this.#leaseEndsAt = leaseEndsAt;
+  }
+
+  /** Aborts the upstream call. */
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  /** Ends the call; whoever reads the upstream sees its stream break and settles. */
+  abort(reason: AbortReason): void {
+    this.#abort.abort(reason);
+  }
+
+  /** Writes the real cost, durably; a second call waits for the first and changes nothing. */
+  settle(end: Settlement, ...also: Statement[]): Promise<void> {
+    this.#settled ??= this.#write([settlement(this.#org, this.#run, this.#step, end), ...also]);
+    return this.#settled;
+  }
+
+  /** Leaves the hold to whoever fetches the result later, for at most `leaseMs`. */
+  handOver(leaseMs: number, now: number, ...also: Statement[]): Promise<void> {
+    const renewal = leaseRenewal(this.#org, this.#run, this.#step, now + leaseMs);
+    this.#settled ??= this.#write([renewal, ...also]);
+    return this.#settled;
+  }
+
+  /** The statement that keeps the hold alive, if it is due. */
+  renewal(now: number): Statement | undefined {
+    if (this.#settled || this.#leaseEndsAt - now > LEASE_MS - RENEW_MS / 2) return undefined;
+    this.#leaseEndsAt = now + LEASE_MS;
+    return leaseRenewal(this.#org, this.#run, this.#step, this.#leaseEndsAt);
+  }
+
+  /** A settlement that can't be written is left to the lease, which charges the bound. */
+  async #write(statements: readonly Statement[]): Promise<void> {
+    try {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          await this.#org.write(...statements);
+          return;
+        } catch (error) {
+          const isFinal = !(error instanceof DatabaseError) || error.refused;
+          if (isFinal || attempt === SETTLE_TRIES) throw error;
+        }
+        await new Promise((resolve) => setTimeout(resolve, SETTLE_PAUSE_MS * attempt));
+      }
+    } catch (error) {
+      this.#flights.log.error('a call could not be settled; its lease will settle it', {
+        step: this.#step,
+        error,
+      });
+    } finally {
+      this.#flights.end(this);
+    }
+  }
+}
+
+/** All calls in flight in this process. */
+export class Flights {
+  readonly log: Log;
+  readonly #db: Database;
+  readonly #all = new Set<Flight>();
+  readonly #timer: ReturnType<typeof setInterval>;
+  #onEmpty: (() => void) | undefined;
+
+  constructor(db: Database, log: Log, now: () => number) {
+    this.#db = db;
+    this.log = log;
+    this.#timer = setInterval(() => void this.#renew(now()), RENEW_MS);
+  }
+
+  /** Takes charge of a hold. */
+  start(org: Org, run: RunId, step: StepId, leaseEndsAt: number): Flight {
+    const flight = new Flight(this, org, run, step, leaseEndsAt);
+    this.#all.add(flight);
+    return flight;
+  }
+
+  /** A call is over. */
+  end(flight: Flight): void {
+    this.#all.delete(flight);
+    if (this.#all.size === 0) this.#onEmpty?.();
+  }
+
+  /** Waits until all calls have ended; those that take longer than `limitMs` are aborted. */
+  async drain(limitMs: number): Promise<void> {
+    const empty = new Promise<void>((resolve) => {
+      this.#onEmpty = resolve;
+      if (this.#all.size === 0) resolve();
+    });
+    const cutOff = setTimeout(() => {
+      for (const flight of this.#all) flight.abort('shutdown');
+    }, limitMs);
+    await empty;
+    clearTimeout(cutOff);
+    clearInterval(this.#timer);
+  }
+
+  async #renew(now: number): Promise<void> {
+    const due = [...this.#all].flatMap((flight) => flight.renewal(now) ?? []);
+    if (due.length === 0) return;
+    try {
+      await this.#db.write(due);
+    } catch (error) {
+      this.log.error('leases could not be renewed', { count: due.length, error });
+    }
+  }
+}

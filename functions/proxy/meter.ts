@@ -1,0 +1,78 @@
+/** Metering a stream of server-sent events on the side, while its bytes pass. */
+
+import { Digest } from '../../db/seal.ts';
+import { type SseEvent, SseParser } from '../../schema/sse.ts';
+import type { Meter } from '../providers/contract.ts';
+
+/** The longest event of a stream, in bytes. */
+const MAX_EVENT_BYTES = 32 * 1024 * 1024;
+
+/** Reads a stream's events; the bytes pass as they are, but for events that only we asked for. */
+export class StreamMeter {
+  readonly #meter: Meter;
+  readonly #parser = new SseParser(MAX_EVENT_BYTES);
+  readonly #digest = new Digest();
+  /** Whether an event may have to be left out, so that only whole events can be let go. */
+  readonly #swallows: boolean;
+  #kept: Uint8Array = EMPTY;
+  /** Where the kept bytes begin in the stream. */
+  #keptAt = 0;
+  bytes = 0;
+
+  constructor(meter: Meter, swallows: boolean) {
+    this.#meter = meter;
+    this.#swallows = swallows;
+  }
+
+  /**
+   * Takes a chunk and returns the bytes that go on.
+   *
+   * @throws {SseTooLarge}
+   */
+  push(chunk: Uint8Array): Uint8Array {
+    this.#digest.update(chunk);
+    this.bytes += chunk.length;
+    return this.#pass(chunk, this.#parser.push(chunk));
+  }
+
+  /** Takes the end of the stream and returns what was kept back. */
+  end(): Uint8Array {
+    const passed = this.#pass(EMPTY, this.#parser.end());
+    return concat([passed, this.#kept]);
+  }
+
+  #pass(chunk: Uint8Array, events: readonly SseEvent[]): Uint8Array {
+    if (!this.#swallows) {
+      for (const event of events) this.#meter.event(event);
+      return chunk;
+    }
+    const bytes = this.#kept.length > 0 ? concat([this.#kept, chunk]) : chunk;
+    const passed: Uint8Array[] = [];
+    let from = 0;
+    for (const event of events) {
+      const until = event.end - this.#keptAt;
+      if (this.#meter.event(event) === 'pass') passed.push(bytes.subarray(from, until));
+      from = until;
+    }
+    this.#keptAt += from;
+    this.#kept = bytes.subarray(from);
+    return passed.length === 1 ? passed[0]! : concat(passed);
+  }
+
+  /** SHA-256 of what came from upstream. Ends the meter. */
+  digest(): string {
+    return this.#digest.end();
+  }
+}
+
+const EMPTY = new Uint8Array(0);
+
+function concat(parts: readonly Uint8Array[]): Uint8Array {
+  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}

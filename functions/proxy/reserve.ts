@@ -1,0 +1,218 @@
+/** Step 5: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
+
+import { blockRun, readRun } from '../../db/runs.ts';
+import { type Ceilings, readScopes, reserve } from '../../db/steps.ts';
+import { expireHolds } from '../../db/system.ts';
+import type { StepId } from '../../schema/ids.ts';
+import { type Edit, splice } from '../../schema/json.ts';
+import { formatDollars, type Nanos, ZERO } from '../../schema/money.ts';
+import type { Policy } from '../../schema/policy.ts';
+import { type Bound, NO_COST } from '../../schema/rules/bound.ts';
+import {
+  roomOf,
+  type Scope,
+  tightest,
+  type Windows,
+  windowsOf,
+} from '../../schema/rules/budget.ts';
+import { fitOutput, pricesSearches, worstCaseOf } from '../../schema/rules/price.ts';
+import type { Permitted } from './decide.ts';
+import { deny } from './deny.ts';
+import { type Flight, LEASE_MS } from './flight.ts';
+import { refuseClosed } from './run.ts';
+
+/** A call whose money is held, and the very bytes that go upstream. */
+export interface Held extends Permitted {
+  readonly flight: Flight;
+  readonly stepId: StepId;
+  readonly bound: Bound;
+  readonly heldNanos: Nanos;
+  readonly outgoing: Uint8Array<ArrayBuffer>;
+  readonly askedUsage: boolean;
+  /** The output limit sent upstream where it was lowered, tokens per choice. */
+  readonly outputLimit: number | null;
+}
+
+/** Others may take what was just seen to fit; after so many turns the caller waits instead. */
+const TRIES = 8;
+const RETRY_AFTER_S = 2;
+
+/** What is tried: a bound, and the output limit per choice that it stands for where lowered. */
+interface Attempt {
+  readonly bound: Bound;
+  readonly outputLimit: number | null;
+}
+
+/**
+ * Holds the most that the call can cost in every scope that has a ceiling.
+ *
+ * @throws {Refusal} `budget_exceeded` when nothing useful fits, `money_held` when it might once
+ *   calls in flight have ended, `invalid_body` for a call whose cost has no bound.
+ */
+export async function reserveBudget(call: Permitted): Promise<Held> {
+  let attempt = await firstAttempt(call);
+  const windows = windowsOf(call.startedAt);
+  const ceilings = ceilingsOf(call.version.policy);
+  for (let turn = 0; turn < TRIES; turn++) {
+    const held = await hold(call, attempt, windows, ceilings);
+    if (held) return held;
+    attempt = await refit(call, attempt, windows, ceilings);
+  }
+  return denyHeld(call, undefined);
+}
+
+async function firstAttempt(call: Permitted): Promise<Attempt> {
+  const { endpoint, body, rates } = call;
+  if (!rates || !body) return { bound: NO_COST, outputLimit: null };
+  const bound = endpoint.bound(body.value, call.bytes.length, rates);
+  if (bound.unbounded !== undefined || !pricesSearches(bound, rates)) {
+    const field = bound.unbounded ?? 'tools';
+    return deny(
+      call,
+      'permission_denied',
+      `What this call may cost has no bound because of "${field}"; limit it or leave it out.`,
+      { rule: 'budget.bound', field },
+    );
+  }
+  return { bound, outputLimit: null };
+}
+
+function ceilingsOf({ budget }: Policy): Ceilings {
+  const { agentPerDay, agentPerMonth, orgPerMonth } = budget;
+  return { agentPerDay, agentPerMonth, orgPerMonth };
+}
+
+async function hold(
+  call: Permitted,
+  attempt: Attempt,
+  windows: Windows,
+  ceilings: Ceilings,
+): Promise<Held | undefined> {
+  const { bound, outputLimit } = attempt;
+  const heldNanos = call.rates ? worstCaseOf(bound, call.rates) : ZERO;
+  const leaseExpiresAt = call.services.now() + LEASE_MS;
+  const stepId = await reserve(call.org, {
+    kind: 'model_call',
+    runId: call.run.id,
+    agentId: call.agent.id,
+    tokenId: call.credential.tokenId,
+    windows,
+    now: call.startedAt,
+    endpoint: call.endpoint.name,
+    providerKey: call.key.name,
+    provider: call.key.provider,
+    model: call.model,
+    heldNanos,
+    leaseExpiresAt,
+    requestDigest: call.requestDigest,
+    outputLimit,
+    catalogue: call.rates?.catalogue ?? null,
+    ceilings,
+  });
+  if (!stepId) return undefined;
+  const flight = call.services.flights.start(call.org, call.run.id, stepId, leaseExpiresAt);
+  return { ...call, flight, stepId, bound, heldNanos, outputLimit, ...prepare(call, outputLimit) };
+}
+
+/** The bytes that go upstream: the caller's own, with as few edits as can be. */
+function prepare(call: Permitted, outputLimit: number | null) {
+  const { body, endpoint, provider } = call;
+  if (!body) return { outgoing: call.bytes, askedUsage: false };
+  const usage = provider.streamsUsage ? [] : endpoint.askUsage(body);
+  const edits: Edit[] = [...usage];
+  if (outputLimit !== null) {
+    edits.push(...endpoint.limitOutput(body, outputLimit, provider.limitKey));
+  }
+  if (call.model !== null && body.value.model !== call.model) {
+    edits.push({ ...body.members.get('model')!, text: JSON.stringify(call.model) });
+  }
+  return {
+    outgoing: edits.length > 0 ? splice(body.text, edits) : call.bytes,
+    askedUsage: usage.length > 0,
+  };
+}
+
+/** Finds what to try next, or refuses. */
+async function refit(
+  call: Permitted,
+  attempt: Attempt,
+  windows: Windows,
+  ceilings: Ceilings,
+): Promise<Attempt> {
+  const run = await readRun(call.org, call.run.id);
+  if (run && run.status !== 'open') return refuseClosed({ ...call, run });
+  const scopes = await readScopes(call.org, { ...placeOf(call), windows }, ceilings);
+  const scope = tightest(scopes);
+  if (!scope || !call.rates) return attempt;
+  const room = roomOf(scope);
+  if (worstCaseOf(attempt.bound, call.rates) <= room) return attempt;
+  const most = Math.floor(attempt.bound.outputTokens / attempt.bound.choices);
+  const fits = fitOutput(attempt.bound, call.rates, room);
+  const least = Math.min(call.version.policy.budget.minOutputTokens, most);
+  if (most > 0 && fits >= Math.max(least, 1)) {
+    const outputTokens = fits * attempt.bound.choices;
+    return { bound: { ...attempt.bound, outputTokens }, outputLimit: fits };
+  }
+  if (scope.heldNanos > 0) {
+    const now = call.services.now();
+    const freed = await expireHolds(call.services.db, now);
+    return freed > 0 ? attempt : denyHeld(call, scope);
+  }
+  return stop(call, scope, windows, attempt);
+}
+
+function placeOf(call: Permitted) {
+  return { runId: call.run.id, agentId: call.agent.id };
+}
+
+/** Stops the run, unless a hold has appeared meanwhile: then the next turn looks again. */
+async function stop(
+  call: Permitted,
+  scope: Scope,
+  windows: Windows,
+  attempt: Attempt,
+): Promise<Attempt> {
+  const until = blockedUntil(scope, windows);
+  const now = call.services.now();
+  const blocked = await blockRun(call.org, call.run.id, `budget.${scope.name}`, until, now);
+  if (!blocked) return attempt;
+  const left = `${dollars(scope.spentNanos)} of ${dollars(scope.ceilingNanos)} are spent`;
+  return deny(
+    call,
+    'budget_exceeded',
+    `The budget "${scope.name}" has no room for this call: ${left}. ${remedy(until)}`,
+    moneyOf(scope),
+  );
+}
+
+function blockedUntil(scope: Scope, windows: Windows): number | null {
+  if (scope.name === 'run') return null;
+  return scope.name === 'agent_per_day' ? windows.dayEnds : windows.monthEnds;
+}
+
+function remedy(until: number | null): string {
+  return until === null
+    ? 'Raise the ceiling of the run or start a new run.'
+    : `The run can go on at ${new Date(until).toISOString()}.`;
+}
+
+function denyHeld(call: Permitted, scope: Scope | undefined): Promise<never> {
+  return deny(
+    call,
+    'money_held',
+    'What is left of the budget is held by calls in flight; try again when they have ended.',
+    { ...(scope ? moneyOf(scope) : {}), retryAfterS: RETRY_AFTER_S },
+  );
+}
+
+function moneyOf(scope: Scope) {
+  return {
+    rule: `budget.${scope.name}`,
+    scope: scope.name,
+    spentNanos: scope.spentNanos,
+    heldNanos: scope.heldNanos,
+    ceilingNanos: scope.ceilingNanos,
+  };
+}
+
+const dollars = (amount: number): string => `$${formatDollars(amount)}`;

@@ -1,0 +1,107 @@
+/** What a call cost in the end: as the upstream reported, else the most it can have cost. */
+
+import type { Statement } from '../../db/client.ts';
+import { keptResponse } from '../../db/responses.ts';
+import { type Settlement, type Step, settlement } from '../../db/steps.ts';
+import { type Nanos, ZERO } from '../../schema/money.ts';
+import { costOf, findRates, type Rates } from '../../schema/rules/price.ts';
+import { NO_USAGE, type Usage } from '../../schema/usage.ts';
+import type { Reading } from '../providers/contract.ts';
+import { type Permitted, ratesOf } from './decide.ts';
+import type { Held } from './reserve.ts';
+
+/** How a call ended. */
+export interface End {
+  /** `ok`, or what went wrong. */
+  readonly outcome: string;
+  /** Whether nothing can have been charged, because nothing was sent or the upstream refused. */
+  readonly isFree?: boolean;
+  readonly reading?: Reading;
+  /** Bytes of a stream that reached us. */
+  readonly streamedBytes?: number;
+  readonly httpStatus?: number;
+  readonly firstByteMs?: number;
+  readonly responseDigest?: string;
+  readonly upstreamRequestId?: string | null;
+}
+
+/** What a call is charged. */
+type Charge = Pick<Settlement, 'spentNanos' | 'estimated' | 'usage'>;
+
+/** Settles a call's hold, durably, together with what else the answer changes. */
+export async function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
+  await call.flight.settle(settlementOf(call, end, chargeFor(call, end), call.startedAt), ...also);
+}
+
+/** Binds a response that the upstream keeps to the agent that made it. */
+export function bindResponse(call: Held, reading: Reading): Statement[] {
+  if (call.endpoint.name !== 'responses.create' || reading.responseId === undefined) return [];
+  const kept = { runId: call.run.id, stepId: call.stepId, providerKey: call.key.name };
+  return [keptResponse(call.org, call.agent.id, reading.responseId, kept, call.services.now())];
+}
+
+/**
+ * Settles the step that made a kept response in the background, from an answer that fetched it.
+ * The step's own guard makes a second fetch change nothing.
+ */
+export function settleKept(call: Held, maker: Step, end: End): Statement[] {
+  const { kept, org, settings, provider, key } = call;
+  if (!kept || maker.settledAt !== null || !end.reading?.complete) return [];
+  const rates = ratesOf(settings, provider, key, maker.model ?? '', maker.startedAt);
+  const { usage, serviceTier } = end.reading;
+  const charge: Charge =
+    usage && rates
+      ? { spentNanos: costOf(usage, rates, serviceTier), estimated: false, usage }
+      : { spentNanos: maker.heldNanos as Nanos, estimated: true, usage: null };
+  const final = settlementOf(call, end, charge, maker.startedAt);
+  return [settlement(org, kept.runId, kept.stepId, final)];
+}
+
+function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): Settlement {
+  const now = call.services.now();
+  return {
+    now,
+    ...charge,
+    outcome: end.outcome,
+    httpStatus: end.httpStatus ?? null,
+    servedModel: end.reading?.model ?? null,
+    serviceTier: end.reading?.serviceTier ?? null,
+    firstByteMs: end.firstByteMs ?? null,
+    latencyMs: now - startedAt,
+    responseDigest: end.responseDigest ?? null,
+    upstreamRequestId: end.upstreamRequestId?.slice(0, 200) ?? null,
+  };
+}
+
+function chargeFor(call: Held, end: End): Charge {
+  const { rates } = call;
+  const { reading } = end;
+  if (!rates || end.isFree) return { spentNanos: ZERO, estimated: false, usage: null };
+  if (!reading?.usage) return { spentNanos: call.heldNanos, estimated: true, usage: null };
+  const served = servedRates(call, rates, reading.model);
+  if (reading.complete && served) {
+    const spentNanos = costOf(reading.usage, served, reading.serviceTier);
+    return { spentNanos, estimated: false, usage: reading.usage };
+  }
+  return estimate(call, served ?? rates, reading, end.streamedBytes ?? 0);
+}
+
+/** The price of the model that answered, which may not be the one that was asked for. */
+function servedRates(call: Permitted, rates: Rates, served: string | undefined): Rates | undefined {
+  if (served === undefined || served === call.model || served === rates.model) return rates;
+  const isOwnPrice = rates.catalogue === 'override';
+  return isOwnPrice ? rates : findRates(call.provider.catalogue ?? '', served, call.startedAt);
+}
+
+/**
+ * A stream that broke has reported less than it consumed. A token is at least a byte, so what
+ * reached us bounds the visible output; the call's own hold caps it.
+ */
+function estimate(call: Held, rates: Rates, reading: Reading, streamedBytes: number): Charge {
+  const seen: Usage = reading.usage ?? NO_USAGE;
+  const mostOutput = Math.min(call.bound.outputTokens, streamedBytes);
+  const usage = { ...seen, outputTokens: Math.max(seen.outputTokens, mostOutput) };
+  const cost = costOf(usage, rates, reading.serviceTier);
+  const spentNanos = cost < call.heldNanos ? cost : call.heldNanos;
+  return { spentNanos, estimated: true, usage };
+}
