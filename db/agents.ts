@@ -16,8 +16,7 @@ export interface Agent {
 
 /** The agent of this name. */
 export async function findAgent(org: Org, name: string): Promise<Agent | undefined> {
-  const rows = await org.read('select * from agents where org_id = ?1 and name = ?2', name);
-  const row = rows[0];
+  const row = await org.first('select * from agents where org_id = ?1 and name = ?2', name);
   return (
     row && {
       id: row.id as AgentId,

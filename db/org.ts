@@ -26,6 +26,12 @@ export class Org {
     return this.#db.read(statement.sql, statement.args);
   }
 
+  /** The first of these rows. `args` bind from `?2` on. */
+  first(sql: string, ...args: Value[]): Promise<Row | undefined> {
+    const statement = this.statement(sql, ...args);
+    return this.#db.first(statement.sql, statement.args);
+  }
+
   /** A statement on this org's rows, for {@link Org.write}. `args` bind from `?2` on. */
   statement(sql: string, ...args: Value[]): Statement {
     if (!scoped.has(sql)) {

@@ -73,13 +73,12 @@ export async function findPolicy(
   org: Org,
   name: string,
 ): Promise<{ id: PolicyId; number: number; document: string } | undefined> {
-  const rows = await org.read(
+  const row = await org.first(
     `select p.id, v.number, v.document
      from policies p join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
      where p.org_id = ?1 and p.name = ?2 order by v.number desc limit 1`,
     name,
   );
-  const row = rows[0];
   return (
     row && {
       id: row.id as PolicyId,

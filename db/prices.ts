@@ -7,7 +7,7 @@ import type { Price } from './settings.ts';
 
 /** The price that the org has set for a model, written `key/model`. */
 export async function findPrice(org: Org, model: string): Promise<Price | undefined> {
-  const [row] = await org.read('select * from prices where org_id = ?1 and model = ?2', model);
+  const row = await org.first('select * from prices where org_id = ?1 and model = ?2', model);
   if (!row) return undefined;
   const { cache_read_nanos_per_million: read, cache_write_nanos_per_million: write } = row;
   return {

@@ -48,11 +48,10 @@ export function secretContext(
 
 /** The key of this name. */
 export async function findProviderKey(org: Org, name: string): Promise<ProviderKeyRow | undefined> {
-  const rows = await org.read(
+  const row = await org.first(
     'select id, name, provider, base_url, secret from provider_keys where org_id = ?1 and name = ?2',
     name,
   );
-  const row = rows[0];
   return (
     row && {
       id: row.id as ProviderKeyId,
@@ -71,7 +70,7 @@ export async function holdsSecret(
   key: ProviderKeyRow,
   secret: string,
 ): Promise<boolean> {
-  const [orgKey] = await org.read('select wrapped from org_keys where org_id = ?1');
+  const orgKey = await org.first('select wrapped from org_keys where org_id = ?1');
   try {
     const context = secretContext(org.id, key);
     return (await open(master, String(orgKey?.wrapped), context, key.secret)) === secret;

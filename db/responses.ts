@@ -39,13 +39,12 @@ export async function findResponse(
   agent: AgentId,
   responseId: string,
 ): Promise<KeptResponse | undefined> {
-  const rows = await org.read(
+  const row = await org.first(
     `select run_id, step_id, provider_key from responses
      where org_id = ?1 and agent_id = ?2 and response_id = ?3`,
     agent,
     responseId,
   );
-  const row = rows[0];
   return (
     row && {
       runId: row.run_id as RunId,

@@ -42,8 +42,8 @@ export interface NewRun {
 
 /** The run of an agent with this name. */
 export async function findRun(org: Org, agent: AgentId, name: string): Promise<Run | undefined> {
-  return one(
-    await org.read(
+  return maybe(
+    await org.first(
       'select * from runs where org_id = ?1 and agent_id = ?2 and name = ?3',
       agent,
       name,
@@ -53,7 +53,7 @@ export async function findRun(org: Org, agent: AgentId, name: string): Promise<R
 
 /** A run by its own id. */
 export async function readRun(org: Org, id: RunId): Promise<Run | undefined> {
-  return one(await org.read('select * from runs where org_id = ?1 and id = ?2', id));
+  return maybe(await org.first('select * from runs where org_id = ?1 and id = ?2', id));
 }
 
 /** The runs of all agents that go by a name or an id, the newest first; at most ten. */
@@ -117,11 +117,11 @@ export async function openWindow(
 
 /** The run that an agent's calls without a run id belong to at present. */
 export async function readWindow(org: Org, agent: AgentId): Promise<RunId | null> {
-  const rows = await org.read(
+  const row = await org.first(
     'select window_run_id from agents where org_id = ?1 and id = ?2',
     agent,
   );
-  return (rows[0]?.window_run_id ?? null) as RunId | null;
+  return (row?.window_run_id ?? null) as RunId | null;
 }
 
 /** Completes an open run; completing a completed one changes nothing. */
@@ -216,8 +216,8 @@ function insertRun(org: Org, id: RunId, run: NewRun, { name, source }: RunName) 
   );
 }
 
-function one(rows: readonly Row[]): Run | undefined {
-  return rows[0] && toRun(rows[0]);
+function maybe(row: Row | undefined): Run | undefined {
+  return row && toRun(row);
 }
 
 function toRun(row: Row): Run {

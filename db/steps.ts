@@ -33,19 +33,42 @@ export interface Ceilings {
   readonly orgPerMonth: Nanos | undefined;
 }
 
+/** What was asked, as far as the trail keeps it. */
+export interface Asked {
+  readonly endpoint: string;
+  readonly provider?: string;
+  readonly requestDigest?: string;
+  /** The output limit sent upstream where it was lowered, tokens per choice. */
+  readonly outputLimit?: number;
+  /** The version of the price catalogue that the call is charged by. */
+  readonly catalogue?: string;
+}
+
+/** What was answered, as far as the trail keeps it. */
+export interface Answered {
+  readonly httpStatus?: number;
+  readonly servedModel?: string;
+  readonly serviceTier?: string;
+  /** Counts that are not zero. */
+  readonly usage?: Partial<Usage>;
+  /** Whether the cost is an upper estimate, because the upstream did not report the usage. */
+  readonly estimated?: boolean;
+  readonly firstByteMs?: number;
+  readonly latencyMs?: number;
+  readonly responseDigest?: string;
+  readonly upstreamRequestId?: string;
+  /** Of a denial: what was decided, and why. */
+  readonly detail?: object;
+}
+
 /** A call about to leave, and the most it can cost. */
 export interface Reservation extends Place {
   readonly kind: StepKind;
-  readonly endpoint: string;
   readonly providerKey: string;
-  readonly provider: string;
   readonly model: string | null;
   readonly heldNanos: Nanos;
   readonly leaseExpiresAt: number;
-  readonly requestDigest: string | null;
-  /** The output limit sent upstream where it was lowered, tokens. */
-  readonly outputLimit: number | null;
-  readonly catalogue: string | null;
+  readonly asked: Asked;
   readonly ceilings: Ceilings;
 }
 
@@ -60,38 +83,34 @@ export async function reserve(org: Org, call: Reservation): Promise<StepId | und
   const [result] = await org.write(
     org.statement(
       `insert into steps (
-         org_id, id, run_id, agent_id, token_id, kind, endpoint, provider_key, provider, model, day,
-         started_at, held_nanos, lease_expires_at, request_digest, output_limit, catalogue
+         org_id, id, run_id, agent_id, token_id, kind, provider_key, model, day, started_at,
+         held_nanos, lease_expires_at, asked
        )
-       select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17
+       select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13
        from runs
        where org_id = ?1 and id = ?3 and status = 'open'
-         and (ceiling_nanos is null or spent_nanos + held_nanos + ?13 <= ceiling_nanos)
-         and (?18 is null or ?13 + coalesce((
+         and (ceiling_nanos is null or spent_nanos + held_nanos + ?11 <= ceiling_nanos)
+         and (?14 is null or ?11 + coalesce((
            select spent_nanos + held_nanos from spend
-           where org_id = ?1 and subject = ?4 and window = ?11), 0) <= ?18)
-         and (?19 is null or ?13 + (
+           where org_id = ?1 and subject = ?4 and window = ?9), 0) <= ?14)
+         and (?15 is null or ?11 + (
            select coalesce(sum(spent_nanos + held_nanos), 0) from spend
-           where org_id = ?1 and subject = ?4 and window between ?20 and ?11) <= ?19)
-         and (?21 is null or ?13 + coalesce((
+           where org_id = ?1 and subject = ?4 and window between ?16 and ?9) <= ?15)
+         and (?17 is null or ?11 + coalesce((
            select spent_nanos + held_nanos from spend
-           where org_id = ?1 and subject = ?1 and window = ?20), 0) <= ?21)`,
+           where org_id = ?1 and subject = ?1 and window = ?16), 0) <= ?17)`,
       id,
       call.runId,
       call.agentId,
       call.tokenId,
       call.kind,
-      call.endpoint,
       call.providerKey,
-      call.provider,
       call.model,
       call.windows.day,
       call.now,
       call.heldNanos,
       call.leaseExpiresAt,
-      call.requestDigest,
-      call.outputLimit,
-      call.catalogue,
+      JSON.stringify(call.asked),
       call.ceilings.agentPerDay ?? null,
       call.ceilings.agentPerMonth ?? null,
       call.windows.month,
@@ -139,18 +158,9 @@ export async function readScopes(
 export interface Settlement {
   readonly now: number;
   readonly spentNanos: Nanos;
-  /** Whether the cost is an upper estimate, because the upstream did not report the usage. */
-  readonly estimated: boolean;
   /** `ok`, or what went wrong. */
   readonly outcome: string;
-  readonly httpStatus: number | null;
-  readonly servedModel: string | null;
-  readonly serviceTier: string | null;
-  readonly usage: Usage | null;
-  readonly firstByteMs: number | null;
-  readonly latencyMs: number;
-  readonly responseDigest: string | null;
-  readonly upstreamRequestId: string | null;
+  readonly answered: Answered;
 }
 
 /**
@@ -159,26 +169,15 @@ export interface Settlement {
  */
 export function settlement(org: Org, run: RunId, step: StepId, end: Settlement): Statement {
   return org.statement(
-    `update steps set
-       settled_at = ?4, spent_nanos = ?5, estimated = ?6, outcome = ?7, http_status = ?8,
-       served_model = ?9, service_tier = ?10, usage = ?11, first_byte_ms = ?12, latency_ms = ?13,
-       response_digest = ?14, upstream_request_id = ?15
+    `update steps set settled_at = ?4, spent_nanos = ?5, outcome = ?6, answered = ?7
      where org_id = ?1 and run_id = ?2 and id = ?3
        and (settled_at is null or outcome = 'lease_expired')`,
     run,
     step,
     end.now,
     end.spentNanos,
-    end.estimated ? 1 : 0,
     end.outcome,
-    end.httpStatus,
-    end.servedModel,
-    end.serviceTier,
-    end.usage && JSON.stringify(end.usage),
-    end.firstByteMs,
-    end.latencyMs,
-    end.responseDigest,
-    end.upstreamRequestId,
+    JSON.stringify(end.answered),
   );
 }
 
@@ -196,12 +195,10 @@ export function leaseRenewal(org: Org, run: RunId, step: StepId, expiresAt: numb
 /** A step that costs nothing and is over at once: a denial, a note. */
 export interface Remark extends Place {
   readonly kind: 'denial' | 'note';
-  readonly endpoint: string | null;
   readonly model: string | null;
   readonly outcome: string;
-  readonly httpStatus: number | null;
-  readonly requestDigest: string | null;
-  readonly detail: object;
+  readonly asked: Asked;
+  readonly answered: Answered;
 }
 
 /** Writes a remark on a run's trail. */
@@ -210,34 +207,32 @@ export async function recordRemark(org: Org, remark: Remark): Promise<StepId> {
   await org.write(
     org.statement(
       `insert into steps (
-         org_id, id, run_id, agent_id, token_id, kind, endpoint, model, day, started_at, settled_at,
-         outcome, http_status, request_digest, detail
-       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10, ?11, ?12, ?13, ?14)`,
+         org_id, id, run_id, agent_id, token_id, kind, model, day, started_at, settled_at, outcome,
+         asked, answered
+       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12)`,
       id,
       remark.runId,
       remark.agentId,
       remark.tokenId,
       remark.kind,
-      remark.endpoint,
       remark.model,
       remark.windows.day,
       remark.now,
       remark.outcome,
-      remark.httpStatus,
-      remark.requestDigest,
-      JSON.stringify(remark.detail),
+      JSON.stringify(remark.asked),
+      JSON.stringify(remark.answered),
     ),
   );
   return id;
 }
 
-/** A step as the trail shows it. */
+/** A step as the trail shows it; `null` where a part of it is not known. */
 export interface Step {
   readonly id: StepId;
   readonly kind: StepKind;
-  readonly endpoint: string | null;
-  readonly providerKey: string | null;
+  readonly endpoint: string;
   readonly provider: string | null;
+  readonly providerKey: string | null;
   readonly model: string | null;
   readonly servedModel: string | null;
   readonly serviceTier: string | null;
@@ -248,7 +243,7 @@ export interface Step {
   readonly heldNanos: number;
   readonly spentNanos: number;
   readonly estimated: boolean;
-  readonly usage: Usage | null;
+  readonly usage: Partial<Usage> | null;
   readonly catalogue: string | null;
   readonly outputLimit: number | null;
   readonly firstByteMs: number | null;
@@ -256,7 +251,7 @@ export interface Step {
   readonly requestDigest: string | null;
   readonly responseDigest: string | null;
   readonly upstreamRequestId: string | null;
-  readonly detail: unknown;
+  readonly detail: object | null;
 }
 
 /** A page of a run's trail in the order of time, after the step `after`. */
@@ -277,42 +272,41 @@ export async function listSteps(
 
 /** A step by its id. */
 export async function readStep(org: Org, run: RunId, id: StepId): Promise<Step | undefined> {
-  const rows = await org.read(
+  const row = await org.first(
     'select * from steps where org_id = ?1 and run_id = ?2 and id = ?3',
     run,
     id,
   );
-  return rows[0] && toStep(rows[0]);
+  return row && toStep(row);
 }
 
 function toStep(row: Row): Step {
-  const settled = row.settled_at !== null;
-  const parsed = (column: string): unknown =>
-    row[column] === null ? null : JSON.parse(String(row[column]));
+  const asked = JSON.parse(String(row.asked)) as Asked;
+  const answered = JSON.parse(String(row.answered ?? '{}')) as Answered;
   return {
     id: row.id as StepId,
     kind: row.kind as StepKind,
-    endpoint: row.endpoint as string | null,
+    endpoint: asked.endpoint,
+    provider: asked.provider ?? null,
     providerKey: row.provider_key as string | null,
-    provider: row.provider as string | null,
     model: row.model as string | null,
-    servedModel: row.served_model as string | null,
-    serviceTier: row.service_tier as string | null,
+    servedModel: answered.servedModel ?? null,
+    serviceTier: answered.serviceTier ?? null,
     outcome: row.outcome as string | null,
-    httpStatus: row.http_status as number | null,
+    httpStatus: answered.httpStatus ?? null,
     startedAt: row.started_at as number,
     settledAt: row.settled_at as number | null,
-    heldNanos: settled ? 0 : (row.held_nanos as number),
+    heldNanos: row.settled_at === null ? (row.held_nanos as number) : 0,
     spentNanos: row.spent_nanos as number,
-    estimated: row.estimated === 1,
-    usage: parsed('usage') as Usage | null,
-    catalogue: row.catalogue as string | null,
-    outputLimit: row.output_limit as number | null,
-    firstByteMs: row.first_byte_ms as number | null,
-    latencyMs: row.latency_ms as number | null,
-    requestDigest: row.request_digest as string | null,
-    responseDigest: row.response_digest as string | null,
-    upstreamRequestId: row.upstream_request_id as string | null,
-    detail: parsed('detail'),
+    estimated: answered.estimated ?? false,
+    usage: answered.usage ?? null,
+    catalogue: asked.catalogue ?? null,
+    outputLimit: asked.outputLimit ?? null,
+    firstByteMs: answered.firstByteMs ?? null,
+    latencyMs: answered.latencyMs ?? null,
+    requestDigest: asked.requestDigest ?? null,
+    responseDigest: answered.responseDigest ?? null,
+    upstreamRequestId: answered.upstreamRequestId ?? null,
+    detail: answered.detail ?? null,
   };
 }

@@ -18,7 +18,8 @@ export async function expireHolds(db: Database, now: number): Promise<number> {
     const [result] = await db.write([
       {
         sql: `update steps set
-            settled_at = ?1, spent_nanos = held_nanos, estimated = 1, outcome = 'lease_expired'
+            settled_at = ?1, spent_nanos = held_nanos, outcome = 'lease_expired',
+            answered = '{"estimated":true}'
           where (org_id, run_id, id) in (
             select org_id, run_id, id from steps
             where settled_at is null and lease_expires_at < ?1 limit ?2

@@ -37,7 +37,7 @@ export interface CredentialAgent {
  * The text itself never reaches the database, only its hash.
  */
 export async function findCredential(db: Database, token: string): Promise<Credential | undefined> {
-  const rows = await db.read(
+  const row = await db.first(
     `select t.id, t.org_id, t.kind, t.actions, t.expires_at, t.revoked_at, t.last_used_at,
        o.revision, a.id as agent_id, a.name, a.policy_id, a.suspended_at, a.window_run_id
      from tokens t
@@ -46,7 +46,6 @@ export async function findCredential(db: Database, token: string): Promise<Crede
      where t.hash = ?1`,
     [hashToken(token)],
   );
-  const row = rows[0];
   return (
     row && {
       tokenId: row.id as TokenId,

@@ -2,7 +2,7 @@
 
 import process from 'node:process';
 import { makeApp } from './app.ts';
-import { shutDown } from './boot.ts';
+import { boot, shutDown } from './boot.ts';
 import type { Services } from './services.ts';
 
 /** A server that listens. */
@@ -58,3 +58,5 @@ export function serve(services: Services): Listening {
   services.log.info('serving', { url: listening.url });
   return listening;
 }
+
+if (import.meta.main) serve(await boot());

@@ -57,6 +57,7 @@ function isPrivate(
   request: Request,
   socketAddress: string,
 ): boolean {
+  if (socketAddress === '127.0.0.1' && trustedProxies.length === 0) return true;
   const address = canonicalAddress(socketAddress);
   if (address === undefined) return false;
   const forwarded = request.headers.get('x-forwarded-proto');

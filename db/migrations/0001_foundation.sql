@@ -137,7 +137,8 @@ create table runs (
 
 create index runs_by_name on runs (org_id, name);
 
--- The trail. A step with a lease that is not settled is a live hold of held_nanos.
+-- The trail. A step with a lease that is not settled is a live hold of held_nanos. What is only
+-- read back whole stands in two JSON documents: few columns keep the writing of a step cheap.
 create table steps (
   id text not null,
   org_id text not null,
@@ -147,31 +148,18 @@ create table steps (
   kind text not null check (
     kind in ('model_call', 'tool_call', 'retry', 'failover', 'gate', 'denial', 'note')
   ),
-  endpoint text,
   provider_key text,
-  provider text,
   model text,
   -- The UTC day, YYYY-MM-DD, in whose windows the step's money counts.
   day text not null,
   started_at integer not null,
   held_nanos integer not null default 0 check (held_nanos >= 0),
   lease_expires_at integer,
-  request_digest text,
-  output_limit integer,
-  catalogue text,
   settled_at integer,
   spent_nanos integer not null default 0 check (spent_nanos >= 0),
-  estimated integer not null default 0,
   outcome text,
-  http_status integer,
-  served_model text,
-  service_tier text,
-  usage text,
-  first_byte_ms integer,
-  latency_ms integer,
-  response_digest text,
-  upstream_request_id text,
-  detail text,
+  asked text not null,
+  answered text,
   primary key (org_id, run_id, id)
 ) strict, without rowid;
 

@@ -36,12 +36,13 @@ export async function deny(
     tokenId: call.credential.tokenId,
     windows: windowsOf(now),
     now,
-    endpoint: call.endpoint?.name ?? `${call.request.method} ${call.path.slice(0, 200)}`,
     model: askedModel(call),
     outcome: code,
-    httpStatus: ERRORS[code].status,
-    requestDigest: call.requestDigest,
-    detail: { message, ...told },
+    asked: {
+      endpoint: call.endpoint?.name ?? `${call.request.method} ${call.path.slice(0, 200)}`,
+      ...(call.requestDigest === null ? {} : { requestDigest: call.requestDigest }),
+    },
+    answered: { httpStatus: ERRORS[code].status, detail: { message, ...told } },
   });
   throw new Refusal(code, message, told);
 }

@@ -1,7 +1,7 @@
 /** Step 5: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
 import { blockRun, readRun } from '../../db/runs.ts';
-import { type Ceilings, readScopes, reserve } from '../../db/steps.ts';
+import { type Asked, type Ceilings, readScopes, reserve } from '../../db/steps.ts';
 import { expireHolds } from '../../db/system.ts';
 import type { StepId } from '../../schema/ids.ts';
 import { type Edit, splice } from '../../schema/json.ts';
@@ -98,20 +98,27 @@ async function hold(
     tokenId: call.credential.tokenId,
     windows,
     now: call.startedAt,
-    endpoint: call.endpoint.name,
     providerKey: call.key.name,
-    provider: call.key.provider,
     model: call.model,
     heldNanos,
     leaseExpiresAt,
-    requestDigest: call.requestDigest,
-    outputLimit,
-    catalogue: call.rates?.catalogue ?? null,
+    asked: askedOf(call, outputLimit),
     ceilings,
   });
   if (!stepId) return undefined;
   const flight = call.services.flights.start(call.org, call.run.id, stepId, leaseExpiresAt);
   return { ...call, flight, stepId, bound, heldNanos, outputLimit, ...prepare(call, outputLimit) };
+}
+
+function askedOf(call: Permitted, outputLimit: number | null): Asked {
+  const { endpoint, key, requestDigest, rates } = call;
+  return {
+    endpoint: endpoint.name,
+    provider: key.provider,
+    ...(requestDigest === null ? {} : { requestDigest }),
+    ...(outputLimit === null ? {} : { outputLimit }),
+    ...(rates ? { catalogue: rates.catalogue } : {}),
+  };
 }
 
 /** The bytes that go upstream: the caller's own, with as few edits as can be. */

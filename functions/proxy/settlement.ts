@@ -26,7 +26,11 @@ export interface End {
 }
 
 /** What a call is charged. */
-type Charge = Pick<Settlement, 'spentNanos' | 'estimated' | 'usage'>;
+interface Charge {
+  readonly spentNanos: Nanos;
+  readonly estimated: boolean;
+  readonly usage?: Usage;
+}
 
 /** Settles a call's hold, durably, together with what else the answer changes. */
 export async function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
@@ -52,32 +56,42 @@ export function settleKept(call: Held, maker: Step, end: End): Statement[] {
   const charge: Charge =
     usage && rates
       ? { spentNanos: costOf(usage, rates, serviceTier), estimated: false, usage }
-      : { spentNanos: maker.heldNanos as Nanos, estimated: true, usage: null };
+      : { spentNanos: maker.heldNanos as Nanos, estimated: true };
   const final = settlementOf(call, end, charge, maker.startedAt);
   return [settlement(org, kept.runId, kept.stepId, final)];
 }
 
 function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): Settlement {
+  const { reading } = end;
   const now = call.services.now();
-  return {
-    now,
-    ...charge,
-    outcome: end.outcome,
-    httpStatus: end.httpStatus ?? null,
-    servedModel: end.reading?.model ?? null,
-    serviceTier: end.reading?.serviceTier ?? null,
-    firstByteMs: end.firstByteMs ?? null,
+  const answered: Answered = {
+    ...(end.httpStatus === undefined ? {} : { httpStatus: end.httpStatus }),
+    ...(reading?.model === undefined ? {} : { servedModel: reading.model }),
+    ...(reading?.serviceTier === undefined ? {} : { serviceTier: reading.serviceTier }),
+    ...(charge.usage ? { usage: withoutZeros(charge.usage) } : {}),
+    ...(charge.estimated ? { estimated: true } : {}),
+    ...(end.firstByteMs === undefined ? {} : { firstByteMs: end.firstByteMs }),
     latencyMs: now - startedAt,
-    responseDigest: end.responseDigest ?? null,
-    upstreamRequestId: end.upstreamRequestId?.slice(0, 200) ?? null,
+    ...(end.responseDigest === undefined ? {} : { responseDigest: end.responseDigest }),
+    ...(end.upstreamRequestId ? { upstreamRequestId: end.upstreamRequestId.slice(0, 200) } : {}),
   };
+  return { now, spentNanos: charge.spentNanos, outcome: end.outcome, answered };
+}
+
+function withoutZeros(usage: Usage): Partial<Usage> {
+  const counts: Partial<Record<keyof Usage, number>> = {};
+  for (const key in usage) {
+    const count = usage[key as keyof Usage];
+    if (count !== 0) counts[key as keyof Usage] = count;
+  }
+  return counts;
 }
 
 function chargeFor(call: Held, end: End): Charge {
   const { rates } = call;
   const { reading } = end;
-  if (!rates || end.isFree) return { spentNanos: ZERO, estimated: false, usage: null };
-  if (!reading?.usage) return { spentNanos: call.heldNanos, estimated: true, usage: null };
+  if (!rates || end.isFree) return { spentNanos: ZERO, estimated: false };
+  if (!reading?.usage) return { spentNanos: call.heldNanos, estimated: true };
   const served = servedRates(call, rates, reading.model);
   if (reading.complete && served) {
     const spentNanos = costOf(reading.usage, served, reading.serviceTier);
