@@ -1,0 +1,50 @@
+/** The operator's command line: `rungate COMMAND`, exit code 0 (done), 1 (failed) or 2 (usage). */
+
+import process from 'node:process';
+import { Command } from 'commander';
+import manifest from '../../package.json' with { type: 'json' };
+import { addAgentCommands } from './agent.ts';
+import { addApplyCommand } from './apply.ts';
+import { EXIT_FAILED, explain, Failure } from './failure.ts';
+import { addKeyCommands } from './keys.ts';
+import { addOrgCommands } from './org.ts';
+import { printNote } from './output.ts';
+import { addRunCommands } from './run.ts';
+import { addServerCommands } from './server.ts';
+
+const EXIT_CODES = `
+Exit codes:
+  0  done
+  1  failed, or what was checked is not well
+  2  the command line, its file or the configuration is wrong`;
+
+function makeProgram(): Command {
+  const program = new Command('rungate')
+    .description(manifest.description)
+    .version(manifest.version)
+    .addHelpText('afterAll', EXIT_CODES)
+    .exitOverride()
+    // Errors are told in one place, below.
+    .configureOutput({ outputError() {} });
+  addServerCommands(program);
+  addOrgCommands(program);
+  addApplyCommand(program);
+  addAgentCommands(program);
+  addRunCommands(program);
+  addKeyCommands(program);
+  return program;
+}
+
+function fail(error: unknown): void {
+  const { line, exitCode } = explain(error);
+  if (line !== undefined) printNote(line);
+  process.exitCode = exitCode;
+}
+
+process.stdout.on('error', ({ code }: NodeJS.ErrnoException) => {
+  // Whoever reads the result, such as `head`, may have read enough.
+  if (code === 'EPIPE') return;
+  fail(new Failure(EXIT_FAILED, `The result can't be written (${code ?? 'an error'}).`));
+});
+
+await makeProgram().parseAsync().catch(fail);

@@ -1,0 +1,263 @@
+/** The file that `rungate apply` reads: what an org should have, checked before anything is done. */
+
+import { Buffer } from 'node:buffer';
+import { createReadStream } from 'node:fs';
+import { stdin } from 'node:process';
+import { z } from 'zod';
+import { authHeaders, PROVIDERS, type Provider } from '../../functions/providers/compatible.ts';
+import {
+  type AllowList,
+  isAllowedHost,
+  isPublicAddress,
+  literalAddress,
+} from '../../schema/address.ts';
+import { InvalidJson, type JsonObject, parseStrict } from '../../schema/json.ts';
+import {
+  dollars,
+  MAX_POLICY_LENGTH,
+  type PolicyDocument,
+  policySchema,
+} from '../../schema/policy.ts';
+import { EXIT_USAGE, Failure } from './failure.ts';
+
+const MAX_FILE_BYTES = 4 * 1024 * 1024;
+const MAX_LIST = 1_000;
+const MAX_URL_CHARS = 1_000;
+const MAX_SECRET_CHARS = 4_096;
+const MAX_SHOWN_PROBLEMS = 5;
+
+const name = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'must be 1 to 64 of A-Z a-z 0-9 . _ -');
+
+const providerName = z.string().refine((text) => findProvider(text) !== undefined, {
+  error: `must be one of ${PROVIDERS.map((row) => row.name).join(', ')}`,
+});
+
+const variable = z
+  .string()
+  .regex(/^[A-Za-z_][A-Za-z0-9_]{0,127}$/, 'must be the name of an environment variable');
+
+const secretSource = z.union(
+  [
+    z.strictObject({ env: variable }),
+    z.strictObject({ value: z.string().min(1).max(MAX_SECRET_CHARS) }),
+  ],
+  { error: 'must be {"env": "NAME"}, the name of an environment variable, or {"value": "…"}' },
+);
+
+const providerKey = z.strictObject({
+  name,
+  provider: providerName,
+  baseUrl: z.string().max(MAX_URL_CHARS).optional(),
+  secret: secretSource.optional(),
+});
+
+const price = z.strictObject({
+  model: z
+    .string()
+    .max(256)
+    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\/[\x21-\x7e]+$/, 'must be written key/model'),
+  inputPerMillion: dollars,
+  outputPerMillion: dollars,
+  cacheReadPerMillion: dollars.optional(),
+  cacheWritePerMillion: dollars.optional(),
+});
+
+const policy = z.strictObject({
+  name,
+  document: z.custom<PolicyDocument>().superRefine(checkPolicy),
+});
+
+const agent = z.strictObject({ name, policy: name });
+
+const manifestSchema = z.strictObject({
+  providerKeys: z.array(providerKey).max(MAX_LIST).default([]),
+  prices: z.array(price).max(MAX_LIST).default([]),
+  policies: z.array(policy).max(MAX_LIST).default([]),
+  agents: z.array(agent).max(MAX_LIST).default([]),
+});
+
+type Parsed = z.output<typeof manifestSchema>;
+type SecretSource = z.output<typeof secretSource>;
+
+/** A provider key with its default URL filled in and its secret read. */
+export interface WantedKey {
+  readonly name: string;
+  readonly provider: string;
+  /** Without a slash at the end; empty for a provider that is built in. */
+  readonly baseUrl: string;
+  /** In clear; empty for a provider that takes none. */
+  readonly secret: string;
+}
+
+/** What an org should have. */
+export interface Manifest {
+  readonly providerKeys: readonly WantedKey[];
+  readonly prices: Parsed['prices'];
+  readonly policies: Parsed['policies'];
+  readonly agents: Parsed['agents'];
+}
+
+/** Where a manifest's secrets come from, and which hosts may be named that are not public. */
+export interface Surroundings {
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly allow: AllowList;
+}
+
+/**
+ * Reads a manifest from a file, or from stdin when the path is `-`.
+ *
+ * @throws {Failure} when it can't be read, is too large, or is not valid; the message names the
+ *   place in the file, and never a value that could be a secret.
+ */
+export async function readManifest(path: string, surroundings: Surroundings): Promise<Manifest> {
+  const parsed = manifestSchema.safeParse(parseFile(path, await readBytes(path)));
+  if (!parsed.success) throw invalidManifest(path, parsed.error.issues.map(formatIssue));
+  const problems = findRepeats(parsed.data);
+  const providerKeys = parsed.data.providerKeys.map((key, at) =>
+    completeKey(key, surroundings, (problem) => problems.push(`providerKeys[${at}]${problem}`)),
+  );
+  if (problems.length > 0) throw invalidManifest(path, problems);
+  return { ...parsed.data, providerKeys };
+}
+
+/** The failure that tells what is wrong in a manifest, the first few problems of it. */
+export function invalidManifest(path: string, problems: readonly string[]): Failure {
+  const shown = problems.slice(0, MAX_SHOWN_PROBLEMS).join('; ');
+  const more = problems.length - MAX_SHOWN_PROBLEMS;
+  const rest = more > 0 ? `; and ${more} more` : '';
+  return new Failure(EXIT_USAGE, `${titleOf(path)} is not valid: ${shown}${rest}.`);
+}
+
+function findProvider(text: string): Provider | undefined {
+  return PROVIDERS.find((row) => row.name === text);
+}
+
+function titleOf(path: string): string {
+  return path === '-' ? 'The input' : path;
+}
+
+async function readBytes(path: string): Promise<Uint8Array> {
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  try {
+    for await (const chunk of path === '-' ? stdin : createReadStream(path)) {
+      chunks.push(chunk);
+      length += chunk.length;
+      if (length > MAX_FILE_BYTES) break;
+    }
+  } catch (error) {
+    const { code = 'an error' } = error as { code?: string };
+    throw new Failure(EXIT_USAGE, `${titleOf(path)} can't be read (${code}).`);
+  }
+  if (length > MAX_FILE_BYTES) {
+    throw new Failure(EXIT_USAGE, `${titleOf(path)} is larger than ${MAX_FILE_BYTES} bytes.`);
+  }
+  return Buffer.concat(chunks);
+}
+
+function parseFile(path: string, bytes: Uint8Array): JsonObject {
+  try {
+    return parseStrict(bytes, new Set()).value;
+  } catch (error) {
+    if (!(error instanceof InvalidJson)) throw error;
+    throw new Failure(EXIT_USAGE, error.message.replace('The body', titleOf(path)));
+  }
+}
+
+/** The document is kept as it is written; what the schema makes of it is made again on reading. */
+function checkPolicy(document: unknown, context: z.core.$RefinementCtx): void {
+  const parsed = policySchema.safeParse(document);
+  for (const { path, message } of parsed.error?.issues ?? []) {
+    context.addIssue({ code: 'custom', path, message });
+  }
+  if (parsed.success && JSON.stringify(document).length > MAX_POLICY_LENGTH) {
+    const message = `must be at most ${MAX_POLICY_LENGTH} characters`;
+    context.addIssue({ code: 'custom', message });
+  }
+}
+
+function formatIssue({ path, message }: z.core.$ZodIssue): string {
+  const place = path.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`));
+  const text = message
+    .replace(/^Invalid input: expected (.*), received undefined$/, 'is missing; wanted: $1')
+    .replace(/^[A-Z]/, (letter) => letter.toLowerCase());
+  return `${place.join('').replace(/^\./, '') || 'the file'}: ${text}`;
+}
+
+function findRepeats(manifest: Parsed): string[] {
+  const names: [string, string, string[]][] = [
+    ['providerKeys', 'name', manifest.providerKeys.map((each) => each.name)],
+    ['prices', 'model', manifest.prices.map((each) => each.model)],
+    ['policies', 'name', manifest.policies.map((each) => each.name)],
+    ['agents', 'name', manifest.agents.map((each) => each.name)],
+  ];
+  return names.flatMap(([section, field, values]) =>
+    values.flatMap((value, at) =>
+      values.indexOf(value) < at ? [`${section}[${at}].${field}: repeats "${value}"`] : [],
+    ),
+  );
+}
+
+/** `report` takes what is wrong, beginning with the field's path within the key. */
+function completeKey(
+  key: Parsed['providerKeys'][number],
+  { env, allow }: Surroundings,
+  report: (problem: string) => void,
+): WantedKey {
+  const provider = findProvider(key.provider);
+  const urlProblem = provider && judgeUrl(provider, key.baseUrl, allow);
+  if (urlProblem) report(`.baseUrl: ${urlProblem}`);
+  const secret = readSecret(key.secret, env);
+  const secretProblem = provider && judgeSecret(provider, key.secret, secret);
+  if (secretProblem) report(`.secret${secretProblem}`);
+  const baseUrl = (key.baseUrl ?? provider?.baseUrl ?? '').replace(/\/+$/, '');
+  return { name: key.name, provider: key.provider, baseUrl, secret: secret ?? '' };
+}
+
+function judgeUrl(
+  provider: Provider,
+  text: string | undefined,
+  allow: AllowList,
+): string | undefined {
+  if (provider.auth === 'none') return text === undefined ? undefined : 'must be left out';
+  if (text === undefined) return provider.baseUrl ? undefined : 'is needed for this provider';
+  if (!/^https?:\/\/[^/?#\s\\]/.test(text) || !URL.canParse(text)) {
+    return 'must be an https URL';
+  }
+  const url = new URL(text);
+  if (url.username !== '' || url.password !== '') return 'must not carry a user name or password';
+  if (/[?#\s\\]/.test(text)) return 'must not have a query, a fragment or spaces';
+  if (isAllowedHost(url, allow)) return undefined;
+  const address = literalAddress(url);
+  const isOpen = url.protocol === 'https:' && (address === undefined || isPublicAddress(address));
+  return isOpen ? undefined : 'must be https and public, unless RUNGATE_EGRESS_ALLOW has its host';
+}
+
+function readSecret(
+  source: SecretSource | undefined,
+  env: Surroundings['env'],
+): string | undefined {
+  if (source === undefined) return undefined;
+  return 'env' in source ? env[source.env] || undefined : source.value;
+}
+
+function judgeSecret(
+  provider: Provider,
+  source: SecretSource | undefined,
+  secret: string | undefined,
+): string | undefined {
+  if (source === undefined) {
+    return provider.auth === 'none' ? undefined : ': is needed for this provider';
+  }
+  if (secret === undefined) {
+    return 'env' in source ? `.env: the environment has no ${source.env}` : ': is empty';
+  }
+  try {
+    authHeaders(provider, secret);
+    return undefined;
+  } catch {
+    return `: must be 1 to ${MAX_SECRET_CHARS} visible ASCII characters`;
+  }
+}

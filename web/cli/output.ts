@@ -1,0 +1,30 @@
+/** Output: results go to stdout and nothing else does; what people should know goes to stderr. */
+
+import { stderr, stdout } from 'node:process';
+import { printable } from './failure.ts';
+
+/** What every command understands. */
+export interface OutputOptions {
+  /** Whether a program reads along: then stdout is one line of JSON. */
+  readonly json?: boolean;
+}
+
+/** Prints a result as JSON: one line for programs, indented for people. */
+export function printJson(result: object, { json }: OutputOptions): void {
+  stdout.write(`${JSON.stringify(result, null, json ? undefined : 2)}\n`);
+}
+
+/** Prints a result: as JSON for programs, as lines for people. */
+export function printResult(
+  result: object,
+  lines: readonly string[],
+  options: OutputOptions,
+): void {
+  if (options.json) printJson(result, options);
+  else stdout.write(lines.map((line) => `${printable(line)}\n`).join(''));
+}
+
+/** Tells people something without touching the result. */
+export function printNote(text: string): void {
+  stderr.write(`rungate: ${text}\n`);
+}

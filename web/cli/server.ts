@@ -1,0 +1,69 @@
+/** `rungate serve`, `migrate` and `doctor`: the server and the soundness of its database. */
+
+import process from 'node:process';
+import type { Command } from 'commander';
+import { type Diagnosis, diagnose } from '../../db/doctor.ts';
+import { migrate, pendingMigrations } from '../../db/migrate.ts';
+import { expireHolds } from '../../db/system.ts';
+import { EXIT_FAILED, Failure } from './failure.ts';
+import { addCommand } from './options.ts';
+import { type OutputOptions, printJson } from './output.ts';
+import { readMasterKeys, type Session, withDatabase, withExistingDatabase } from './session.ts';
+
+interface DoctorOptions extends OutputOptions {
+  readonly fix?: boolean;
+}
+
+/** What `doctor` prints; without the diagnosis where the schema is too old to be examined. */
+interface Report extends Partial<Diagnosis> {
+  readonly ok: boolean;
+  readonly pendingMigrations: readonly string[];
+  /** With `--fix`: how many holds of calls that are gone were settled before the examination. */
+  readonly settledHolds?: number;
+}
+
+/** Adds `serve`, `migrate` and `doctor`. */
+export function addServerCommands(program: Command): void {
+  addCommand(program, 'serve', 'bring the database up to date and serve').action(serve);
+  addCommand(program, 'migrate', 'bring the database up to date').action(runMigrations);
+  addCommand(program, 'doctor', 'check the money, the sealing and the database; exit 1 if not well')
+    .option('--fix', 'first settle the holds of calls that are gone')
+    .action(doctor);
+}
+
+/** The modules are loaded here alone: no other command needs them, nor the runtime they are for. */
+async function serve(options: OutputOptions): Promise<void> {
+  const [{ boot, shutDown }, server] = await Promise.all([
+    import('../../functions/boot.ts'),
+    import('../../functions/bun.ts'),
+  ]);
+  const services = await boot();
+  try {
+    const { url } = server.serve(services);
+    if (options.json) printJson({ url }, options);
+  } catch (error) {
+    await shutDown(services, 0);
+    const { host, port } = services.config;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new Failure(EXIT_FAILED, `The server can't listen on ${host}, port ${port}: ${reason}`);
+  }
+}
+
+async function runMigrations(options: OutputOptions): Promise<void> {
+  const applied = await withDatabase(({ db }) => migrate(db));
+  printJson({ applied }, options);
+}
+
+async function doctor(options: DoctorOptions): Promise<void> {
+  const report = await withExistingDatabase((session) => examine(session, options.fix ?? false));
+  printJson(report, options);
+  if (!report.ok) process.exitCode = EXIT_FAILED;
+}
+
+async function examine({ config, db }: Session, fix: boolean): Promise<Report> {
+  const pending = await pendingMigrations(db);
+  if (pending.length > 0) return { ok: false, pendingMigrations: pending };
+  const fixed = fix ? { settledHolds: await expireHolds(db, Date.now()) } : {};
+  const diagnosis = await diagnose(db, await readMasterKeys(config), Date.now());
+  return { ...diagnosis, pendingMigrations: pending, ...fixed };
+}

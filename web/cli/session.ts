@@ -1,0 +1,98 @@
+/** A session: the configuration, the database and the org that one command works with. */
+
+import { existsSync } from 'node:fs';
+import { env } from 'node:process';
+import { type Database, filePath, openDatabase } from '../../db/client.ts';
+import { pendingMigrations } from '../../db/migrate.ts';
+import type { Org } from '../../db/org.ts';
+import { findOrg } from '../../db/orgs.ts';
+import { type MasterKeys, openMasterKeys } from '../../db/seal.ts';
+import {
+  type Config,
+  developmentKeyPath,
+  developmentMasterKeys,
+  readConfig,
+} from '../../functions/config.ts';
+import { makeLog } from '../../functions/log.ts';
+import { EXIT_FAILED, Failure } from './failure.ts';
+
+/** What the audit trail calls whoever is at the command line. */
+export const OPERATOR = 'operator';
+
+/** What a command works with; good until the command ends. */
+export interface Session {
+  readonly config: Config;
+  readonly db: Database;
+}
+
+/**
+ * Opens the configured database for a piece of work and closes it afterwards. A file is made when
+ * it is missing, but no schema.
+ *
+ * @throws {ConfigError} when the environment is wrong.
+ * @throws {DatabaseError} when the database can't be opened.
+ */
+export async function withDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
+  const config = readConfig(env);
+  const db = await openDatabase(config.database);
+  try {
+    return await work({ config, db });
+  } finally {
+    await db.close();
+  }
+}
+
+/**
+ * Opens a database that is there already.
+ *
+ * @throws {Failure} when its file is missing.
+ */
+export async function withExistingDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
+  const { url } = readConfig(env).database;
+  if (url.startsWith('file:') && !existsSync(filePath(url))) {
+    throw new Failure(EXIT_FAILED, `There is no database at ${url}: make one with rungate init.`);
+  }
+  return await withDatabase(work);
+}
+
+/**
+ * Opens a database whose schema is up to date.
+ *
+ * @throws {Failure} when it is not.
+ */
+export async function withCurrentDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
+  return await withExistingDatabase(async (session) => {
+    const pending = await pendingMigrations(session.db);
+    if (pending.length > 0) {
+      throw new Failure(EXIT_FAILED, 'The database is not up to date: run rungate migrate first.');
+    }
+    return await work(session);
+  });
+}
+
+/**
+ * Opens the database and the org of a slug.
+ *
+ * @throws {Failure} when there is no such org.
+ */
+export async function withOrg<T>(
+  slug: string,
+  work: (org: Org, session: Session) => Promise<T>,
+): Promise<T> {
+  return await withCurrentDatabase(async (session) => {
+    const org = await findOrg(session.db, slug);
+    if (!org) throw new Failure(EXIT_FAILED, `There is no org "${slug}".`);
+    return await work(org, session);
+  });
+}
+
+/**
+ * The configured master keys; in development those that the server makes and uses, too.
+ *
+ * @throws {SealError} `invalid_master_keys`
+ */
+export async function readMasterKeys(config: Config): Promise<MasterKeys> {
+  const path = developmentKeyPath(config.database.url);
+  const log = makeLog(config.logLevel);
+  return openMasterKeys(config.masterKeys ?? (await developmentMasterKeys(path, log)));
+}
