@@ -39,6 +39,9 @@ export interface Database {
   close(): Promise<void>;
 }
 
+/** Codes of SQLite and of servers; 3091, a value of the wrong type, is one the driver can't name. */
+const REFUSALS = /^(SQLITE_(?!BUSY|LOCKED|IOERR|FULL)|SQL_|ARGS_|UNKNOWN_SQLITE_ERROR_3091$)/;
+
 /** A statement that the database refused, or a database that can't be reached. */
 export class DatabaseError extends Error {
   override readonly name = 'DatabaseError';
@@ -55,7 +58,7 @@ export class DatabaseError extends Error {
     super(message, { cause });
     const code = String((cause as { code?: unknown } | null)?.code ?? '');
     this.conflict = /UNIQUE constraint failed/i.test(message);
-    this.refused = code.startsWith('SQLITE_') && !/^SQLITE_(BUSY|LOCKED|IOERR|FULL)/.test(code);
+    this.refused = REFUSALS.test(code);
   }
 }
 
@@ -70,6 +73,8 @@ export interface DatabaseOptions {
 
 const BUSY_TIMEOUT_MS = 5_000;
 const REMOTE_TIMEOUT_MS = 15_000;
+const WAL_TRIES = 100;
+const WAL_PAUSE_MS = 20;
 /** Bounds how long a group holds the writer's lock. */
 const MAX_GROUP = 256;
 
@@ -108,10 +113,23 @@ async function openFile(options: DatabaseOptions): Promise<Driver> {
   const path = filePath(options.url);
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
   const db = new Libsql(path, { timeout: BUSY_TIMEOUT_MS });
-  db.exec('pragma journal_mode = wal');
+  await useWal(db);
   db.exec(`pragma synchronous = ${options.synchronous ?? 'full'}`);
   db.exec('pragma foreign_keys = on');
   return fileDriver(db);
+}
+
+/** A new file is turned to WAL without waiting for another process that is just doing the same. */
+async function useWal(db: FileDatabase): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      db.exec('pragma journal_mode = wal');
+      return;
+    } catch (error) {
+      if (attempt === WAL_TRIES || new DatabaseError(error).refused) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, WAL_PAUSE_MS));
+  }
 }
 
 type FileDatabase = import('libsql').Database;
@@ -122,46 +140,50 @@ interface Ready {
   readonly statement: Prepared;
   /** Empty for a statement that returns no rows. */
   readonly columns: readonly string[];
+  /** How many arguments it takes. */
+  readonly parameters: number;
 }
 
 /** Statements are prepared once: preparing each time costs about four times as much. */
 function fileDriver(db: FileDatabase): Driver {
   const cache = new Map<string, Ready>();
-  const prepare = (sql: string): Ready => {
+  const prepare = (sql: string, args: readonly Value[]): Ready => {
     let ready = cache.get(sql);
-    if (!ready) cache.set(sql, (ready = readyStatement(db, sql)));
+    if (!ready) {
+      ready = readyStatement(db, sql);
+      cache.set(sql, ready);
+    }
+    // A statement would run with what was bound to it before.
+    if (args.length < ready.parameters) throw missingArguments(sql);
     return ready;
   };
   const rowsOf = ({ statement, columns }: Ready, args: readonly Value[]): Row[] =>
     (statement.all(args as Value[]) as Value[][]).map((values) => toRow(columns, values));
   const run = ({ sql, args }: Statement): Result => {
-    const ready = prepare(sql);
+    const ready = prepare(sql, args);
     if (ready.columns.length === 0) {
       return { rows: [], changes: ready.statement.run(args as Value[]).changes };
     }
     const rows = rowsOf(ready, args);
     return { rows, changes: rows.length };
   };
-  const control = (sql: string): void => {
-    prepare(sql).statement.run();
-  };
   return {
-    read: (sql, args) => rowsOf(prepare(sql), args),
+    read: (sql, args) => rowsOf(prepare(sql, args), args),
     first(sql, args) {
-      const { statement, columns } = prepare(sql);
+      const { statement, columns } = prepare(sql, args);
       const values = statement.get(args as Value[]) as Value[] | undefined;
       return values && toRow(columns, values);
     },
     commit(statements) {
-      // A statement alone is a transaction by itself, and saves two round trips to the driver.
-      if (statements.length === 1) return statements.map(run);
-      control('begin immediate');
+      // Only this can find the database locked, and it is not prepared: a prepared statement that
+      // was refused a lock stays under way, and SQLite then commits nothing that is run after it.
+      db.exec('begin immediate');
       try {
         const results = statements.map(run);
-        control('commit');
+        db.exec('commit');
         return results;
       } catch (error) {
-        if (db.inTransaction) control('rollback');
+        if (db.inTransaction) db.exec('rollback');
         throw error;
       }
     },
@@ -172,8 +194,16 @@ function fileDriver(db: FileDatabase): Driver {
 /** Rows are fetched as arrays, which costs half as much as having the driver name each value. */
 function readyStatement(db: FileDatabase, sql: string): Ready {
   const statement = db.prepare(sql);
-  if (!statement.reader) return { statement, columns: [] };
-  return { statement: statement.raw(), columns: statement.columns().map(({ name }) => name) };
+  const parameters = Math.max(0, ...Array.from(sql.matchAll(/\?(\d+)/g), ([, n]) => Number(n)));
+  if (!statement.reader) return { statement, columns: [], parameters };
+  const columns = statement.columns().map(({ name }) => name);
+  return { statement: statement.raw(), columns, parameters };
+}
+
+/** With the code that a server gives it. */
+function missingArguments(sql: string): Error {
+  const error = new RangeError(`arguments are missing for: ${sql}`);
+  return Object.assign(error, { code: 'ARGS_INVALID' });
 }
 
 function toRow(columns: readonly string[], values: readonly Value[]): Row {
@@ -264,7 +294,8 @@ async function commitGroup(driver: Driver, group: readonly Pending[]): Promise<v
     const results = await driver.commit(group.flatMap((pending) => pending.statements));
     let at = 0;
     for (const { statements, resolve } of group) {
-      resolve(results.slice(at, (at += statements.length)));
+      resolve(results.slice(at, at + statements.length));
+      at += statements.length;
     }
   } catch (error) {
     const failure = new DatabaseError(error);

@@ -35,7 +35,7 @@ export class Org {
   /** A statement on this org's rows, for {@link Org.write}. `args` bind from `?2` on. */
   statement(sql: string, ...args: Value[]): Statement {
     if (!scoped.has(sql)) {
-      if (!/\borg_id = \?1|\(\?1,|select \?1,/.test(sql)) {
+      if (!/\borg_id = \?1(?!\d)|\(\?1,|select \?1,/.test(sql)) {
         throw new Error(`a statement on an org's rows must bind org_id to ?1: ${sql}`);
       }
       scoped.add(sql);

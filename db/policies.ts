@@ -1,6 +1,6 @@
 /** Policies and their immutable versions. */
 
-import type { PolicyId, PolicyVersionId } from '../schema/ids.ts';
+import type { AgentId, PolicyId, PolicyVersionId } from '../schema/ids.ts';
 import { type Policy, policySchema } from '../schema/policy.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import { Memo } from './memo.ts';
@@ -37,17 +37,19 @@ export async function readPolicyVersion(
   );
 }
 
-/** The newest version of a policy. */
-export async function readNewestPolicyVersion(
+/** The newest version of an agent's policy. */
+export async function readAgentPolicy(
   org: Org,
-  policy: PolicyId,
+  agent: AgentId,
 ): Promise<PolicyVersion | undefined> {
   return parsed(
     await org.read(
       `select v.id, v.number, v.document, p.name
-       from policy_versions v join policies p on p.id = v.policy_id and p.org_id = v.org_id
-       where v.org_id = ?1 and v.policy_id = ?2 order by v.number desc limit 1`,
-      policy,
+       from agents a
+       join policies p on p.id = a.policy_id and p.org_id = a.org_id
+       join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
+       where a.org_id = ?1 and a.id = ?2 order by v.number desc limit 1`,
+      agent,
     ),
     (version) => version,
   );

@@ -12,25 +12,47 @@ export interface KeptResponse {
   readonly providerKey: string;
 }
 
-/** The statement that binds a response to its agent; put it into the settling transaction. */
+/**
+ * The statement that binds a response and its items to their agent; put it into the settling
+ * transaction.
+ *
+ * @param ids The response's id and those of its output items, all of which can be named again.
+ */
 export function keptResponse(
   org: Org,
   agent: AgentId,
-  responseId: string,
+  ids: readonly string[],
   kept: KeptResponse,
   now: number,
 ): Statement {
   return org.statement(
     `insert into responses (
        org_id, agent_id, response_id, run_id, step_id, provider_key, created_at
-     ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict do nothing`,
+     ) select ?1, ?2, value, ?4, ?5, ?6, ?7 from json_each(?3) where true
+     on conflict do nothing`,
     agent,
-    responseId,
+    JSON.stringify(ids),
     kept.runId,
     kept.stepId,
     kept.providerKey,
     now,
   );
+}
+
+/** The first of these ids that no response of this agent has brought about. */
+export async function findForeignId(
+  org: Org,
+  agent: AgentId,
+  ids: readonly string[],
+): Promise<string | undefined> {
+  const row = await org.first(
+    `select value as id from json_each(?3) where not exists (
+       select 1 from responses where org_id = ?1 and agent_id = ?2 and response_id = value
+     ) limit 1`,
+    agent,
+    JSON.stringify(ids),
+  );
+  return row && String(row.id);
 }
 
 /** A response that this agent made; another agent's answers like one that doesn't exist. */

@@ -124,12 +124,12 @@ export async function readWindow(org: Org, agent: AgentId): Promise<RunId | null
   return (row?.window_run_id ?? null) as RunId | null;
 }
 
-/** Completes an open run; completing a completed one changes nothing. */
+/** Completes an open run; one that is completed, blocked or cancelled stays as it is. */
 export async function completeRun(org: Org, id: RunId, now: number): Promise<void> {
   await org.write(
     org.statement(
       `update runs set status = 'completed', closed_at = ?3, closed_reason = 'completed'
-       where org_id = ?1 and id = ?2 and status in ('open', 'blocked')`,
+       where org_id = ?1 and id = ?2 and status = 'open'`,
       id,
       now,
     ),

@@ -17,11 +17,9 @@ export type StepKind =
   | 'denial'
   | 'note';
 
-/** Who a step belongs to. */
+/** Where a step belongs, and when. */
 export interface Place {
   readonly runId: RunId;
-  readonly agentId: AgentId;
-  readonly tokenId: TokenId;
   readonly windows: Windows;
   readonly now: number;
 }
@@ -36,7 +34,12 @@ export interface Ceilings {
 /** What was asked, as far as the trail keeps it. */
 export interface Asked {
   readonly endpoint: string;
+  readonly tokenId: TokenId;
   readonly provider?: string;
+  /** The name of the provider key that the call goes out with. */
+  readonly providerKey?: string;
+  /** The model as the upstream is asked for it. */
+  readonly model?: string;
   readonly requestDigest?: string;
   /** The output limit sent upstream where it was lowered, tokens per choice. */
   readonly outputLimit?: number;
@@ -64,66 +67,115 @@ export interface Answered {
 /** A call about to leave, and the most it can cost. */
 export interface Reservation extends Place {
   readonly kind: StepKind;
-  readonly providerKey: string;
-  readonly model: string | null;
   readonly heldNanos: Nanos;
   readonly leaseExpiresAt: number;
   readonly asked: Asked;
   readonly ceilings: Ceilings;
+  readonly standing: Standing;
+}
+
+/** What the decision to let a call out was based on, beside the run. */
+export interface Standing {
+  readonly tokenId: TokenId;
+  /** Of the org's row: its provider keys and prices. */
+  readonly revision: number;
+  /**
+   * For a run that is the agent's window: since when it must have been active, Unix milliseconds.
+   * `null` for a run with a name.
+   */
+  readonly windowSince: number | null;
 }
 
 /**
- * Writes the step and holds its money, in one conditional write: only while the run is open and
- * `spent + held + bound <= ceiling` in every scope. The scopes follow by triggers.
+ * Writes the step and holds its money, in one conditional write: only while the run is open,
+ * `spent + held + bound <= ceiling` in every scope, and what the decision was based on still
+ * stands. The scopes follow by triggers.
  *
  * @returns the step, durable; or `undefined` when nothing was written.
  */
 export async function reserve(org: Org, call: Reservation): Promise<StepId | undefined> {
   const id = newId('step');
+  const ceilings = SCOPES.map(({ name }) => call.ceilings[name]);
   const [result] = await org.write(
     org.statement(
-      `insert into steps (
-         org_id, id, run_id, agent_id, token_id, kind, provider_key, model, day, started_at,
-         held_nanos, lease_expires_at, asked
-       )
-       select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13
-       from runs
-       where org_id = ?1 and id = ?3 and status = 'open'
-         and (ceiling_nanos is null or spent_nanos + held_nanos + ?11 <= ceiling_nanos)
-         and (?14 is null or ?11 + coalesce((
-           select spent_nanos + held_nanos from spend
-           where org_id = ?1 and subject = ?4 and window = ?9), 0) <= ?14)
-         and (?15 is null or ?11 + (
-           select coalesce(sum(spent_nanos + held_nanos), 0) from spend
-           where org_id = ?1 and subject = ?4 and window between ?16 and ?9) <= ?15)
-         and (?17 is null or ?11 + coalesce((
-           select spent_nanos + held_nanos from spend
-           where org_id = ?1 and subject = ?1 and window = ?16), 0) <= ?17)`,
+      reservationSql(ceilings.map((ceiling) => ceiling !== undefined)),
       id,
       call.runId,
-      call.agentId,
-      call.tokenId,
       call.kind,
-      call.providerKey,
-      call.model,
       call.windows.day,
       call.now,
       call.heldNanos,
       call.leaseExpiresAt,
       JSON.stringify(call.asked),
-      call.ceilings.agentPerDay ?? null,
-      call.ceilings.agentPerMonth ?? null,
-      call.windows.month,
-      call.ceilings.orgPerMonth ?? null,
+      call.standing.tokenId,
+      call.standing.revision,
+      call.standing.windowSince,
+      ...ceilings.filter((ceiling) => ceiling !== undefined),
     ),
   );
   return result!.changes > 0 ? id : undefined;
 }
 
+/**
+ * The scopes beside the run, and the amount that counts against each one's ceiling. A month is all
+ * of its days: a call that began before midnight may reserve after one of the next day.
+ */
+const SCOPES = [
+  {
+    name: 'agentPerDay',
+    amount: `coalesce((select spent_nanos + held_nanos from spend
+      where org_id = ?1 and subject = runs.agent_id and window = ?5), 0)`,
+  },
+  {
+    name: 'agentPerMonth',
+    amount: `(select coalesce(sum(spent_nanos + held_nanos), 0) from spend
+      where org_id = ?1 and subject = runs.agent_id
+        and window between substr(?5, 1, 7) and substr(?5, 1, 7) || '-31')`,
+  },
+  {
+    name: 'orgPerMonth',
+    amount: `coalesce((select spent_nanos + held_nanos from spend
+      where org_id = ?1 and subject = ?1 and window = substr(?5, 1, 7)), 0)`,
+  },
+] as const;
+
+const FIRST_CEILING = 13;
+const reservations = new Map<string, string>();
+
+/** The statement for the scopes that have a ceiling: binding is what a short statement costs. */
+function reservationSql(limited: readonly boolean[]): string {
+  const key = limited.join();
+  let sql = reservations.get(key);
+  if (sql === undefined) {
+    const present = SCOPES.filter((_, at) => limited[at]);
+    const conditions = present.map(
+      ({ amount }, at) => `and ?7 + ${amount} <= ?${FIRST_CEILING + at}`,
+    );
+    sql = `insert into steps (
+        org_id, id, run_id, agent_id, kind, day, started_at, held_nanos, lease_expires_at, asked
+      )
+      select ?1, ?2, id, agent_id, ?4, ?5, ?6, ?7, ?8, ?9 from runs
+      where org_id = ?1 and id = ?3 and status = 'open'
+        and (ceiling_nanos is null or spent_nanos + held_nanos + ?7 <= ceiling_nanos)
+        and exists (
+          select 1 from tokens t
+          join agents a on a.id = t.agent_id
+          join orgs o on o.id = t.org_id
+          where t.org_id = ?1 and t.id = ?10 and t.agent_id = runs.agent_id
+            and t.revoked_at is null and (t.expires_at is null or t.expires_at > ?6)
+            and a.suspended_at is null and o.revision = ?11
+            and (?12 is null or a.window_run_id = runs.id and runs.active_at >= ?12)
+        )
+        ${conditions.join(' ')}`;
+    reservations.set(key, sql);
+  }
+  return sql;
+}
+
 /** The scopes of a run that have a ceiling, as they stand. */
 export async function readScopes(
   org: Org,
-  place: Pick<Place, 'runId' | 'agentId' | 'windows'>,
+  place: Pick<Place, 'runId' | 'windows'> & { readonly agentId: AgentId },
   ceilings: Ceilings,
 ): Promise<Scope[]> {
   const { day, month } = place.windows;
@@ -133,7 +185,7 @@ export async function readScopes(
      union all select 'agent_per_day', ?6, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
        from spend where org_id = ?1 and subject = ?3 and window = ?4
      union all select 'agent_per_month', ?7, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
-       from spend where org_id = ?1 and subject = ?3 and window between ?5 and ?4
+       from spend where org_id = ?1 and subject = ?3 and window between ?5 and ?5 || '-31'
      union all select 'org_per_month', ?8, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
        from spend where org_id = ?1 and subject = ?1 and window = ?5`,
     place.runId,
@@ -195,7 +247,6 @@ export function leaseRenewal(org: Org, run: RunId, step: StepId, expiresAt: numb
 /** A step that costs nothing and is over at once: a denial, a note. */
 export interface Remark extends Place {
   readonly kind: 'denial' | 'note';
-  readonly model: string | null;
   readonly outcome: string;
   readonly asked: Asked;
   readonly answered: Answered;
@@ -207,15 +258,12 @@ export async function recordRemark(org: Org, remark: Remark): Promise<StepId> {
   await org.write(
     org.statement(
       `insert into steps (
-         org_id, id, run_id, agent_id, token_id, kind, model, day, started_at, settled_at, outcome,
-         asked, answered
-       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11, ?12)`,
+         org_id, id, run_id, agent_id, kind, day, started_at, settled_at, outcome, asked, answered
+       ) select ?1, ?2, id, agent_id, ?4, ?5, ?6, ?6, ?7, ?8, ?9 from runs
+       where org_id = ?1 and id = ?3`,
       id,
       remark.runId,
-      remark.agentId,
-      remark.tokenId,
       remark.kind,
-      remark.model,
       remark.windows.day,
       remark.now,
       remark.outcome,
@@ -230,6 +278,7 @@ export async function recordRemark(org: Org, remark: Remark): Promise<StepId> {
 export interface Step {
   readonly id: StepId;
   readonly kind: StepKind;
+  readonly tokenId: TokenId;
   readonly endpoint: string;
   readonly provider: string | null;
   readonly providerKey: string | null;
@@ -286,10 +335,11 @@ function toStep(row: Row): Step {
   return {
     id: row.id as StepId,
     kind: row.kind as StepKind,
+    tokenId: asked.tokenId,
     endpoint: asked.endpoint,
     provider: asked.provider ?? null,
-    providerKey: row.provider_key as string | null,
-    model: row.model as string | null,
+    providerKey: asked.providerKey ?? null,
+    model: asked.model ?? null,
     servedModel: answered.servedModel ?? null,
     serviceTier: answered.serviceTier ?? null,
     outcome: row.outcome as string | null,

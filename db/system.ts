@@ -4,6 +4,11 @@ import type { OrgId } from '../schema/ids.ts';
 import type { Database } from './client.ts';
 import { type MasterKeys, rewrapOrgKey } from './seal.ts';
 
+/** Proves that the database answers. @throws {DatabaseError} when it doesn't. */
+export async function ping(db: Database): Promise<void> {
+  await db.first('select 1 as alive', []);
+}
+
 const BATCH = 500;
 
 /**

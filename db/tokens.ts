@@ -32,11 +32,11 @@ export interface CredentialAgent {
   readonly windowRunId: RunId | null;
 }
 
-/**
- * Finds a token by its text. This is how a request finds its org, so it is not scoped to one.
- * The text itself never reaches the database, only its hash.
- */
-export async function findCredential(db: Database, token: string): Promise<Credential | undefined> {
+/** Finds a token by its hash. This is how a request finds its org, so it is not scoped to one. */
+export async function findCredential(
+  db: Database,
+  tokenHash: string,
+): Promise<Credential | undefined> {
   const row = await db.first(
     `select t.id, t.org_id, t.kind, t.actions, t.expires_at, t.revoked_at, t.last_used_at,
        o.revision, a.id as agent_id, a.name, a.policy_id, a.suspended_at, a.window_run_id
@@ -44,7 +44,7 @@ export async function findCredential(db: Database, token: string): Promise<Crede
      join orgs o on o.id = t.org_id
      left join agents a on a.id = t.agent_id and a.org_id = t.org_id
      where t.hash = ?1`,
-    [hashToken(token)],
+    [tokenHash],
   );
   return (
     row && {
@@ -72,10 +72,15 @@ export async function findCredential(db: Database, token: string): Promise<Crede
 
 const HOUR_MS = 3_600_000;
 
+/** Whether this hour's use of a token has been noted. */
+export function isTouched({ lastUsedAt }: Credential, now: number): boolean {
+  return lastUsedAt !== null && lastUsedAt >= now - (now % HOUR_MS);
+}
+
 /** Notes that a token is in use, to the hour. */
 export async function touchToken(org: Org, credential: Credential, now: number): Promise<void> {
+  if (isTouched(credential, now)) return;
   const hour = now - (now % HOUR_MS);
-  if (credential.lastUsedAt !== null && credential.lastUsedAt >= hour) return;
   await org.write(
     org.statement(
       'update tokens set last_used_at = ?3 where org_id = ?1 and id = ?2',

@@ -7,6 +7,7 @@ import { listSteps } from '../db/steps.ts';
 import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
 import { formatDollars } from '../schema/money.ts';
+import { respondJson } from './edge.ts';
 import { authenticate, type Caller } from './proxy/authenticate.ts';
 import type { Services } from './services.ts';
 
@@ -24,7 +25,7 @@ export async function showRun(
   name: string,
 ): Promise<Response> {
   const caller = await authenticate(services, request, 'run.read');
-  return Response.json(await describeRun(caller, await ownRun(caller, name)));
+  return respondJson(await describeRun(caller, await ownRun(caller, name)));
 }
 
 /** A page of a run's trail: `?limit=` (1 to 200) and `?after=` the last step of the page before. */
@@ -45,7 +46,7 @@ export async function showSteps(
   const steps = await listSteps(caller.org, run.id, limit + 1, after);
   const shown = steps.slice(0, limit);
   const next = steps.length > limit ? (shown.at(-1)?.id ?? null) : null;
-  return Response.json({ runId: run.name, steps: shown, next });
+  return respondJson({ runId: run.name, steps: shown, next });
 }
 
 /** Completes a run; doing it again changes nothing and answers the same. */
@@ -58,7 +59,7 @@ export async function finishRun(
   const run = await ownRun(caller, name);
   await completeRun(caller.org, run.id, services.now());
   const completed = (await readRun(caller.org, run.id)) ?? run;
-  return Response.json(await describeRun(caller, completed));
+  return respondJson(await describeRun(caller, completed));
 }
 
 /** An agent sees its own runs only; another's answers like one that doesn't exist. */

@@ -1,10 +1,11 @@
 /** The application: its routes, and the only place where errors are caught. */
 
 import { Hono } from 'hono';
+import { ping } from '../db/system.ts';
 import { finishRun, showRun, showSteps } from './api.ts';
 import { boot } from './boot.ts';
 import { demo } from './demo.ts';
-import { type Connection, secure } from './edge.ts';
+import { type Connection, respondJson, secure } from './edge.ts';
 import { govern } from './proxy.ts';
 import { refuse } from './refuse.ts';
 import type { Services } from './services.ts';
@@ -16,8 +17,8 @@ export type Bindings = { Bindings: Connection };
 export function makeApp(services: Services) {
   const app = new Hono<Bindings>();
   app.get('/healthz', async () => {
-    await services.db.read('select 1 as alive', []);
-    return Response.json({ status: 'ok' });
+    await ping(services.db);
+    return respondJson({ status: 'ok' });
   });
   app.get('/v1/runs/:id', ({ req }) => showRun(services, req.raw, req.param('id')));
   app.get('/v1/runs/:id/steps', ({ req }) => showSteps(services, req.raw, req.param('id')));

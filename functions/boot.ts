@@ -2,6 +2,7 @@
 
 import process from 'node:process';
 import { openDatabase } from '../db/client.ts';
+import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
 import { keepOpened, openMasterKeys } from '../db/seal.ts';
 import { type Config, developmentKeyPath, developmentMasterKeys, readConfig } from './config.ts';
@@ -9,6 +10,9 @@ import { makeEgress } from './egress.ts';
 import { type Log, makeLog } from './log.ts';
 import { Flights } from './proxy/flight.ts';
 import type { Services } from './services.ts';
+
+/** How many tokens and runs a process remembers. */
+const MEMORY = 10_000;
 
 /**
  * Reads the environment and opens the database, brought to the newest schema.
@@ -33,6 +37,7 @@ export async function boot(
     secrets: keepOpened(master, () => performance.now()),
     egress: makeEgress({ allow: config.egressAllow }),
     flights: new Flights(db, log, Date.now),
+    memory: { credentials: new Memo(MEMORY), runs: new Memo(MEMORY) },
     now: Date.now,
   };
 }
@@ -40,6 +45,17 @@ export async function boot(
 /** The configured master keys, or in development those of the key file. */
 export async function masterKeysOf(config: Config, log: Log): Promise<string> {
   return config.masterKeys ?? developmentMasterKeys(developmentKeyPath(config.database.url), log);
+}
+
+/** Waits for a promise, but for at most `limitMs`. */
+export function within(promise: Promise<unknown>, limitMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, limitMs);
+    void promise.finally(() => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
 }
 
 /** Lets calls in flight end, for at most `limitMs`, then settles the rest and closes. */

@@ -2,7 +2,7 @@
 
 import process from 'node:process';
 import { makeApp } from './app.ts';
-import { boot, shutDown } from './boot.ts';
+import { boot, shutDown, within } from './boot.ts';
 import type { Services } from './services.ts';
 
 /** A server that listens. */
@@ -13,6 +13,8 @@ export interface Listening {
 }
 
 const SHUTDOWN_LIMIT_MS = 30_000;
+/** How long a connection may be idle once its answer is there. */
+const IDLE_S = 10;
 /** Above our own limit, which answers in the caller's dialect. */
 const MAX_BODY_BYTES = 128 * 1024 * 1024;
 
@@ -24,10 +26,14 @@ export function listen(services: Services): Listening {
     hostname: config.host,
     port: config.port,
     maxRequestBodySize: MAX_BODY_BYTES,
-    fetch(request, server) {
+    async fetch(request, server) {
       // A model may think for minutes without sending a byte; the proxy has time-outs of its own.
       server.timeout(request, 0);
-      return answer(request, { address: server.requestIP(request)?.address });
+      const response = await answer(request, { address: server.requestIP(request)?.address });
+      // Only streams wait from here on: anybody else could keep an idle connection for good.
+      const isStream = response.headers.get('content-type')?.startsWith('text/event-stream');
+      if (!isStream) server.timeout(request, IDLE_S);
+      return response;
     },
     // Nothing of an error's text may reach a caller; everything that can be told was told before.
     error: () => new Response('internal error', { status: 500 }),
@@ -36,8 +42,10 @@ export function listen(services: Services): Listening {
     url: String(server.url).replace(/\/$/, ''),
     async stop(limitMs) {
       const drained = server.stop();
-      await shutDown(services, limitMs);
-      await Promise.race([drained, server.stop(true)]);
+      // A call is settled before its last byte is sent, and holds nothing before it is decided on.
+      await within(drained, limitMs);
+      await shutDown(services, 0);
+      await server.stop(true);
     },
   };
 }

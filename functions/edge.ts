@@ -14,25 +14,47 @@ export type Fetch = (request: Request, connection: Connection) => Response | Pro
 
 const LOOPBACK = parseCidrList('127.0.0.0/8, ::1');
 
-const HEADERS = Object.entries({
+const HEADERS: Readonly<Record<string, string>> = {
   'x-content-type-options': 'nosniff',
   'x-frame-options': 'DENY',
   'referrer-policy': 'strict-origin-when-cross-origin',
   'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
   'permissions-policy': 'camera=(), geolocation=(), microphone=(), payment=(), usb=()',
   'strict-transport-security': 'max-age=31536000; includeSubDomains',
-});
+};
+
+/** Makes a response with the headers of the edge; every response is made here. */
+export function respond(
+  body: BodyInit | null,
+  status: number,
+  headers: Readonly<Record<string, string>> = {},
+): Response {
+  return new Response(body, { status, headers: { ...headers, ...HEADERS } });
+}
+
+/** Makes a response of JSON; see {@link respond}. */
+export function respondJson(
+  value: object,
+  status = 200,
+  headers: Readonly<Record<string, string>> = {},
+): Response {
+  return respond(JSON.stringify(value), status, { ...headers, 'content-type': 'application/json' });
+}
 
 /**
  * Answers only what came over a transport nobody else can read: TLS before a trusted proxy, or the
  * loopback. Anything else is redirected (308) to the public URL, or refused.
  */
 export function secure(services: Services, answer: Fetch): Fetch {
-  return async (request, connection) => {
-    const response = redirect(services, request, connection) ?? (await answer(request, connection));
-    for (const [name, value] of HEADERS) response.headers.set(name, value);
-    return response;
-  };
+  return (request, connection) =>
+    misaddressed(request) ?? redirect(services, request, connection) ?? answer(request, connection);
+}
+
+/** A `Host` that is none leaves a URL that two readers could read as two paths (RFC 9112, 3.2). */
+function misaddressed(request: Request): Response | undefined {
+  if (URL.canParse(request.url)) return undefined;
+  const error = { type: 'invalid_request_error', message: 'The Host header names no host.' };
+  return respondJson({ error }, 400);
 }
 
 function redirect(
@@ -45,11 +67,11 @@ function redirect(
   if (isSafe && config.publicUrl?.startsWith('https:')) {
     const { pathname, search } = new URL(request.url);
     const location = `${config.publicUrl}${pathname}${search}`;
-    return new Response(null, { status: 308, headers: { location } });
+    return respond(null, 308, { location });
   }
   const message =
     'Rungate answers over https only; a token sent over plain http must be rotated. Behind a proxy that ends TLS, set RUNGATE_TRUSTED_PROXIES.';
-  return Response.json({ error: { type: 'permission_error', message } }, { status: 403 });
+  return respondJson({ error: { type: 'permission_error', message } }, 403);
 }
 
 function isPrivate(

@@ -33,7 +33,7 @@ export interface EgressTimeouts {
 /** What to send. Headers that frame the message (`host`, `content-length` …) are set here. */
 export interface EgressInit {
   readonly method: string;
-  readonly headers: Headers | [string, string][];
+  readonly headers: Readonly<Record<string, string>>;
   readonly body?: Uint8Array<ArrayBuffer> | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly timeouts: EgressTimeouts;
@@ -44,6 +44,8 @@ export interface EgressResponse {
   readonly status: number;
   readonly headers: Headers;
   readonly body: ReadableStream<Uint8Array> | null;
+  /** The whole body, in place of `body`; `too_large` beyond `maxBytes`. */
+  bytes(maxBytes: number): Promise<Uint8Array<ArrayBuffer>>;
 }
 
 /**
@@ -355,7 +357,7 @@ async function sendDirect(url: URL, init: EgressInit, maxBytes: number): Promise
       redirect: 'manual',
       decompress: false,
     });
-    return answer(response, deadline, init.timeouts, maxBytes);
+    return answer(response, deadline, init.timeouts, maxBytes, () => response.bytes());
   } catch (error) {
     controller.abort();
     throw deadline.fail(error, isUnsent(error) ? 'connect_failed' : 'broken');
@@ -419,7 +421,9 @@ function openPinned(url: URL, init: EgressInit, agent: PinnedAgent): ClientReque
     setDefaultHeaders: false,
   });
   request.setHeader('host', url.host);
-  for (const [name, value] of frameHeaders(init.headers)) request.appendHeader(name, value);
+  for (const [name, value] of Object.entries(frameHeaders(init.headers))) {
+    request.setHeader(name, value);
+  }
   if (init.body !== undefined) request.setHeader('content-length', init.body.byteLength);
   return request;
 }
@@ -454,16 +458,12 @@ const FRAMING = new Set([
 ]);
 
 /** Asks for identity unless told otherwise, or a runtime would ask for what it can decode. */
-function frameHeaders(headers: Headers | [string, string][]): [string, string][] {
-  const kept: [string, string][] = [];
-  let hasEncoding = false;
-  for (const header of headers) {
-    const name = header[0].toLowerCase();
-    if (FRAMING.has(name)) continue;
-    if (name === 'accept-encoding') hasEncoding = true;
-    kept.push(header);
+function frameHeaders(headers: Readonly<Record<string, string>>): Record<string, string> {
+  const kept: Record<string, string> = { 'accept-encoding': 'identity' };
+  for (const name in headers) {
+    const lower = name.toLowerCase();
+    if (!FRAMING.has(lower)) kept[lower] = headers[name]!;
   }
-  if (!hasEncoding) kept.push(['accept-encoding', 'identity']);
   return kept;
 }
 
@@ -481,24 +481,88 @@ interface Source {
   stop(): void;
 }
 
-/** Makes the body ready: decoded, timed between chunks, and an error when it is cut short. */
+/**
+ * Makes the body ready: decoded, timed between chunks, and an error when it is cut short.
+ *
+ * @param readPlain The transport's own way to the whole of a plain body, where it has one.
+ */
 function answer(
   { status, headers, body, gate }: Received,
   deadline: Deadline,
-  { idleMs }: EgressTimeouts,
+  timeouts: EgressTimeouts,
   maxDecodedBytes: number,
+  readPlain?: () => Promise<Uint8Array<ArrayBuffer>>,
 ): EgressResponse {
   if (body === null) {
     deadline.close();
-    return { status, headers, body };
+    return { status, headers, body, bytes: async () => new Uint8Array(0) };
   }
-  deadline.rest();
   const encoding = (headers.get('content-encoding') ?? 'identity').trim().toLowerCase();
   const isPlain = encoding === 'identity' || encoding === '';
+  if (!isPlain && !DECODERS.has(encoding)) {
+    throw new EgressError('broken', `The content-encoding ${encoding.slice(0, 40)} is not known.`);
+  }
+  deadline.rest();
   const maxBytes = isPlain ? Number.POSITIVE_INFINITY : maxDecodedBytes;
-  const source = openSource(isPlain ? body : decode(body, encoding), body, gate);
-  const stream = streamBody(source, deadline, idleMs, maxBytes);
-  return { status, headers: isPlain ? headers : withoutEncoding(headers), body: stream };
+  let stream: ReadableStream<Uint8Array> | undefined;
+  const open = () => {
+    const source = openSource(isPlain ? body : decode(body, encoding), body, gate);
+    return streamBody(source, deadline, timeouts.idleMs, maxBytes);
+  };
+  return {
+    status,
+    headers: isPlain ? headers : withoutEncoding(headers),
+    get body() {
+      stream ??= open();
+      return stream;
+    },
+    bytes(limit) {
+      const isShort = readPlain && isPlain && declaredBytes(headers) <= limit;
+      return isShort ? readAtOnce(readPlain, deadline, timeouts) : readAll(open(), limit);
+    },
+  };
+}
+
+/** The length that the transport holds the body to; more than any limit where it isn't told. */
+function declaredBytes(headers: Headers): number {
+  const length = headers.get('content-length');
+  return length === null ? Number.POSITIVE_INFINITY : Number(length);
+}
+
+/** A stream of chunks costs more than the rest of a call; a short body is read without one. */
+async function readAtOnce(
+  read: () => Promise<Uint8Array<ArrayBuffer>>,
+  deadline: Deadline,
+  { idleMs }: EgressTimeouts,
+): Promise<Uint8Array<ArrayBuffer>> {
+  deadline.expect('timeout_idle', idleMs);
+  try {
+    const bytes = await read();
+    deadline.close();
+    return bytes;
+  } catch (error) {
+    throw deadline.fail(error, 'broken');
+  }
+}
+
+async function readAll(
+  body: ReadableStream<Uint8Array>,
+  maxBytes: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const parts: Uint8Array[] = [];
+  let length = 0;
+  for await (const part of body) {
+    length += part.byteLength;
+    if (length > maxBytes) throw new EgressError('too_large', 'The answer is too large.');
+    parts.push(part);
+  }
+  const whole = new Uint8Array(length);
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.byteLength;
+  }
+  return whole;
 }
 
 /** The header names what is no longer so: RFC 9110 sections 8.4 and 8.6. */
@@ -510,10 +574,7 @@ function withoutEncoding(headers: Headers): Headers {
 }
 
 function decode(body: ReadableStream<Uint8Array> | IncomingMessage, encoding: string): Readable {
-  const decoder = DECODERS.get(encoding)?.();
-  if (decoder === undefined) {
-    throw new EgressError('broken', `The content-encoding ${encoding.slice(0, 40)} is not known.`);
-  }
+  const decoder = DECODERS.get(encoding)!();
   const input =
     body instanceof Readable ? body : Readable.fromWeb(body as unknown as NodeWebStream);
   return pipeline(input, decoder, () => {});

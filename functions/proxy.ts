@@ -1,7 +1,8 @@
 /** One governed call, top to bottom: read this file first. */
 
-import { authenticate } from './proxy/authenticate.ts';
-import { readCall } from './proxy/call.ts';
+import { Refusal } from '../schema/errors.ts';
+import { authenticate, Outdated } from './proxy/authenticate.ts';
+import { type Call, readCall } from './proxy/call.ts';
 import { decide } from './proxy/decide.ts';
 import { forward } from './proxy/forward.ts';
 import { reserveBudget } from './proxy/reserve.ts';
@@ -14,11 +15,31 @@ import type { Services } from './services.ts';
  * left out or swapped; each throws a {@link Refusal} to stop the call there.
  */
 export async function govern(services: Services, request: Request): Promise<Response> {
-  const caller = await authenticate(services, request, 'call.create'); // 401: who is calling
-  const call = await readCall(caller); //                                 400, 413: what is asked
-  const governed = await resolveRun(call); //                             402, 403: the run it belongs to
-  const permitted = await decide(governed); //                            403: what the policy says
-  const held = await reserveBudget(permitted); //                         402, 429: money, durably held
-  const answer = await forward(held); //                                  502: the upstream
-  return settle(answer); //                                               the real cost, before the last byte
+  const caller = await authenticate(services, request, 'call.create', true); // 401: who is calling
+  const call = await readCall(caller); //                                       400, 413: what is asked
+  return onFacts(call, async (call) => {
+    const governed = await resolveRun(call); //                                 402, 403: the run it belongs to
+    const permitted = await decide(governed); //                                403: what the policy says
+    const held = await reserveBudget(permitted); //                             402, 429: money, durably held
+    const answer = await forward(held); //                                      502: the upstream
+    return settle(answer); //                                                   the real cost, before the last byte
+  });
+}
+
+/** How often facts may change under a call that reads them anew before it gives up. */
+const READINGS = 3;
+
+/** Takes a call up again, on facts read anew, when those it went by turn out to be outdated. */
+async function onFacts(call: Call, serve: (call: Call) => Promise<Response>): Promise<Response> {
+  for (let reading = 0; ; reading++) {
+    try {
+      return await serve(call);
+    } catch (error) {
+      if (!(error instanceof Outdated)) throw error;
+      if (reading === READINGS)
+        throw new Refusal('unavailable', 'Too much changed meanwhile; try again.');
+    }
+    const caller = await authenticate(call.services, call.request, 'call.create');
+    call = { ...call, ...caller };
+  }
 }

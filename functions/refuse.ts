@@ -2,6 +2,7 @@
 
 import { DatabaseError } from '../db/client.ts';
 import { type Dialect, errorBody, Refusal } from '../schema/errors.ts';
+import { respondJson } from './edge.ts';
 import { findEndpoint } from './providers/endpoints.ts';
 import { dialectOf, requestIdOf } from './proxy/authenticate.ts';
 import type { Services } from './services.ts';
@@ -13,17 +14,14 @@ const RETRYABLE = new Set([429, 500, 502, 503]);
 export function refuse(services: Services, request: Request, error: unknown): Response {
   const refusal = error instanceof Refusal ? error : unexpected(services, request, error);
   const requestId = requestIdOf(request);
-  const headers = new Headers({
-    'content-type': 'application/json',
+  const { retryAfterS, runId } = refusal.detail;
+  return respondJson(errorBody(refusal, dialectFor(request), requestId), refusal.status, {
     'x-request-id': requestId,
     'request-id': requestId,
+    ...(RETRYABLE.has(refusal.status) ? {} : { 'x-should-retry': 'false' }),
+    ...(retryAfterS === undefined ? {} : { 'retry-after': String(retryAfterS) }),
+    ...(runId === undefined ? {} : { 'x-rungate-run-id': encodeURI(runId) }),
   });
-  const { retryAfterS, runId } = refusal.detail;
-  if (!RETRYABLE.has(refusal.status)) headers.set('x-should-retry', 'false');
-  if (retryAfterS !== undefined) headers.set('retry-after', String(retryAfterS));
-  if (runId !== undefined) headers.set('x-rungate-run-id', encodeURI(runId));
-  const body = JSON.stringify(errorBody(refusal, dialectFor(request), requestId));
-  return new Response(body, { status: refusal.status, headers });
 }
 
 /** What nobody meant to happen: logged with its cause, told without it. */

@@ -1,11 +1,33 @@
 /** What every request needs, made once per process and holding nothing that a request leaves. */
 
 import type { Database } from '../db/client.ts';
+import type { Memo } from '../db/memo.ts';
+import type { PolicyVersion } from '../db/policies.ts';
 import type { MasterKeys, OpenedSecrets } from '../db/seal.ts';
+import type { Credential } from '../db/tokens.ts';
+import type { RunId } from '../schema/ids.ts';
 import type { Config } from './config.ts';
 import type { Egress } from './egress.ts';
 import type { Log } from './log.ts';
 import type { Flights } from './proxy/flight.ts';
+
+/**
+ * What calls before this one found out. It saves reads, never a check: the write that holds a
+ * call's money confirms it, and when it doesn't, everything is read anew.
+ */
+export interface Memory {
+  /** By the token's hash. */
+  readonly credentials: Memo<Credential>;
+  /** The run of an agent's name, or of its window. */
+  readonly runs: Memo<KnownRun>;
+}
+
+/** What of a run never changes. */
+export interface KnownRun {
+  readonly id: RunId;
+  readonly name: string;
+  readonly version: PolicyVersion;
+}
 
 /** The process's dependencies, passed explicitly to whatever uses them. */
 export interface Services {
@@ -16,6 +38,7 @@ export interface Services {
   readonly secrets: OpenedSecrets;
   readonly egress: Egress;
   readonly flights: Flights;
+  readonly memory: Memory;
   /** Unix milliseconds. */
   readonly now: () => number;
 }

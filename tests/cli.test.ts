@@ -9,12 +9,12 @@ import { findAgent } from '../db/agents.ts';
 import { type Database, openDatabase } from '../db/client.ts';
 import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
-import { findPolicy, readNewestPolicyVersion } from '../db/policies.ts';
+import { readAgentPolicy } from '../db/policies.ts';
 import { blockRun, findRun, openRun } from '../db/runs.ts';
-import { newId, newMasterKey } from '../db/seal.ts';
+import { hashToken, newId, newMasterKey } from '../db/seal.ts';
 import { recordRemark, reserve, settlement } from '../db/steps.ts';
 import { findCredential } from '../db/tokens.ts';
-import type { AgentId, RunId } from '../schema/ids.ts';
+import type { AgentId, RunId, TokenId } from '../schema/ids.ts';
 import { nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import { printable } from '../web/cli/failure.ts';
@@ -102,7 +102,7 @@ const inOrg = <T>(slug: string, work: (org: Org, db: Database) => Promise<T>): P
 
 const stateOf = (token: string) =>
   inDatabase(async (db) => {
-    const credential = await findCredential(db, token);
+    const credential = await findCredential(db, hashToken(token));
     if (credential === undefined) return 'unknown';
     if (credential.revokedAt !== null) return 'revoked';
     return credential.expiresAt === null ? 'live' : 'ending';
@@ -454,8 +454,7 @@ const NOW = Date.UTC(2026, 10, 5, 12);
 /** A run with a settled call, an estimated one, one in flight and a denial: $0.30 spent, $0.05 held. */
 async function makeRun(org: Org, agentName: string, name: string): Promise<Trail> {
   const agent = (await findAgent(org, agentName))!.id;
-  const policy = (await findPolicy(org, 'prod-agents'))!;
-  const version = (await readNewestPolicyVersion(org, policy.id))!;
+  const version = (await readAgentPolicy(org, agent))!;
   const ceilingNanos = nanos(500_000_000);
   const opening = { agentId: agent, policyVersionId: version.id, ceilingNanos, now: NOW };
   await openRun(org, opening, { name, source: 'x-rungate-run-id' });
@@ -465,9 +464,8 @@ async function makeRun(org: Org, agentName: string, name: string): Promise<Trail
   await addCall(org, { run, agent }, NOW + 2, 50_000_000, null, false);
   const windows = windowsOf(NOW);
   await recordRemark(org, {
-    ...{ runId: run, agentId: agent, tokenId: newId('token'), windows, now: NOW + 3 },
-    ...{ kind: 'denial', model: 'gpt\u001b[31m', outcome: 'permission_denied' },
-    asked: { endpoint: 'chat/completions' },
+    ...{ runId: run, windows, now: NOW + 3, kind: 'denial', outcome: 'permission_denied' },
+    asked: { endpoint: 'chat/completions', tokenId: newId('token'), model: 'gpt\u001b[31m' },
     answered: { httpStatus: 403, detail: { rule: 'models.allow' } },
   });
   return { run, agent };
@@ -482,11 +480,18 @@ async function addCall(
   estimated: boolean,
 ): Promise<void> {
   const ceilings = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
+  const token = await org.first(
+    `select t.id, o.revision from tokens t join orgs o on o.id = t.org_id
+     where t.org_id = ?1 and t.agent_id = ?2 and t.revoked_at is null`,
+    agent,
+  );
+  const tokenId = token!.id as TokenId;
+  const named = { provider: 'openai', providerKey: 'openai', model: 'gpt-5' };
   const step = await reserve(org, {
-    ...{ runId: run, agentId: agent, tokenId: newId('token'), windows: windowsOf(now), now },
-    ...{ kind: 'model_call', providerKey: 'openai', model: 'gpt-5', ceilings },
+    ...{ runId: run, windows: windowsOf(now), now, kind: 'model_call', ceilings },
     ...{ heldNanos: nanos(heldNanos), leaseExpiresAt: Date.now() + DAY_MS },
-    asked: { endpoint: 'chat/completions', provider: 'openai', requestDigest: 'd' },
+    asked: { endpoint: 'chat/completions', tokenId, ...named, requestDigest: 'd' },
+    standing: { tokenId, revision: Number(token!.revision), windowSince: null },
   });
   if (spentNanos === null) return;
   const usage = estimated ? { inputTokens: 56 } : { inputTokens: 120, outputTokens: 34 };

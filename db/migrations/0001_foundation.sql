@@ -144,12 +144,9 @@ create table steps (
   org_id text not null,
   run_id text not null,
   agent_id text not null,
-  token_id text,
   kind text not null check (
     kind in ('model_call', 'tool_call', 'retry', 'failover', 'gate', 'denial', 'note')
   ),
-  provider_key text,
-  model text,
   -- The UTC day, YYYY-MM-DD, in whose windows the step's money counts.
   day text not null,
   started_at integer not null,

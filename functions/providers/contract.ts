@@ -54,6 +54,8 @@ export interface Reading {
   /** As `costOf` takes it. */
   readonly serviceTier?: string;
   readonly responseId?: string;
+  /** Ids of the output items of a response that the upstream keeps. */
+  readonly itemIds?: readonly string[];
   /**
    * Of a stream that breaks: what had been reported until then, which is less than was consumed.
    * Of one that was complete: all of it.

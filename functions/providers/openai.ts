@@ -6,6 +6,7 @@ import {
   type Bound,
   boundText,
   type Contents,
+  invalid,
   isGiven,
   isObject,
   NO_COST,
@@ -38,6 +39,7 @@ const UNPRICED_KEYS = [
   'route',
   'compound_custom',
   'transforms',
+  'extra_body',
 ] as const;
 
 const SHARED_KEYS = ['model', 'stream', 'stream_options', 'service_tier', 'metadata', 'user'];
@@ -82,7 +84,9 @@ function chatContents(body: JsonObject, model: string): Contents {
     if (!isObject(message)) continue;
     if (isGiven(message.audio)) seen.hidden = 'messages[].audio';
     const { content } = message;
-    if (Array.isArray(content)) for (const part of content) chatPart(seen, part, model);
+    // Some hosts take a part that stands alone.
+    const parts = Array.isArray(content) ? content : [content ?? null];
+    for (const part of parts) chatPart(seen, part, model);
   }
   seen.tools = readList(body, 'functions').length;
   for (const tool of readList(body, 'tools')) {
@@ -134,11 +138,13 @@ function boundEmbeddings(body: JsonObject, bodyBytes: number): Bound {
   return isText ? bound : { ...bound, unbounded: 'input' };
 }
 
+/** A host that reads `max_tokens` alone may ignore the other one, which every host reads. */
 function limitChat(body: StrictBody, tokens: number, limitKey = 'max_completion_tokens'): Edit[] {
   const keys = ['max_completion_tokens', 'max_tokens'];
   const given = keys.filter((key) => isGiven(body.value[key]));
   const lowered = given.filter((key) => Number(body.value[key]) > tokens);
-  const edited = given.length === 0 ? [limitKey] : lowered;
+  const isRead = given.includes(limitKey) || (given.length > 0 && limitKey !== 'max_tokens');
+  const edited = isRead ? lowered : [...lowered, limitKey];
   return edited.map((key) => setMember(body, [key], tokens));
 }
 
@@ -152,8 +158,9 @@ export function limitMember(body: StrictBody, key: string, tokens: number): Edit
 function askStreamUsage(body: StrictBody): Edit[] {
   const { value } = body;
   if (!readFlag(value, 'stream')) return [];
-  const options = value.stream_options;
-  if (isObject(options) && readFlag(options, 'include_usage')) return [];
+  const options = value.stream_options ?? {};
+  if (!isObject(options)) throw invalid('stream_options', 'must be an object');
+  if (readFlag(options, 'include_usage')) return [];
   return [setMember(body, ['stream_options', 'include_usage'], true)];
 }
 

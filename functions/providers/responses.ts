@@ -223,17 +223,36 @@ function readSearches(response: JsonObject): Pick<Usage, 'webSearches' | 'fileSe
   };
 }
 
+const MOST_ITEMS = 1_024;
+
+function readItemIds({ output }: JsonObject): string[] {
+  const items = Array.isArray(output) ? output.slice(0, MOST_ITEMS) : [];
+  return items.flatMap((item) => (isObject(item) ? (textOf(item, 'id') ?? []) : []));
+}
+
+/** Ids of kept items that a body refers to in place of their content. */
+export function referredItems({ input }: JsonObject): string[] {
+  const items = Array.isArray(input) ? input : [];
+  return items.flatMap((item) => {
+    if (!isObject(item)) return [];
+    const isReference = item.type === 'item_reference' || (!isGiven(item.type) && !item.role);
+    return isReference ? [String(item.id)] : [];
+  });
+}
+
 function readResponse(response: JsonObject): Omit<Reading, 'complete'> {
   const usage = readUsage(response);
   const model = textOf(response, 'model');
   const serviceTier = textOf(response, 'service_tier');
   const responseId = textOf(response, 'id');
   const status = textOf(response, 'status');
+  const itemIds = readItemIds(response);
   return {
     ...(model === undefined ? {} : { model }),
     ...(serviceTier === undefined ? {} : { serviceTier }),
     ...(responseId === undefined ? {} : { responseId }),
     ...(status === undefined ? {} : { status }),
+    ...(itemIds.length === 0 ? {} : { itemIds }),
     ...(usage === undefined ? {} : { usage }),
   };
 }
@@ -322,5 +341,7 @@ export const RESPONSES_ENDPOINTS: readonly Endpoint[] = [
     name: 'responses.input_items',
     method: 'GET',
     path: 'responses/{id}/input_items',
+    // A list says nothing of how its response ended, and so settles nothing.
+    meter: meterResponse,
   }),
 ];

@@ -1,11 +1,12 @@
 /** Step 1: who is calling. */
 
 import { forOrg, type Org } from '../../db/org.ts';
-import { newId } from '../../db/seal.ts';
+import { hashToken, newId } from '../../db/seal.ts';
 import {
   type Credential,
   type CredentialAgent,
   findCredential,
+  isTouched,
   touchToken,
 } from '../../db/tokens.ts';
 import { type Dialect, Refusal } from '../../schema/errors.ts';
@@ -23,6 +24,16 @@ export interface Caller {
   readonly org: Org;
   readonly credential: Credential;
   readonly agent: CredentialAgent;
+  /** Whether the credential was known from an earlier call; see {@link Outdated}. */
+  readonly isRemembered: boolean;
+}
+
+/**
+ * What was remembered no longer holds. Nothing has been refused, recorded or sent on its account:
+ * the call is taken up again on facts that are read anew.
+ */
+export class Outdated extends Error {
+  override readonly name = 'Outdated';
 }
 
 /** The id of a request, which its response and its log lines carry. */
@@ -31,7 +42,10 @@ const requestIds = new WeakMap<Request, string>();
 /** The id of a request; the same one whenever it is asked for. */
 export function requestIdOf(request: Request): string {
   let id = requestIds.get(request);
-  if (!id) requestIds.set(request, (id = newId('request')));
+  if (!id) {
+    id = newId('request');
+    requestIds.set(request, id);
+  }
   return id;
 }
 
@@ -43,19 +57,26 @@ export function dialectOf(request: Request): Dialect {
 
 /**
  * Finds the agent of the token in `Authorization` or `x-api-key`. A token with a wrong checksum is
- * refused without a read; all others are read anew, so that a revocation counts at once.
+ * refused without a read. A call that will hold money may go by what is remembered of its token,
+ * since that write confirms it; all others read the token anew. Either way a revocation counts at
+ * once.
  *
+ * @param mayRemember Whether the caller lets the write that holds its money confirm the token.
  * @throws {Refusal} `invalid_token`, `permission_denied`, `agent_suspended`.
  */
 export async function authenticate(
   services: Services,
   request: Request,
   action: AgentAction,
+  mayRemember = false,
 ): Promise<Caller> {
   const text = tokenOf(request.headers);
   if (!text || !readToken(text)) throw unknownToken();
-  const credential = await findCredential(services.db, text);
+  const hash = hashToken(text);
   const now = services.now();
+  const known = mayRemember ? services.memory.credentials.get(hash) : undefined;
+  const isRemembered = known !== undefined && isTouched(known, now);
+  const credential = isRemembered ? known : await findCredential(services.db, hash);
   if (!credential || credential.revokedAt !== null || expired(credential, now))
     throw unknownToken();
   const { agent } = credential;
@@ -72,7 +93,10 @@ export async function authenticate(
     });
   }
   const org = forOrg(services.db, credential.orgId);
-  await touchToken(org, credential, now);
+  if (!isRemembered) {
+    services.memory.credentials.set(hash, { ...credential, lastUsedAt: now });
+    await touchToken(org, credential, now);
+  }
   return {
     services,
     request,
@@ -81,6 +105,7 @@ export async function authenticate(
     org,
     credential,
     agent,
+    isRemembered,
   };
 }
 

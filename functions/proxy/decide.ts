@@ -1,11 +1,14 @@
 /** Step 4: what the run's policy says of the call, and which upstream it goes to. */
 
-import { findResponse, type KeptResponse } from '../../db/responses.ts';
+import { findForeignId, findResponse, type KeptResponse } from '../../db/responses.ts';
 import { type ProviderKey, readSettings, type Settings } from '../../db/settings.ts';
+import type { JsonObject } from '../../schema/json.ts';
+import { invalid, isGiven } from '../../schema/rules/bound.ts';
 import { type Denial, decideModel } from '../../schema/rules/decide.ts';
 import { findRates, overrideRates, type Rates } from '../../schema/rules/price.ts';
 import { provider as findProvider, type Provider } from '../providers/compatible.ts';
 import type { Endpoint } from '../providers/contract.ts';
+import { referredItems } from '../providers/responses.ts';
 import { deny, type Governed } from './deny.ts';
 
 /** A call that the policy lets through, and where it goes. */
@@ -21,6 +24,9 @@ export interface Permitted extends Governed {
   /** The kept response that the call is about. */
   readonly kept: KeptResponse | undefined;
 }
+
+/** The longest name of a model, in characters: it goes on the trail and into the answer. */
+const MAX_MODEL_LENGTH = 256;
 
 /** Where a call goes. */
 interface Target {
@@ -62,8 +68,11 @@ async function findKept(call: Governed): Promise<KeptResponse | undefined> {
     const kept = await findResponse(org, agent.id, call.resourceId);
     return kept ?? deny(call, 'not_found', 'This agent has made no response with that id.', {});
   }
+  if (isGiven(body?.value.conversation)) return denyConversation(call);
+  if (body) await checkReferences(call, body.value);
   const previous = body?.value.previous_response_id;
-  if (typeof previous !== 'string') return undefined;
+  if (previous === undefined || previous === null) return undefined;
+  if (typeof previous !== 'string') throw invalid('previous_response_id', 'must be a string');
   const kept = await findResponse(org, agent.id, previous);
   return (
     kept ??
@@ -74,6 +83,28 @@ async function findKept(call: Governed): Promise<KeptResponse | undefined> {
   );
 }
 
+/** An item of another agent's response could hold what this one may not read. */
+async function checkReferences(call: Governed, body: JsonObject): Promise<void> {
+  if (call.endpoint?.name !== 'responses.create') return;
+  const referred = referredItems(body);
+  const foreign = referred.length > 0 && (await findForeignId(call.org, call.agent.id, referred));
+  if (!foreign) return;
+  await deny(call, 'permission_denied', 'This agent has made no response item with that id.', {
+    rule: 'responses.owner',
+    field: 'input',
+    asked: foreign.slice(0, 256),
+  });
+}
+
+/** Conversations are not forwarded, so that whoever names one did not make it here. */
+function denyConversation(call: Governed): Promise<never> {
+  const message = 'This agent has made no conversation; send the items or previous_response_id.';
+  return deny(call, 'permission_denied', message, {
+    rule: 'responses.owner',
+    field: 'conversation',
+  });
+}
+
 async function findTarget(
   call: Governed,
   endpoint: Endpoint,
@@ -82,10 +113,10 @@ async function findTarget(
 ): Promise<Target> {
   const asked = call.body?.value.model;
   const candidates = settings.keys.flatMap((key) => candidate(key, endpoint, kept));
-  if (endpoint.spends && typeof asked !== 'string') {
-    return deny(call, 'invalid_body', 'The body must name its model as a string.', {
-      field: 'model',
-    });
+  const isNamed = typeof asked === 'string' && asked.length <= MAX_MODEL_LENGTH;
+  if (!isNamed && (endpoint.spends || asked !== undefined)) {
+    const message = `The body must name its model as a string of at most ${MAX_MODEL_LENGTH} characters.`;
+    return deny(call, 'invalid_body', message, { field: 'model' });
   }
   const target =
     typeof asked === 'string' ? choose(candidates, settings, asked, call.startedAt) : candidates[0];

@@ -5,20 +5,24 @@ import type { Run } from '../../db/runs.ts';
 import { recordRemark } from '../../db/steps.ts';
 import { ERRORS, type ErrorCode, Refusal, type RefusalDetail } from '../../schema/errors.ts';
 import { windowsOf } from '../../schema/rules/budget.ts';
+import { Outdated } from './authenticate.ts';
 import type { Call } from './call.ts';
 
 /** A call on a run. */
 export interface Governed extends Call {
-  readonly run: Run;
+  readonly run: Pick<Run, 'id' | 'name'>;
   /** The policy version that the run opened with. */
   readonly version: PolicyVersion;
+  /** As {@link Standing} has it: since when the run must have been active, if it is the window. */
+  readonly windowSince: number | null;
 }
 
 /**
  * Records a denial and refuses.
  *
  * @param message One sentence a person can act on.
- * @throws {Refusal} always.
+ * @throws {Refusal} always; but {@link Outdated} for a call that goes by remembered facts, which
+ *   are good enough to let a call out, never to refuse one.
  */
 export async function deny(
   call: Governed,
@@ -26,20 +30,20 @@ export async function deny(
   message: string,
   detail: RefusalDetail,
 ): Promise<never> {
+  if (call.isRemembered) throw new Outdated();
   const { run, services } = call;
   const told = { policy: call.version.label, runId: run.name, ...detail };
   const now = services.now();
   await recordRemark(call.org, {
     kind: 'denial',
     runId: run.id,
-    agentId: call.agent.id,
-    tokenId: call.credential.tokenId,
     windows: windowsOf(now),
     now,
-    model: askedModel(call),
     outcome: code,
     asked: {
       endpoint: call.endpoint?.name ?? `${call.request.method} ${call.path.slice(0, 200)}`,
+      tokenId: call.credential.tokenId,
+      ...askedModel(call),
       ...(call.requestDigest === null ? {} : { requestDigest: call.requestDigest }),
     },
     answered: { httpStatus: ERRORS[code].status, detail: { message, ...told } },
@@ -47,7 +51,8 @@ export async function deny(
   throw new Refusal(code, message, told);
 }
 
-function askedModel(call: Governed): string | null {
+function askedModel(call: Governed): { model?: string } {
   const model = call.body?.value.model;
-  return typeof model === 'string' ? model.slice(0, 256) : null;
+  // What is longer is no model's name, and may be anything.
+  return typeof model === 'string' && model.length <= 256 ? { model } : {};
 }

@@ -34,9 +34,20 @@ const NOT_UPSTREAM = new Set([
   'true-client-ip',
   'cf-connecting-ip',
   'prefer',
+  // By these, hosts would serve another route or another host than the one decided on.
+  'x-http-method',
+  'x-http-method-override',
+  'x-method-override',
+  'x-original-url',
+  'x-rewrite-url',
+  'x-original-host',
+  'x-host',
 ]);
 
-const NOT_UPSTREAM_PREFIXES = ['x-rungate-', 'x-forwarded-', 'cf-'];
+/** Gateways take the upstream's host and credential from headers of their own. */
+const GATEWAY_PREFIXES = ['x-portkey-', 'helicone-', 'x-litellm-'];
+
+const NOT_UPSTREAM_PREFIXES = ['x-rungate-', 'x-forwarded-', 'cf-', ...GATEWAY_PREFIXES];
 
 /** What an upstream says to us, not to the caller. */
 const NOT_DOWNSTREAM = new Set([
@@ -57,24 +68,52 @@ const NOT_DOWNSTREAM = new Set([
 const NOT_DOWNSTREAM_PREFIXES = ['x-rungate-', 'access-control-', 'cf-'];
 
 /** The headers that go upstream, credentials not yet among them. */
-export function upstreamHeaders(headers: Headers): Headers {
+export function upstreamHeaders(headers: Headers): Record<string, string> {
   const sent = filtered(headers, NOT_UPSTREAM, NOT_UPSTREAM_PREFIXES);
-  sent.set('accept-encoding', 'identity');
+  sent['accept-encoding'] = 'identity';
   return sent;
 }
 
-/** The upstream's headers that reach the caller. */
-export function downstreamHeaders(headers: Headers): Headers {
-  return filtered(headers, NOT_DOWNSTREAM, NOT_DOWNSTREAM_PREFIXES);
+/** A shorter credential could stand anywhere by chance. */
+const MIN_SECRET_CHARS = 8;
+
+/** The upstream's headers that reach the caller; none that repeats the provider's credential. */
+export function downstreamHeaders(headers: Headers, secret: string): Record<string, string> {
+  const passed = filtered(headers, NOT_DOWNSTREAM, NOT_DOWNSTREAM_PREFIXES);
+  for (const name in passed) if (holds(passed[name]!, secret)) delete passed[name];
+  return passed;
 }
 
-function filtered(headers: Headers, dropped: ReadonlySet<string>, prefixes: readonly string[]) {
+/**
+ * An error's body without the provider's credential: some upstreams quote what they were sent, and
+ * it is not the agent's to read.
+ */
+export function withoutSecret(
+  bytes: Uint8Array<ArrayBuffer>,
+  secret: string,
+): Uint8Array<ArrayBuffer> {
+  const text = new TextDecoder().decode(bytes);
+  if (!holds(text, secret)) return bytes;
+  return new TextEncoder().encode(text.replaceAll(secret, '[redacted]'));
+}
+
+/** Whether a text repeats a credential; one of a few characters is never found. */
+export function holds(text: string, secret: string): boolean {
+  return secret.length >= MIN_SECRET_CHARS && text.includes(secret);
+}
+
+/** A plain object: making a `Headers` of each header costs several times as much. */
+function filtered(
+  headers: Headers,
+  dropped: ReadonlySet<string>,
+  prefixes: readonly string[],
+): Record<string, string> {
   const named = connectionNames(headers.get('connection'));
-  const kept = new Headers();
+  const kept: Record<string, string> = Object.create(null);
   headers.forEach((value, name) => {
     if (dropped.has(name) || named?.has(name)) return;
-    if (prefixes.some((prefix) => name.startsWith(prefix))) return;
-    kept.append(name, value);
+    for (const prefix of prefixes) if (name.startsWith(prefix)) return;
+    kept[name] = value;
   });
   return kept;
 }

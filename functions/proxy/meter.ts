@@ -51,7 +51,9 @@ export class StreamMeter {
     let from = 0;
     for (const event of events) {
       const until = event.end - this.#keptAt;
-      if (this.#meter.event(event) === 'pass') passed.push(bytes.subarray(from, until));
+      // What stands before an event, such as a comment, is no part of it and passes either way.
+      const isPassed = this.#meter.event(event) === 'pass';
+      passed.push(bytes.subarray(from, isPassed ? until : event.start - this.#keptAt));
       from = until;
     }
     this.#keptAt += from;

@@ -4,10 +4,10 @@ import { blockRun, readRun } from '../../db/runs.ts';
 import { type Asked, type Ceilings, readScopes, reserve } from '../../db/steps.ts';
 import { expireHolds } from '../../db/system.ts';
 import type { StepId } from '../../schema/ids.ts';
-import { type Edit, splice } from '../../schema/json.ts';
+import { type Edit, type JsonObject, splice } from '../../schema/json.ts';
 import { formatDollars, type Nanos, ZERO } from '../../schema/money.ts';
 import type { Policy } from '../../schema/policy.ts';
-import { type Bound, NO_COST } from '../../schema/rules/bound.ts';
+import { type Bound, isGiven, NO_COST } from '../../schema/rules/bound.ts';
 import {
   roomOf,
   type Scope,
@@ -16,6 +16,7 @@ import {
   windowsOf,
 } from '../../schema/rules/budget.ts';
 import { fitOutput, pricesSearches, worstCaseOf } from '../../schema/rules/price.ts';
+import { Outdated } from './authenticate.ts';
 import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
 import { type Flight, LEASE_MS } from './flight.ts';
@@ -56,6 +57,7 @@ export async function reserveBudget(call: Permitted): Promise<Held> {
   for (let turn = 0; turn < TRIES; turn++) {
     const held = await hold(call, attempt, windows, ceilings);
     if (held) return held;
+    if (call.isRemembered) throw new Outdated();
     attempt = await refit(call, attempt, windows, ceilings);
   }
   return denyHeld(call, undefined);
@@ -90,31 +92,37 @@ async function hold(
 ): Promise<Held | undefined> {
   const { bound, outputLimit } = attempt;
   const heldNanos = call.rates ? worstCaseOf(bound, call.rates) : ZERO;
+  // Before anything is held: what a body is refused for here must leave no hold behind.
+  const prepared = prepare(call, attempt);
   const leaseExpiresAt = call.services.now() + LEASE_MS;
   const stepId = await reserve(call.org, {
     kind: 'model_call',
     runId: call.run.id,
-    agentId: call.agent.id,
-    tokenId: call.credential.tokenId,
     windows,
     now: call.startedAt,
-    providerKey: call.key.name,
-    model: call.model,
     heldNanos,
     leaseExpiresAt,
     asked: askedOf(call, outputLimit),
+    standing: {
+      tokenId: call.credential.tokenId,
+      revision: call.credential.revision,
+      windowSince: call.windowSince,
+    },
     ceilings,
   });
   if (!stepId) return undefined;
   const flight = call.services.flights.start(call.org, call.run.id, stepId, leaseExpiresAt);
-  return { ...call, flight, stepId, bound, heldNanos, outputLimit, ...prepare(call, outputLimit) };
+  return { ...call, flight, stepId, bound, heldNanos, outputLimit, ...prepared };
 }
 
 function askedOf(call: Permitted, outputLimit: number | null): Asked {
-  const { endpoint, key, requestDigest, rates } = call;
+  const { credential, endpoint, key, model, requestDigest, rates } = call;
   return {
     endpoint: endpoint.name,
+    tokenId: credential.tokenId,
     provider: key.provider,
+    providerKey: key.name,
+    ...(model === null ? {} : { model }),
     ...(requestDigest === null ? {} : { requestDigest }),
     ...(outputLimit === null ? {} : { outputLimit }),
     ...(rates ? { catalogue: rates.catalogue } : {}),
@@ -122,13 +130,15 @@ function askedOf(call: Permitted, outputLimit: number | null): Asked {
 }
 
 /** The bytes that go upstream: the caller's own, with as few edits as can be. */
-function prepare(call: Permitted, outputLimit: number | null) {
+function prepare(call: Permitted, { bound, outputLimit }: Attempt) {
   const { body, endpoint, provider } = call;
   if (!body) return { outgoing: call.bytes, askedUsage: false };
   const usage = provider.streamsUsage ? [] : endpoint.askUsage(body);
+  const most = outputLimit ?? Math.floor(bound.outputTokens / bound.choices);
   const edits: Edit[] = [...usage];
-  if (outputLimit !== null) {
-    edits.push(...endpoint.limitOutput(body, outputLimit, provider.limitKey));
+  // Also unlowered: the limit that was reserved for must be the one that the host reads.
+  if (outputLimit !== null || isLimited(body.value)) {
+    edits.push(...endpoint.limitOutput(body, most, provider.limitKey));
   }
   if (call.model !== null && body.value.model !== call.model) {
     edits.push({ ...body.members.get('model')!, text: JSON.stringify(call.model) });
@@ -139,6 +149,10 @@ function prepare(call: Permitted, outputLimit: number | null) {
   };
 }
 
+function isLimited(body: JsonObject): boolean {
+  return isGiven(body.max_completion_tokens) && !isGiven(body.max_tokens);
+}
+
 /** Finds what to try next, or refuses. */
 async function refit(
   call: Permitted,
@@ -147,12 +161,13 @@ async function refit(
   ceilings: Ceilings,
 ): Promise<Attempt> {
   const run = await readRun(call.org, call.run.id);
-  if (run && run.status !== 'open') return refuseClosed({ ...call, run });
+  if (run && run.status !== 'open') return refuseClosed(call, run);
   const scopes = await readScopes(call.org, { ...placeOf(call), windows }, ceilings);
   const scope = tightest(scopes);
-  if (!scope || !call.rates) return attempt;
-  const room = roomOf(scope);
-  if (worstCaseOf(attempt.bound, call.rates) <= room) return attempt;
+  const room = scope && roomOf(scope);
+  // Something else than money has changed since it was read.
+  if (!scope || !call.rates) throw new Outdated();
+  if (room === undefined || worstCaseOf(attempt.bound, call.rates) <= room) return attempt;
   const most = Math.floor(attempt.bound.outputTokens / attempt.bound.choices);
   const fits = fitOutput(attempt.bound, call.rates, room);
   const least = Math.min(call.version.policy.budget.minOutputTokens, most);

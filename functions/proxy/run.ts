@@ -1,6 +1,6 @@
 /** Step 3: the run that a call belongs to, and the policy version it opened with. */
 
-import { readNewestPolicyVersion, readPolicyVersion } from '../../db/policies.ts';
+import { type PolicyVersion, readAgentPolicy, readPolicyVersion } from '../../db/policies.ts';
 import {
   findRun,
   type NewRun,
@@ -12,7 +12,6 @@ import {
   reopenRun,
 } from '../../db/runs.ts';
 import { Refusal } from '../../schema/errors.ts';
-import type { RunId } from '../../schema/ids.ts';
 import type { RunName } from '../../schema/rules/identity.ts';
 import type { Call } from './call.ts';
 import { deny, type Governed } from './deny.ts';
@@ -26,11 +25,30 @@ const WINDOW_TRIES = 20;
  * @throws {Refusal} `run_closed`, `budget_exceeded` for a run that is no longer open.
  */
 export async function resolveRun(call: Call): Promise<Governed> {
+  const key = `${call.agent.id}/${call.runName?.name ?? ''}`;
+  const { runs } = call.services.memory;
+  const known = call.isRemembered && !isNewWanted(call) ? runs.get(key) : undefined;
+  if (known) return onRun(call, known, known.version);
   const run = call.runName ? await joinNamed(call, call.runName) : await joinWindow(call);
   const version = await readPolicyVersion(call.org, run.policyVersionId);
   if (!version) throw new Refusal('internal', 'The policy version of this run is missing.');
-  const governed = { ...call, run, version };
-  return run.status === 'open' ? governed : refuseOrReopen(governed);
+  const governed = onRun(call, run, version);
+  if (run.status !== 'open') await refuseOrReopen(governed, run);
+  runs.set(key, { id: run.id, name: run.name, version });
+  return governed;
+}
+
+function onRun(call: Call, run: Governed['run'], version: PolicyVersion): Governed {
+  const windowSince = call.runName ? null : call.startedAt - idleMsOf(version);
+  return { ...call, run, version, windowSince };
+}
+
+function isNewWanted({ request, runName }: Call): boolean {
+  return !runName && request.headers.get('x-rungate-new-run') === 'true';
+}
+
+function idleMsOf({ policy }: PolicyVersion): number {
+  return policy.run.idleTimeoutS * 1_000;
 }
 
 async function joinNamed(call: Call, name: RunName): Promise<Run> {
@@ -44,16 +62,17 @@ async function joinNamed(call: Call, name: RunName): Promise<Run> {
 /** The agent's window: the run of calls without a name that follow each other closely enough. */
 async function joinWindow(call: Call): Promise<Run> {
   const { org, agent } = call;
-  let current: RunId | null = agent.windowRunId;
-  let isNewWanted = call.request.headers.get('x-rungate-new-run') === 'true';
+  let mustBeNew = isNewWanted(call);
+  // What is remembered of the agent may name an older window than the one to be closed.
+  let current = mustBeNew ? await readWindow(org, agent.id) : agent.windowRunId;
   for (let attempt = 0; attempt < WINDOW_TRIES; attempt++) {
-    const run = current && !isNewWanted ? await readRun(org, current) : undefined;
+    const run = current && !mustBeNew ? await readRun(org, current) : undefined;
     if (run && (await isCurrent(call, run))) return run;
     const opened = await openWindow(org, await newRun(call), current);
     if (opened) return existing(await readRun(org, opened));
     current = await readWindow(org, agent.id);
     // Whoever was first has closed the window before: theirs is as new as the one we wanted.
-    isNewWanted = false;
+    mustBeNew = false;
   }
   throw new Refusal('unavailable', 'The run could not be opened; try again.');
 }
@@ -62,12 +81,11 @@ async function joinWindow(call: Call): Promise<Run> {
 async function isCurrent(call: Call, run: Run): Promise<boolean> {
   if (run.status === 'completed') return false;
   const version = await readPolicyVersion(call.org, run.policyVersionId);
-  const idleMs = (version?.policy.run.idleTimeoutS ?? 0) * 1_000;
-  return call.startedAt - run.activeAt <= idleMs;
+  return version !== undefined && call.startedAt - run.activeAt <= idleMsOf(version);
 }
 
 async function newRun(call: Call): Promise<NewRun> {
-  const version = await readNewestPolicyVersion(call.org, call.agent.policyId);
+  const version = await readAgentPolicy(call.org, call.agent.id);
   if (!version) throw new Refusal('internal', 'The policy of this agent has no version.');
   return {
     agentId: call.agent.id,
@@ -77,17 +95,12 @@ async function newRun(call: Call): Promise<NewRun> {
   };
 }
 
-async function refuseOrReopen(call: Governed): Promise<Governed> {
-  const { org, run, startedAt } = call;
-  if (await reopenRun(org, run.id, startedAt)) {
-    return { ...call, run: existing(await readRun(org, run.id)) };
-  }
-  return refuseClosed(call);
+async function refuseOrReopen(call: Governed, run: Run): Promise<void> {
+  if (!(await reopenRun(call.org, run.id, call.startedAt))) await refuseClosed(call, run);
 }
 
 /** Refuses a call on a run that is not open, saying why it isn't. */
-export function refuseClosed(call: Governed): Promise<never> {
-  const { run } = call;
+export function refuseClosed(call: Governed, run: Run): Promise<never> {
   if (run.status === 'blocked' && run.closedReason?.startsWith('budget.')) {
     const message =
       run.closedReason === 'budget.run'

@@ -5,10 +5,12 @@ import { readStep } from '../../db/steps.ts';
 import { Refusal } from '../../schema/errors.ts';
 import type { Json, JsonObject } from '../../schema/json.ts';
 import { isObject } from '../../schema/rules/bound.ts';
+import { SseTooLarge } from '../../schema/sse.ts';
+import { respond } from '../edge.ts';
 import { EgressError } from '../egress.ts';
 import type { Meter, Reading } from '../providers/contract.ts';
 import type { Answer } from './forward.ts';
-import { downstreamHeaders } from './headers.ts';
+import { downstreamHeaders, holds, withoutSecret } from './headers.ts';
 import { StreamMeter } from './meter.ts';
 import { bindResponse, type End, settleHold, settleKept } from './settlement.ts';
 import { relay } from './stream.ts';
@@ -29,14 +31,15 @@ export async function settle(answer: Answer): Promise<Response> {
   if (upstream.status === 401) return refuseCredential(answer);
   const meter = endpoint.meter({ askedUsage });
   const type = upstream.headers.get('content-type') ?? '';
-  const isStream = upstream.body && upstream.status < 300 && type.startsWith('text/event-stream');
-  return isStream ? stream(answer, meter, upstream.body) : whole(answer, meter);
+  const isStream = upstream.status < 300 && type.startsWith('text/event-stream');
+  const body = isStream ? upstream.body : null;
+  return body ? stream(answer, meter, body) : whole(answer, meter);
 }
 
 /** The upstream's own words on the org's credential are not the agent's to read. */
 async function refuseCredential(answer: Answer): Promise<never> {
   answer.detach();
-  await answer.upstream.body?.cancel();
+  await answer.upstream.body?.cancel().catch(() => {});
   await settleHold(answer, { ...beginning(answer), outcome: 'upstream_401', isFree: true });
   throw new Refusal(
     'upstream_failed',
@@ -46,10 +49,11 @@ async function refuseCredential(answer: Answer): Promise<never> {
 }
 
 async function whole(answer: Answer, meter: Meter): Promise<Response> {
-  const bytes = await readAnswer(answer);
-  answer.detach();
   const { status } = answer.upstream;
   const isError = status >= 300;
+  const received = await readAnswer(answer);
+  const bytes = isError ? withoutSecret(received, answer.secret) : received;
+  answer.detach();
   const value = isError ? undefined : parseObject(bytes);
   if (value) meter.body(value);
   await finish(answer, {
@@ -60,7 +64,7 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
     responseDigest: digest(bytes),
   });
   const hasBody = bytes.length > 0 && status !== 204;
-  return new Response(hasBody ? bytes : null, { status, headers: headersFor(answer) });
+  return respond(hasBody ? bytes : null, status, headersFor(answer));
 }
 
 function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>): Response {
@@ -73,25 +77,36 @@ function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>):
     streamedBytes: metered.bytes,
     responseDigest: metered.digest(),
   });
+  let closing: Promise<void> | undefined;
+  const close = (outcome: string): Promise<void> => {
+    closing ??= finish(answer, end(outcome));
+    return closing;
+  };
   const relayed = relay(body, {
     chunk: (bytes) => metered.push(bytes),
     async end() {
       const rest = metered.end();
       // A clean end too early reads as success in every client: it has to look broken instead.
       if (!meter.reading().complete) throw new EgressError('broken', 'the stream ended too early');
-      await finish(answer, end('ok'));
+      await close('ok');
       return rest;
     },
-    broken: (error) => finish(answer, end(outcomeOf(error, answer))),
+    broken: (error) => close(outcomeOf(error, answer)),
   });
-  const headers = headersFor(answer);
-  headers.set('cache-control', 'no-cache, no-transform');
-  headers.set('x-accel-buffering', 'no');
-  return new Response(relayed, { status: answer.upstream.status, headers });
+  // A caller who has stopped reading would not notice that the call was ended.
+  const { signal } = answer.flight;
+  signal.addEventListener('abort', () => void close(String(signal.reason)), { once: true });
+  const headers = {
+    ...headersFor(answer),
+    'cache-control': 'no-cache, no-transform',
+    'x-accel-buffering': 'no',
+  };
+  return respond(relayed, answer.upstream.status, headers);
 }
 
 function outcomeOf(error: unknown, { flight }: Answer): string {
   if (flight.signal.aborted) return String(flight.signal.reason);
+  if (error instanceof SseTooLarge) return 'too_large';
   return error instanceof EgressError ? error.code : 'client_left';
 }
 
@@ -107,7 +122,9 @@ async function finish(answer: Answer, end: End): Promise<void> {
     return flight.handOver(BACKGROUND_LEASE_MS, services.now(), ...bound);
   }
   const isFetched = kept && endpoint.name !== 'responses.create';
-  const maker = isFetched ? await readStep(org, kept.runId, kept.stepId) : undefined;
+  // The call itself must settle even so; the maker's hold is then left to its lease.
+  const reads = isFetched && readStep(org, kept.runId, kept.stepId).catch(() => undefined);
+  const maker = (await reads) || undefined;
   await settleHold(answer, end, ...bound, ...(maker ? settleKept(answer, maker, end) : []));
 }
 
@@ -119,7 +136,7 @@ function isPending({ body, rates }: Answer, { status, responseId }: Reading): bo
 /** Reads an answer to its end; of one that breaks, nothing has been sent to the caller yet. */
 async function readAnswer(answer: Answer): Promise<Uint8Array<ArrayBuffer>> {
   try {
-    return await readWhole(answer.upstream.body);
+    return await answer.upstream.bytes(MAX_ANSWER_BYTES);
   } catch (error) {
     answer.detach();
     await settleHold(answer, { ...beginning(answer), outcome: outcomeOf(error, answer) });
@@ -131,29 +148,11 @@ async function readAnswer(answer: Answer): Promise<Uint8Array<ArrayBuffer>> {
   }
 }
 
-async function readWhole(
-  body: ReadableStream<Uint8Array> | null,
-): Promise<Uint8Array<ArrayBuffer>> {
-  if (!body) return new Uint8Array(0);
-  const parts: Uint8Array[] = [];
-  let length = 0;
-  for await (const part of body) {
-    length += part.length;
-    if (length > MAX_ANSWER_BYTES) throw new EgressError('too_large', 'the answer is too large');
-    parts.push(part);
-  }
-  const bytes = new Uint8Array(length);
-  let at = 0;
-  for (const part of parts) {
-    bytes.set(part, at);
-    at += part.length;
-  }
-  return bytes;
-}
+const decoder = new TextDecoder();
 
 function parseObject(bytes: Uint8Array): JsonObject | undefined {
   try {
-    const value = JSON.parse(new TextDecoder().decode(bytes)) as Json;
+    const value = JSON.parse(decoder.decode(bytes)) as Json;
     return isObject(value) ? value : undefined;
   } catch {
     return undefined;
@@ -161,21 +160,19 @@ function parseObject(bytes: Uint8Array): JsonObject | undefined {
 }
 
 /** What is known of an answer from its first byte on. */
-function beginning({ upstream, firstByteMs }: Answer) {
+function beginning({ upstream, firstByteMs, secret }: Answer) {
   const { headers, status } = upstream;
-  return {
-    httpStatus: status,
-    firstByteMs,
-    upstreamRequestId: headers.get('x-request-id') ?? headers.get('request-id'),
-  };
+  const upstreamRequestId = headers.get('x-request-id') ?? headers.get('request-id');
+  const isSafe = upstreamRequestId !== null && !holds(upstreamRequestId, secret);
+  return { httpStatus: status, firstByteMs, ...(isSafe ? { upstreamRequestId } : {}) };
 }
 
-function headersFor({ upstream, requestId, run, outputLimit, stepId }: Answer): Headers {
-  const headers = downstreamHeaders(upstream.headers);
-  headers.set('x-request-id', requestId);
-  headers.set('request-id', requestId);
-  headers.set('x-rungate-run-id', encodeURI(run.name));
-  headers.set('x-rungate-step-id', stepId);
-  if (outputLimit !== null) headers.set('x-rungate-output-limit', String(outputLimit));
+function headersFor({ upstream, requestId, run, outputLimit, stepId, secret }: Answer) {
+  const headers = downstreamHeaders(upstream.headers, secret);
+  headers['x-request-id'] = requestId;
+  headers['request-id'] = requestId;
+  headers['x-rungate-run-id'] = encodeURI(run.name);
+  headers['x-rungate-step-id'] = stepId;
+  if (outputLimit !== null) headers['x-rungate-output-limit'] = String(outputLimit);
   return headers;
 }

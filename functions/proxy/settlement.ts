@@ -2,8 +2,9 @@
 
 import type { Statement } from '../../db/client.ts';
 import { keptResponse } from '../../db/responses.ts';
-import { type Settlement, type Step, settlement } from '../../db/steps.ts';
+import { type Answered, type Settlement, type Step, settlement } from '../../db/steps.ts';
 import { type Nanos, ZERO } from '../../schema/money.ts';
+import { isObject } from '../../schema/rules/bound.ts';
 import { costOf, findRates, type Rates } from '../../schema/rules/price.ts';
 import { NO_USAGE, type Usage } from '../../schema/usage.ts';
 import type { Reading } from '../providers/contract.ts';
@@ -39,9 +40,14 @@ export async function settleHold(call: Held, end: End, ...also: Statement[]): Pr
 
 /** Binds a response that the upstream keeps to the agent that made it. */
 export function bindResponse(call: Held, reading: Reading): Statement[] {
-  if (call.endpoint.name !== 'responses.create' || reading.responseId === undefined) return [];
-  const kept = { runId: call.run.id, stepId: call.stepId, providerKey: call.key.name };
-  return [keptResponse(call.org, call.agent.id, reading.responseId, kept, call.services.now())];
+  const { endpoint, org, agent } = call;
+  // One made in the background has its items only once it is fetched.
+  const isMaker = endpoint.name === 'responses.create' || endpoint.name === 'responses.get';
+  if (!isMaker || reading.responseId === undefined) return [];
+  const made = { runId: call.run.id, stepId: call.stepId, providerKey: call.key.name };
+  const ids = [reading.responseId, ...(reading.itemIds ?? [])];
+  const kept = endpoint.name === 'responses.get' ? (call.kept ?? made) : made;
+  return [keptResponse(org, agent.id, ids, kept, call.services.now())];
 }
 
 /**
@@ -50,7 +56,7 @@ export function bindResponse(call: Held, reading: Reading): Statement[] {
  */
 export function settleKept(call: Held, maker: Step, end: End): Statement[] {
   const { kept, org, settings, provider, key } = call;
-  if (!kept || maker.settledAt !== null || !end.reading?.complete) return [];
+  if (!kept || maker.settledAt !== null || end.isFree || !end.reading?.complete) return [];
   const rates = ratesOf(settings, provider, key, maker.model ?? '', maker.startedAt);
   const { usage, serviceTier } = end.reading;
   const charge: Charge =
@@ -113,9 +119,16 @@ function servedRates(call: Permitted, rates: Rates, served: string | undefined):
  */
 function estimate(call: Held, rates: Rates, reading: Reading, streamedBytes: number): Charge {
   const seen: Usage = reading.usage ?? NO_USAGE;
-  const mostOutput = Math.min(call.bound.outputTokens, streamedBytes);
+  const { outputTokens } = call.bound;
+  const mostOutput = isHidden(call, reading) ? outputTokens : Math.min(outputTokens, streamedBytes);
   const usage = { ...seen, outputTokens: Math.max(seen.outputTokens, mostOutput) };
   const cost = costOf(usage, rates, reading.serviceTier);
-  const spentNanos = cost < call.heldNanos ? cost : call.heldNanos;
+  const spentNanos = Math.min(cost, call.heldNanos) as Nanos;
   return { spentNanos, estimated: true, usage };
+}
+
+/** What a model thinks may be sent as a summary or not at all, so no bytes of it bound it. */
+function isHidden({ body }: Held, { complete }: Reading): boolean {
+  const thinking = body?.value.thinking;
+  return !complete && isObject(thinking) && thinking.type !== 'disabled';
 }

@@ -73,6 +73,8 @@ const TOOL_TOKENS = 64;
 const WINDOW_SLACK = 16;
 
 const MOST_TOKENS = Number.MAX_SAFE_INTEGER;
+/** Far above what any model writes; amounts of money beyond it would be absurd. */
+const MOST_OUTPUT_TOKENS = 10_000_000;
 const MOST_CHOICES = 100_000;
 
 /** A walk's start: nothing seen yet. */
@@ -97,7 +99,9 @@ export function boundText(
   windowTokens: number | undefined,
 ): Bound {
   const window = windowTokens === undefined ? undefined : widen(windowTokens);
-  const output = turns.outputTokens ?? window;
+  // What is asked for beyond the window can't come, but would be held.
+  const asked = turns.outputTokens ?? window;
+  const output = turns.turns > 1 ? asked : asked && Math.min(asked, window ?? asked);
   const full = contents.hidden ?? (turns.turns > 1 ? 'tools' : undefined);
   const once = full === undefined ? visibleTokens(contents, bodyBytes) : window;
   const unbounded =
@@ -129,14 +133,15 @@ export function visibleTokens(contents: Contents, bodyBytes: number): number {
 /**
  * Reads a limit that the caller set.
  *
- * @returns A non-negative integer; undefined where it is absent or null.
+ * @returns A whole number up to 10,000,000; undefined where it is absent or null.
  * @throws {Refusal} `invalid_body` for anything else: two readers could take it for two numbers.
  */
 export function readLimit(body: JsonObject, field: string): number | undefined {
   const value = body[field];
   if (value === undefined || value === null) return undefined;
-  if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value + 0;
-  throw invalid(field, 'must be a whole number that is not negative');
+  const isWhole = typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
+  if (isWhole && value <= MOST_OUTPUT_TOKENS) return value + 0;
+  throw invalid(field, `must be a whole number from 0 to ${MOST_OUTPUT_TOKENS}`);
 }
 
 /**

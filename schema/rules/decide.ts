@@ -1,7 +1,7 @@
 /** Whether a policy lets a call through: data in, decision out. */
 
 import type { Policy } from '../policy.ts';
-import { findGlob } from './glob.ts';
+import { findGlob, matchesGlob } from './glob.ts';
 
 /** What a policy says of a call, and why. */
 export type Decision = { readonly effect: 'allow' } | Denial;
@@ -28,7 +28,8 @@ const ALLOW: Decision = { effect: 'allow' };
  */
 export function decideModel(policy: Policy, model: string): Decision {
   const { allow, deny } = policy.models ?? {};
-  const denied = deny && findGlob(deny, model);
+  // Hosts may take another case for the same model, and a deny must hold for it too.
+  const denied = deny?.find((pattern) => matchesGlob(pattern.toLowerCase(), model.toLowerCase()));
   if (denied !== undefined) {
     return {
       effect: 'deny',

@@ -11,12 +11,14 @@ import { setPrice } from '../../db/prices.ts';
 import { putProviderKey } from '../../db/provider-keys.ts';
 import { makeApp } from '../../functions/app.ts';
 import { boot, shutDown } from '../../functions/boot.ts';
-import { secure } from '../../functions/edge.ts';
+import { respond, secure } from '../../functions/edge.ts';
 import { authenticate } from '../../functions/proxy/authenticate.ts';
 import { type Call, readCall } from '../../functions/proxy/call.ts';
 import { decide } from '../../functions/proxy/decide.ts';
+import { forward } from '../../functions/proxy/forward.ts';
 import { reserveBudget } from '../../functions/proxy/reserve.ts';
 import { resolveRun } from '../../functions/proxy/run.ts';
+import { settle } from '../../functions/proxy/settle.ts';
 import { settleHold } from '../../functions/proxy/settlement.ts';
 import type { Services } from '../../functions/services.ts';
 import { nanos } from '../../schema/money.ts';
@@ -31,7 +33,16 @@ const POLICY = {
 };
 
 /** How far a call goes before it is passed on as the bare pass-through does. */
-type Cut = 'edge' | 'authenticate' | 'read' | 'run' | 'decide' | 'hold' | 'whole';
+type Cut =
+  | 'edge'
+  | 'authenticate'
+  | 'read'
+  | 'run'
+  | 'decide'
+  | 'hold'
+  | 'forward'
+  | 'settle'
+  | 'whole';
 
 /** A stage that runs Rungate's steps up to a cut. */
 export function governed(cut: Cut) {
@@ -86,7 +97,7 @@ function cutOff(cut: Cut, services: Services, { upstream }: StageOptions) {
   };
   return async (request: Request): Promise<Response> => {
     if (cut === 'edge') return pass(request, request.body);
-    const caller = await authenticate(services, request, 'call.create');
+    const caller = await authenticate(services, request, 'call.create', true);
     if (cut === 'authenticate') return pass(request, request.body);
     const call: Call = await readCall(caller);
     if (cut === 'read') return pass(request, call.bytes);
@@ -95,8 +106,18 @@ function cutOff(cut: Cut, services: Services, { upstream }: StageOptions) {
     const permitted = await decide(governed);
     if (cut === 'decide') return pass(request, call.bytes);
     const held = await reserveBudget(permitted);
-    const response = await pass(request, held.outgoing);
-    await settleHold(held, { outcome: 'ok', isFree: true });
-    return response;
+    if (cut === 'hold') {
+      const response = await pass(request, held.outgoing);
+      await settleHold(held, { outcome: 'ok', isFree: true });
+      return response;
+    }
+    const answer = await forward(held);
+    if (cut === 'forward') {
+      const bytes = await answer.upstream.bytes(1 << 20);
+      answer.detach();
+      await settleHold(held, { outcome: 'ok', isFree: true });
+      return respond(bytes, 200);
+    }
+    return settle(answer);
   };
 }

@@ -5,10 +5,12 @@ import type { Command } from 'commander';
 import { type Diagnosis, diagnose } from '../../db/doctor.ts';
 import { migrate, pendingMigrations } from '../../db/migrate.ts';
 import { expireHolds } from '../../db/system.ts';
+import type { Services } from '../../functions/services.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addCommand } from './options.ts';
-import { type OutputOptions, printJson } from './output.ts';
+import { type OutputOptions, printJson, printResult } from './output.ts';
 import { readMasterKeys, type Session, withDatabase, withExistingDatabase } from './session.ts';
+import { returnLines, seedDemo, welcomeLines } from './welcome.ts';
 
 interface DoctorOptions extends OutputOptions {
   readonly fix?: boolean;
@@ -38,15 +40,39 @@ async function serve(options: OutputOptions): Promise<void> {
     import('../../functions/bun.ts'),
   ]);
   const services = await boot();
+  const listening = await listenOrFail(
+    services,
+    () => server.serve(services),
+    () => shutDown(services, 0),
+  );
   try {
-    const { url } = server.serve(services);
-    if (options.json) printJson({ url }, options);
+    await greet(services, listening.url, options);
   } catch (error) {
-    await shutDown(services, 0);
-    const { host, port } = services.config;
+    await listening.stop(0);
+    throw error;
+  }
+}
+
+async function listenOrFail<T>(
+  { config }: Services,
+  listen: () => T,
+  close: () => Promise<void>,
+): Promise<T> {
+  try {
+    return listen();
+  } catch (error) {
+    await close();
+    const { host, port } = config;
     const reason = error instanceof Error ? error.message : String(error);
     throw new Failure(EXIT_FAILED, `The server can't listen on ${host}, port ${port}: ${reason}`);
   }
+}
+
+/** Only once it listens: a port that is taken must not use up the first start and its token. */
+async function greet(services: Services, url: string, options: OutputOptions): Promise<void> {
+  const demo = await seedDemo(services);
+  const lines = demo ? welcomeLines(url, demo) : await returnLines(url, services.db);
+  printResult({ url, ...(demo ? { demo } : {}) }, lines, options);
 }
 
 async function runMigrations(options: OutputOptions): Promise<void> {

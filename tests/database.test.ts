@@ -1,0 +1,328 @@
+/** The database interface: the same promises for a file and for a libSQL server. */
+
+import { afterAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import fc from 'fast-check';
+import { type Database, DatabaseError, openDatabase, type Statement } from '../db/client.ts';
+import { migrate, pendingMigrations } from '../db/migrate.ts';
+import { forOrg } from '../db/org.ts';
+import type { OrgId } from '../schema/ids.ts';
+import { startSqld } from './sqld.ts';
+
+setDefaultTimeout(60_000);
+
+const folder = mkdtempSync(join(tmpdir(), 'rungate-database-'));
+const ends: (() => Promise<void>)[] = [];
+afterAll(async () => {
+  for (const end of ends) await end();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+let files = 0;
+const newFile = async () => `file:${folder}/${++files}.db`;
+
+async function newServer(): Promise<string> {
+  const sqld = await startSqld();
+  ends.push(sqld.stop);
+  return sqld.url;
+}
+
+async function open(url: string): Promise<Database> {
+  const db = await openDatabase({ url });
+  ends.unshift(() => db.close());
+  return db;
+}
+
+const TABLE = sql(`create table things (
+  id text primary key, amount integer not null check (amount >= 0)
+) strict`);
+
+async function openWithTable(url: string): Promise<Database> {
+  const db = await open(url);
+  await db.write([TABLE]);
+  return db;
+}
+
+function sql(text: string, ...args: Statement['args'][number][]): Statement {
+  return { sql: text, args };
+}
+
+const insert = (id: string, amount: Statement['args'][number] = 1) =>
+  sql('insert into things (id, amount) values (?1, ?2)', id, amount);
+
+async function ids(db: Database): Promise<string[]> {
+  return (await db.read('select id from things order by id', [])).map(({ id }) => String(id));
+}
+
+const ROOT = fileURLToPath(new URL('..', import.meta.url));
+
+/** Runs a script in a process of its own; it finds the URL of the database in `url`. */
+async function inProcess(url: string, script: string): Promise<{ out: string; signal: unknown }> {
+  const imports = `
+    import { openDatabase } from '${ROOT}db/client.ts';
+    import { migrate } from '${ROOT}db/migrate.ts';
+    const url = ${JSON.stringify(url)};`;
+  const child = Bun.spawn([process.execPath, '-e', imports + script], { stderr: 'inherit' });
+  const out = await new Response(child.stdout).text();
+  await child.exited;
+  return { out: out.trim(), signal: child.signalCode };
+}
+
+/** What can be wrong with a transaction; each is one statement. */
+const FAULTS: Readonly<Record<string, (id: string) => Statement>> = {
+  duplicate: () => insert('taken'),
+  negative: (id) => insert(id, -1),
+  'of the wrong type': (id) => insert(id, 'many'),
+  fractional: (id) => insert(id, 1.5),
+  'short of an argument': (id) => sql('insert into things (id, amount) values (?1, ?2)', id),
+  'on a missing table': (id) => sql('insert into nothing (id) values (?1)', id),
+  'not SQL': () => sql('insert in things'),
+};
+
+/** A transaction: some inserts, and perhaps a fault after so many of them. */
+interface Planned {
+  readonly inserts: number;
+  readonly fault: string | undefined;
+  readonly at: number;
+}
+
+const planned: fc.Arbitrary<Planned> = fc.record({
+  inserts: fc.integer({ min: 1, max: 4 }),
+  fault: fc.option(fc.constantFrom(...Object.keys(FAULTS)), { nil: undefined, freq: 2 }),
+  at: fc.nat(4),
+});
+
+const rowsOf = ({ inserts }: Planned, index: number) =>
+  Array.from({ length: inserts }, (_, at) => `${String(index).padStart(3, '0')}-${at}`);
+
+function statementsOf(plan: Planned, index: number): Statement[] {
+  const statements = rowsOf(plan, index).map((id) => insert(id));
+  const fault = plan.fault && FAULTS[plan.fault]?.(`${index}-bad`);
+  if (fault) statements.splice(plan.at, 0, fault);
+  return statements;
+}
+
+async function fallApart(db: Database, plans: readonly Planned[]): Promise<void> {
+  await db.write([sql('delete from things'), insert('taken')]);
+  const outcomes = await Promise.allSettled(
+    plans.map((plan, index) => db.write(statementsOf(plan, index))),
+  );
+  for (const [index, { fault, inserts }] of plans.entries()) {
+    const outcome = outcomes[index]!;
+    expect(outcome.status).toBe(fault ? 'rejected' : 'fulfilled');
+    if (outcome.status === 'fulfilled') {
+      expect(outcome.value.map(({ changes }) => changes)).toEqual(Array(inserts).fill(1));
+    } else {
+      expect(outcome.reason).toBeInstanceOf(DatabaseError);
+      expect(outcome.reason.conflict).toBe(fault === 'duplicate');
+      expect(outcome.reason.refused).toBe(true);
+    }
+  }
+  const good = plans.flatMap((plan, index) => (plan.fault ? [] : rowsOf(plan, index)));
+  expect(await ids(db)).toEqual([...good, 'taken'].sort());
+}
+
+describe.each([
+  ['file', newFile, 60],
+  ['server', newServer, 20],
+] as const)('a database on a %s', (_, newUrl, numRuns) => {
+  test('commits a transaction whole or not at all, and apart from its neighbours', async () => {
+    const db = await openWithTable(await newUrl());
+    await fc.assert(
+      fc.asyncProperty(fc.array(planned, { minLength: 1, maxLength: 24 }), (plans) =>
+        fallApart(db, plans),
+      ),
+      { numRuns },
+    );
+  });
+
+  test('has kept what it confirmed when the process is killed in the next instant', async () => {
+    const url = await newUrl();
+    const db = await openWithTable(url);
+    const { signal } = await inProcess(
+      url,
+      `const db = await openDatabase({ url });
+       const insert = 'insert into things (id, amount) values (?1, 1)';
+       const write = (at) => db.write([{ sql: insert, args: [String(at)] }]);
+       await Promise.all(Array.from({ length: 50 }, (_, at) => write(10 + at)));
+       process.kill(process.pid, 'SIGKILL');`,
+    );
+    expect(signal).toBe('SIGKILL');
+    expect(await ids(db)).toEqual(Array.from({ length: 50 }, (_, at) => String(10 + at)));
+    const other = await open(url);
+    expect(await ids(other)).toEqual(await ids(db));
+  });
+
+  test('shows a write that has resolved to every later read, on any connection', async () => {
+    const url = await newUrl();
+    const [db, other] = [await openWithTable(url), await open(url)];
+    for (let at = 0; at < 20; at++) {
+      await db.write([insert(String(at), at)]);
+      const seen = await other.first('select amount from things where id = ?1', [String(at)]);
+      expect(seen).toEqual({ amount: at });
+      expect(await db.first('select count(*) as n from things', [])).toEqual({ n: at + 1 });
+    }
+  });
+
+  test('lets exactly one of many win what only one can have, and tells the others', async () => {
+    const url = await newUrl();
+    const [db, other] = [await openWithTable(url), await open(url)];
+    const tries = Array.from({ length: 30 }, (_, at) => (at % 2 ? db : other));
+    const outcomes = await Promise.allSettled(
+      tries.map((each, at) => each.write([insert(`own-${at}`), insert('prize', at)])),
+    );
+    const lost = outcomes.filter((outcome) => outcome.status === 'rejected');
+    expect(lost).toHaveLength(29);
+    expect(lost.every(({ reason }) => reason instanceof DatabaseError && reason.conflict)).toBe(
+      true,
+    );
+    const winner = outcomes.findIndex(({ status }) => status === 'fulfilled');
+    expect(await ids(db)).toEqual([`own-${winner}`, 'prize']);
+  });
+
+  test('runs transactions asked for at once in their order, many groups long', async () => {
+    const db = await openWithTable(await newUrl());
+    await db.write([insert('sum', 0)]);
+    const add = sql(`update things set amount = amount + 1 where id = 'sum' returning amount`);
+    const results = await Promise.all(Array.from({ length: 600 }, () => db.write([add])));
+    const amounts = results.map(([result]) => result?.rows[0]?.amount);
+    expect(amounts).toEqual(Array.from({ length: 600 }, (_, at) => at + 1));
+  });
+
+  test('keeps integers, text and null as they are', async () => {
+    const db = await open(await newUrl());
+    await db.write([sql('create table kept (id integer primary key, n integer, t text) strict')]);
+    const amount = fc.oneof(fc.maxSafeInteger(), fc.constant(null));
+    const text = fc.oneof(fc.string({ unit: 'grapheme' }), fc.constantFrom(null, '', '0', '1.0'));
+    let id = 0;
+    const promise = fc.asyncProperty(amount, text, async (n, t) => {
+      await db.write([sql('insert into kept values (?1, ?2, ?3)', ++id, n, t)]);
+      const row = await db.first('select n, t, typeof(n) as kind from kept where id = ?1', [id]);
+      expect(row).toEqual({
+        n: Object.is(n, -0) ? 0 : n,
+        t,
+        kind: n === null ? 'null' : 'integer',
+      });
+    });
+    await fc.assert(promise, { numRuns });
+  });
+
+  test('waits for the writes under way before it closes', async () => {
+    const url = await newUrl();
+    const db = await openDatabase({ url });
+    const writes = [db.write([TABLE]), db.write([insert('last')])];
+    await db.close();
+    await Promise.all(writes);
+    expect(await ids(await open(url))).toEqual(['last']);
+  });
+
+  test('is migrated once by processes that start at the same time', async () => {
+    const url = await newUrl();
+    const script = `const db = await openDatabase({ url });
+      console.log(JSON.stringify(await migrate(db)));
+      await db.close();`;
+    const all = await Promise.all([1, 2, 3, 4].map(() => inProcess(url, script)));
+    const applied = all.flatMap(({ out }) => JSON.parse(out) as string[]);
+    const db = await open(url);
+    const recorded = await db.read('select name from migrations order by name', []);
+    expect(applied.sort()).toEqual(recorded.map(({ name }) => String(name)));
+    expect(applied.length).toBeGreaterThan(0);
+    expect(await pendingMigrations(db)).toEqual([]);
+    expect(await migrate(db)).toEqual([]);
+  });
+
+  test('is refused when a newer Rungate has migrated it', async () => {
+    const db = await open(await newUrl());
+    await migrate(db);
+    await db.write([sql(`insert into migrations values ('9999_future.sql', 1)`)]);
+    await expect(migrate(db)).rejects.toThrow(/newer Rungate \(9999_future\.sql\)/);
+  });
+});
+
+describe('a database on a file', () => {
+  test('loses nothing of what four processes write at once', async () => {
+    const url = await newFile();
+    const db = await openWithTable(url);
+    await db.write([insert('sum', 0)]);
+    const script = `const db = await openDatabase({ url });
+      const insert = 'insert into things (id, amount) values (?1, 1)';
+      const add = "update things set amount = amount + 1 where id = 'sum'";
+      const write = (at) =>
+        db.write([{ sql: insert, args: [process.pid + '-' + at] }, { sql: add, args: [] }]);
+      for (let round = 0; round < 20; round++) {
+        await Promise.all(Array.from({ length: 10 }, (_, at) => write(round * 10 + at)));
+      }
+      console.log('all confirmed');
+      await db.close();`;
+    const writers = await Promise.all([1, 2, 3, 4].map(() => inProcess(url, script)));
+    expect(writers.map(({ out }) => out)).toEqual(Array(4).fill('all confirmed'));
+    expect(await db.first(`select amount from things where id = 'sum'`, [])).toEqual({
+      amount: 800,
+    });
+    expect(await ids(db)).toHaveLength(801);
+  });
+
+  test('keeps all that it confirms after a lock that it waited for in vain', async () => {
+    const url = await newFile();
+    const db = await openWithTable(url);
+    const { default: Libsql } = await import('libsql');
+    const other = new Libsql(url.slice('file:'.length));
+    other.exec('begin immediate');
+    const refused = expect(db.write([insert('refused')])).rejects;
+    await refused.toMatchObject({ name: 'DatabaseError', refused: false, conflict: false });
+    other.exec('rollback');
+    other.close();
+    await db.write([sql('update things set amount = 1')]);
+    await db.write([insert('alone')]);
+    const reader = await open(url);
+    expect(await ids(reader)).toEqual(['alone']);
+    await expect(db.write([insert('undone'), insert('alone')])).rejects.toThrow(DatabaseError);
+    expect(await ids(reader)).toEqual(['alone']);
+  });
+
+  test('never runs a statement with an argument of the call before', async () => {
+    const db = await openWithTable(await newFile());
+    await db.write([insert('first', 7)]);
+    await expect(db.write([sql(insert('').sql, 'second')])).rejects.toThrow(DatabaseError);
+    const search = 'select id from things where id = ?1 and amount = ?2';
+    expect(await db.read(search, ['first', 7])).toEqual([{ id: 'first' }]);
+    await expect(db.read(search, ['first'])).rejects.toThrow(DatabaseError);
+    await expect(db.first(search, ['first'])).rejects.toThrow(DatabaseError);
+  });
+});
+
+describe('the door to an org', () => {
+  const org = forOrg({} as Database, 'org_1' as OrgId);
+
+  test.each([
+    'select * from runs',
+    'select * from runs where id = ?2',
+    'select * from runs where org_id = ?2',
+    'select * from runs where org_id = ?10 and id = ?2',
+    'select * from runs where org_id <> ?1',
+    `select * from runs where org_id = 'org_1'`,
+    'select * from runs where other_org_id = ?1',
+    `update runs set status = 'open' where id = ?2`,
+    'delete from steps where run_id = ?1',
+    'insert into runs (id, org_id) values (?2, ?1)',
+    'insert into runs (org_id, id) values (?10, ?2)',
+    'insert into runs (org_id, id) select ?2, ?3',
+    'insert into runs (org_id, id) select ?11, ?3',
+  ])('is closed to %s', (text) => {
+    expect(() => org.statement(text)).toThrow(/must bind org_id to \?1/);
+    expect(() => org.read(text)).toThrow(/must bind org_id to \?1/);
+  });
+
+  test.each([
+    'select * from runs where org_id = ?1 and id = ?2',
+    'update runs set status = ?2 where org_id = ?1',
+    'delete from steps where org_id = ?1',
+    'insert into runs (org_id, id) values (?1, ?2)',
+    'insert into runs (org_id, id) select ?1, ?2',
+  ])('is open to %s, with the org bound first', (text) => {
+    expect(org.statement(text, 'x')).toEqual({ sql: text, args: [org.id, 'x'] });
+  });
+});

@@ -1,0 +1,357 @@
+/** However a call ends, it is settled: at what the upstream reports, else at an upper estimate. */
+
+import { describe, expect, test } from 'bun:test';
+import { connect } from 'node:net';
+import Anthropic from '@anthropic-ai/sdk';
+import OpenAI from 'openai';
+import { CLIENTS } from './clients.ts';
+import { readSettled, readTrail } from './rungate.ts';
+import { ALL_KINDS, call, KINDS, type Kind, onEachRuntime, type Stage } from './runtimes.ts';
+import type { Received, Script } from './upstream.ts';
+
+/** Far more than the second in which a caller's leaving has to reach the upstream. */
+const LEFT_LIMIT_MS = 5_000;
+
+/** More than all buffers of sockets and runtimes on the way. */
+const UNREAD_LIMIT_BYTES = 64 * 1024 * 1024;
+/** How long nothing has to move to be at a standstill. */
+const STANDSTILL_MS = 150;
+
+const slug = (...names: string[]) => names.join(' ').replaceAll(/\W+/g, '-');
+
+/** Fails when the upstream does not see the caller leave. */
+async function expectCancelled(received: Received): Promise<void> {
+  const outcome = await Promise.race([received.outcome, Bun.sleep(LEFT_LIMIT_MS)]);
+  expect(outcome).toBe('cancelled');
+}
+
+/** The call that the upstream receives next. */
+function upcoming({ upstream }: Stage): Promise<Received> {
+  return upstream.received(upstream.requests.length);
+}
+
+/**
+ * The most that a least call of the test model can cost in nanos: a token per byte at $1 per
+ * million with a margin, and the output limit at $4. Anthropic may bill a region at a tenth more.
+ */
+function boundNanos(kind: Kind, members: object = {}): number {
+  const { length } = JSON.stringify({ ...KINDS[kind].body, ...members });
+  const messages = kind === 'responses' ? 0 : 1;
+  const nanos = (length + 256 + 16 * messages) * 1_000 + 50 * 4_000;
+  return kind === 'messages' ? (nanos * 11) / 10 : nanos;
+}
+
+async function heldNanos({ rungate }: Stage, run: string): Promise<number> {
+  const headers = { authorization: `Bearer ${rungate.token}` };
+  const response = await fetch(`${rungate.url}/v1/runs/${run}`, { headers });
+  return ((await response.json()) as { heldNanos: number }).heldNanos;
+}
+
+// Usage that is no usage
+
+const ODD_USAGE: Readonly<Record<string, Script>> = {
+  missing: { usage: null },
+  'a string': { rawUsage: '"many"' },
+  'a list': { rawUsage: '[1,2]' },
+  null: { rawUsage: 'null' },
+  'not JSON': { rawUsage: '{"prompt_tokens":NaN}' },
+  negative: {
+    usage: { prompt_tokens: -5, completion_tokens: -5, input_tokens: -5, output_tokens: -5 },
+  },
+  'a fraction': { usage: { prompt_tokens: 0.5, input_tokens: 0.5 } },
+  'a number in a string': { usage: { completion_tokens: '5', output_tokens: '5' } },
+  'beyond all numbers': { usage: { prompt_tokens: 1e300, input_tokens: 1e300 } },
+};
+
+// Usage with parts that have prices of their own
+
+/** An answer's report and what it costs. */
+interface Metered {
+  readonly kind: Kind;
+  readonly model: string;
+  readonly script: Script;
+  /** Only where answers of one of the two forms can hold the report. */
+  readonly streams?: readonly boolean[];
+  readonly spentNanos: number;
+}
+
+const ANTHROPIC_USAGE = {
+  input_tokens: 100,
+  cache_read_input_tokens: 1_000,
+  cache_creation_input_tokens: 500,
+  cache_creation: { ephemeral_5m_input_tokens: 200, ephemeral_1h_input_tokens: 300 },
+  output_tokens: 40,
+};
+
+/** Per million: $3 in, $15 out, $0.30 read from the cache, $3.75 and $6 written to it. */
+const ANTHROPIC_NANOS = 100 * 3_000 + 1_000 * 300 + 200 * 3_750 + 300 * 6_000 + 40 * 15_000;
+
+const METERED: Readonly<Record<string, Metered>> = {
+  "Anthropic's cache reads and both kinds of cache writes": {
+    ...{ kind: 'messages', model: 'claude-sonnet-4-5', spentNanos: ANTHROPIC_NANOS },
+    script: { usage: ANTHROPIC_USAGE },
+  },
+  'the last of cumulative counts, not their sum': {
+    ...{ kind: 'messages', model: 'claude-sonnet-4-5', streams: [true] },
+    ...{
+      script: {
+        startUsage: { ...ANTHROPIC_USAGE, output_tokens: 7 },
+        usage: {
+          input_tokens: 100,
+          output_tokens: 40,
+          cache_read_input_tokens: 1_000,
+          cache_creation_input_tokens: 500,
+        },
+      },
+    },
+    spentNanos: ANTHROPIC_NANOS,
+  },
+  'iterations beyond the message itself': {
+    ...{ kind: 'messages', model: 'claude-sonnet-4-5' },
+    script: {
+      usage: {
+        ...{ input_tokens: 100, output_tokens: 40 },
+        iterations: [
+          { type: 'compaction', input_tokens: 1_000, output_tokens: 10 },
+          { type: 'message', input_tokens: 100, output_tokens: 40 },
+        ],
+      },
+    },
+    spentNanos: 1_100 * 3_000 + 50 * 15_000,
+  },
+  'fast inference at its surcharge': {
+    ...{ kind: 'messages', model: 'claude-sonnet-4-5', streams: [false] },
+    script: { usage: { input_tokens: 100, output_tokens: 40, speed: 'fast' } },
+    spentNanos: (100 * 3_000 + 40 * 15_000) * 6,
+  },
+  'cached input of a chat': {
+    ...{ kind: 'chat', model: 'gpt-4o', spentNanos: 200 * 2_500 + 800 * 1_250 + 50 * 10_000 },
+    script: {
+      usage: {
+        ...{ prompt_tokens: 1_000, completion_tokens: 50, total_tokens: 1_050 },
+        prompt_tokens_details: { cached_tokens: 800 },
+      },
+    },
+  },
+  'reasoning of a chat that only the total counts': {
+    ...{ kind: 'chat', model: 'gpt-4o', spentNanos: 1_000 * 2_500 + 90 * 10_000 },
+    script: { usage: { prompt_tokens: 1_000, completion_tokens: 50, total_tokens: 1_090 } },
+  },
+  'cached input of a response': {
+    ...{ kind: 'responses', model: 'gpt-4o', spentNanos: 200 * 2_500 + 800 * 1_250 + 50 * 10_000 },
+    script: {
+      usage: {
+        ...{ input_tokens: 1_000, output_tokens: 50, total_tokens: 1_050 },
+        input_tokens_details: { cached_tokens: 800 },
+      },
+    },
+  },
+  'the model that answered rather than the one asked for': {
+    ...{ kind: 'chat', model: 'gpt-4o', spentNanos: 1_000 * 150 + 50 * 600 },
+    script: {
+      model: 'gpt-4o-mini-2024-07-18',
+      usage: { prompt_tokens: 1_000, completion_tokens: 50, total_tokens: 1_050 },
+    },
+  },
+};
+
+/** More than any SDK makes. */
+const ATTEMPTS = 10;
+
+/** How an answer is cut short once it speaks: by a broken connection, by a clean but early end. */
+const CUTS: Readonly<Record<string, Script>> = {
+  breaks: { breakAfterChunks: 5, chunkDelayMs: 5 },
+  'ends too early': { endAfterChunks: 5, chunkDelayMs: 5 },
+};
+
+onEachRuntime({}, (stage) => {
+  describe('a caller that leaves', () => {
+    for (const kind of ALL_KINDS) {
+      test(`in the middle of a ${kind} stream ends the upstream call, and the step is settled`, async () => {
+        const run = `left-${kind}`;
+        stage.upstream.script({ endless: true, chunkDelayMs: 10 });
+        const arrival = upcoming(stage);
+        const leaving = new AbortController();
+        const { signal } = leaving;
+        const response = await call(stage, kind, { run, signal, members: { stream: true } });
+        const reader = response.body!.getReader();
+        await reader.read();
+        expect(await heldNanos(stage, run)).toBe(boundNanos(kind, { stream: true }));
+        leaving.abort();
+        await expectCancelled(await arrival);
+        const [step] = await readSettled(stage.rungate, run);
+        expect(step).toMatchObject({ outcome: 'client_left', estimated: true, httpStatus: 200 });
+        expect(step?.spentNanos).toBeWithin(1, boundNanos(kind, { stream: true }) + 1);
+        expect(await heldNanos(stage, run)).toBe(0);
+      });
+
+      for (const stream of [false, true]) {
+        test(`before the headers of ${kind}, stream ${stream}, is charged at the bound`, async () => {
+          const run = `left-early-${kind}-${stream}`;
+          stage.upstream.script({ stall: 'headers' });
+          const arrival = upcoming(stage);
+          const leaving = new AbortController();
+          const { signal } = leaving;
+          const response = call(stage, kind, { run, signal, members: { stream } });
+          const received = await arrival;
+          leaving.abort();
+          expect(response).rejects.toThrow();
+          await expectCancelled(received);
+          const [step] = await readSettled(stage.rungate, run);
+          expect(step).toMatchObject({ outcome: 'client_left', estimated: true });
+          expect(step?.spentNanos).toBe(boundNanos(kind, { stream }));
+        });
+      }
+    }
+
+    test('in the middle of a JSON answer ends the upstream call, charged at the bound', async () => {
+      stage.upstream.script({ chunkBytes: 50, stallAfterChunks: 2 });
+      const arrival = upcoming(stage);
+      const leaving = new AbortController();
+      const response = call(stage, 'chat', { run: 'left-json', signal: leaving.signal });
+      const received = await arrival;
+      while (received.sentBytes < 100) await Bun.sleep(1);
+      leaving.abort();
+      expect(response).rejects.toThrow();
+      await expectCancelled(received);
+      const [step] = await readSettled(stage.rungate, 'left-json');
+      expect(step).toMatchObject({ outcome: 'client_left', estimated: true });
+      expect(step?.spentNanos).toBe(boundNanos('chat'));
+    });
+  });
+
+  test('a caller that does not read holds the upstream back', async () => {
+    stage.upstream.script({ endless: true });
+    const arrival = upcoming(stage);
+    const { hostname, port } = new URL(stage.rungate.url);
+    const socket = connect(Number(port), hostname).pause();
+    const body = JSON.stringify({ ...KINDS.chat.body, stream: true });
+    const lines = [
+      ...['POST /r/unread/v1/chat/completions HTTP/1.1', 'Host: rungate'],
+      ...[`Authorization: Bearer ${stage.rungate.token}`, `Content-Length: ${body.length}`],
+    ];
+    socket.write([...lines, '', body].join('\r\n'));
+    const received = await arrival;
+    let sentBytes = -1;
+    while (sentBytes < received.sentBytes) {
+      sentBytes = received.sentBytes;
+      expect(sentBytes).toBeLessThan(UNREAD_LIMIT_BYTES);
+      await Bun.sleep(STANDSTILL_MS);
+    }
+    socket.destroy();
+    await expectCancelled(received);
+    const [step] = await readSettled(stage.rungate, 'unread');
+    expect(step).toMatchObject({ outcome: 'client_left', estimated: true });
+  });
+
+  for (const [way, script] of Object.entries(CUTS)) {
+    describe(`a stream that ${way}`, () => {
+      for (const client of CLIENTS.filter(({ isStream }) => isStream)) {
+        test(`is an error to ${client.name}, and is settled at an estimate`, async () => {
+          const run = slug(way, client.name);
+          // An SDK may try again where it has seen nothing of an answer yet.
+          stage.upstream.script(script, ATTEMPTS);
+          const base = `${stage.rungate.url}/r/${run}`;
+          const answer = client.ask({ base, token: stage.rungate.token });
+          await expect(answer).rejects.toThrow();
+          stage.upstream.unscript();
+          for (const step of await readSettled(stage.rungate, run)) {
+            expect(step).toMatchObject({ outcome: 'broken', estimated: true, httpStatus: 200 });
+            expect(step.spentNanos).toBeGreaterThan(0);
+          }
+        });
+      }
+    });
+  }
+
+  describe('a JSON answer that breaks', () => {
+    for (const kind of ALL_KINDS) {
+      test(`is 502 to ${kind}, charged at the bound`, async () => {
+        const run = `broken-${kind}`;
+        stage.upstream.script({ breakAfterBytes: 100 });
+        const response = await call(stage, kind, { run });
+        expect(response.status).toBe(502);
+        expect(await response.text()).toContain('broke off; the call is charged at its bound');
+        const [step] = await readTrail(stage.rungate, run);
+        expect(step).toMatchObject({ outcome: 'broken', estimated: true });
+        expect(step?.spentNanos).toBe(boundNanos(kind));
+      });
+
+      test(`without any answer is 502 to ${kind}, charged at the bound`, async () => {
+        const run = `unanswered-${kind}`;
+        stage.upstream.script({ stall: 'socket' });
+        const response = await call(stage, kind, { run });
+        expect(response.status).toBe(502);
+        const [step] = await readTrail(stage.rungate, run);
+        expect(step).toMatchObject({ outcome: 'broken', estimated: true });
+        expect(step?.spentNanos).toBe(boundNanos(kind));
+      });
+    }
+
+    test('where its declared length has cut it is no success to the SDKs', async () => {
+      const options = { apiKey: stage.rungate.token, maxRetries: 0 };
+      const base = `${stage.rungate.url}/r/short`;
+      const openai = new OpenAI({ ...options, baseURL: `${base}/v1` });
+      const anthropic = new Anthropic({ ...options, baseURL: base });
+      stage.upstream.script({ headers: { 'content-length': '100' } }, 2);
+      const messages = [{ role: 'user' as const, content: 'hello' }];
+      const asked = { model: 'test-model', max_tokens: 50, messages };
+      const calls = [
+        () => openai.chat.completions.create(asked),
+        () => anthropic.messages.create(asked),
+      ];
+      // What the SDKs return is not quite a promise.
+      for (const act of calls) await expect((async () => await act())()).rejects.toThrow();
+      const steps = await readTrail(stage.rungate, 'short');
+      expect(steps.map(({ estimated }) => estimated)).toEqual([true, true]);
+    });
+  });
+
+  describe('usage that is', () => {
+    for (const [name, script] of Object.entries(ODD_USAGE)) {
+      // The last event of a response that is not JSON is as good as no end at all.
+      const kinds = ALL_KINDS.filter((kind) => name !== 'not JSON' || kind !== 'responses');
+      for (const kind of kinds) {
+        test(`${name} charges ${kind} at the bound, estimated, and the answer passes`, async () => {
+          for (const stream of [false, true]) {
+            const run = slug('odd', name, kind, String(stream));
+            stage.upstream.script({ startUsage: script.usage ?? {}, ...script });
+            const response = await call(stage, kind, { run, members: { stream } });
+            expect(response.status).toBe(200);
+            await response.bytes();
+            const [step] = await readTrail(stage.rungate, run);
+            const spentNanos = boundNanos(kind, { stream });
+            expect(step).toMatchObject({ estimated: true, spentNanos, outcome: 'ok' });
+          }
+        });
+      }
+    }
+  });
+
+  describe('the price is that of', () => {
+    for (const [name, metered] of Object.entries(METERED)) {
+      const { kind, model, script, spentNanos, streams = [false, true] } = metered;
+      for (const stream of streams) {
+        test(`${name}, stream ${stream}`, async () => {
+          const run = slug('price', name, String(stream));
+          stage.upstream.script(script);
+          const response = await call(stage, kind, { run, members: { model, stream } });
+          expect(response.status).toBe(200);
+          await response.bytes();
+          const [step] = await readTrail(stage.rungate, run);
+          expect(step).toMatchObject({ estimated: false, spentNanos });
+          expect(step?.catalogue).toMatch(/^genai-prices@\d/);
+        });
+      }
+    }
+
+    test('an upper estimate where the model that answered has none', async () => {
+      stage.upstream.script({ model: 'mystery' });
+      const members = { model: 'gpt-4o' };
+      await (await call(stage, 'chat', { run: 'mystery', members })).bytes();
+      const [step] = await readTrail(stage.rungate, 'mystery');
+      expect(step).toMatchObject({ servedModel: 'mystery', estimated: true });
+      expect(step?.spentNanos).toBeGreaterThan(0);
+    });
+  });
+});
