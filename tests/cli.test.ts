@@ -13,8 +13,8 @@ import { readAgentPolicy } from '../db/policies.ts';
 import { blockRun, findRun, openRun } from '../db/runs.ts';
 import { hashToken, newId, newMasterKey } from '../db/seal.ts';
 import { recordRemark, reserve, settlement } from '../db/steps.ts';
-import { findCredential } from '../db/tokens.ts';
-import type { AgentId, RunId, TokenId } from '../schema/ids.ts';
+import { findCredential, mintToken } from '../db/tokens.ts';
+import type { AgentId, RunId } from '../schema/ids.ts';
 import { nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import { printable } from '../web/cli/failure.ts';
@@ -480,18 +480,18 @@ async function addCall(
   estimated: boolean,
 ): Promise<void> {
   const ceilings = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
-  const token = await org.first(
-    `select t.id, o.revision from tokens t join orgs o on o.id = t.org_id
-     where t.org_id = ?1 and t.agent_id = ?2 and t.revoked_at is null`,
-    agent,
+  // Earlier tests have ended the agent's tokens.
+  const { id: tokenId, statement } = mintToken(org, 'test', agent, null);
+  await org.write(statement);
+  const row = await org.first(
+    'select o.revision from agents a join orgs o on o.id = a.org_id where a.org_id = ?1',
   );
-  const tokenId = token!.id as TokenId;
   const named = { provider: 'openai', providerKey: 'openai', model: 'gpt-5' };
   const step = await reserve(org, {
     ...{ runId: run, windows: windowsOf(now), now, kind: 'model_call', ceilings },
     ...{ heldNanos: nanos(heldNanos), leaseExpiresAt: Date.now() + DAY_MS },
     asked: { endpoint: 'chat/completions', tokenId, ...named, requestDigest: 'd' },
-    standing: { tokenId, revision: Number(token!.revision), windowSince: null },
+    standing: { tokenId, revision: Number(row!.revision), windowSince: null },
   });
   if (spentNanos === null) return;
   const usage = estimated ? { inputTokens: 56 } : { inputTokens: 120, outputTokens: 34 };

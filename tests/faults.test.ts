@@ -11,7 +11,7 @@ import { type Database, openDatabase } from '../db/client.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { addPolicyVersion } from '../db/policies.ts';
-import { findRun, openRun, type Run } from '../db/runs.ts';
+import { blockRun, findRun, openRun, type Run } from '../db/runs.ts';
 import { digest, newId, newMasterKey } from '../db/seal.ts';
 import { reserve } from '../db/steps.ts';
 import { expireHolds } from '../db/system.ts';
@@ -284,7 +284,7 @@ const fault: fc.Arbitrary<Script> = fc.oneof(
   fc.record({ usage: fc.constant(null) }),
   fc.record({ model: fc.constantFrom('another-model', '', 'x'.repeat(10_000)) }),
   fc.record({ body: fc.constantFrom('', '{', '[]', '"text"', '{"usage":{}}', '\0'.repeat(9)) }),
-  fc.record({ chunks: fc.constant(['data: {"usage":7}\n\n', 'data: [DONE]\n\n']) }),
+  fc.record({ chunks: fc.constant<string[]>(['data: {"usage":7}\n\n', 'data: [DONE]\n\n']) }),
   fc.record({ stall: fc.constant('socket' as const) }),
 );
 
@@ -543,6 +543,16 @@ describe('a call in flight', () => {
     await flight.settle(endAt(now + 1));
     const settled = { outcome: 'ok', spent_nanos: SPENT, settled_at: now + 1 };
     expect(await stateOf(step)).toEqual(settled);
+    await flights.drain(0);
+  });
+
+  test('keeps its run from being stopped, since it may give money back', async () => {
+    const now = Date.UTC(2034, 0, 1);
+    const step = await hold(now);
+    expect(await blockRun(org, run.id, 'budget.run', null, now)).toBe(false);
+    const { flights } = flightsAt(() => now);
+    await flights.start(org, run.id, step, now + LEASE_MS).settle(endAt(now));
+    expect((await findRun(org, run.agentId, 'run'))?.status).toBe('open');
     await flights.drain(0);
   });
 

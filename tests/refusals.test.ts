@@ -6,7 +6,7 @@ import OpenAI from 'openai';
 import { formatToken, TOKEN_ENTROPY_BYTES } from '../schema/token.ts';
 import { type Ask, CLIENTS, type Client } from './clients.ts';
 import { type Deployment, readTrail } from './rungate.ts';
-import { ALL_KINDS, KINDS, onEachRuntime } from './runtimes.ts';
+import { ALL_KINDS, KINDS, stages } from './runtimes.ts';
 
 const UNKNOWN_TOKEN = formatToken('agent', new Uint8Array(TOKEN_ENTROPY_BYTES).fill(7));
 /** A cent per million tokens would fit; this price fits no ceiling of a dollar. */
@@ -179,7 +179,7 @@ const WANTED = {
   })),
 };
 
-onEachRuntime(WANTED, (stage) => {
+describe.each(stages(WANTED))('on $runtime', (stage) => {
   beforeAll(async () => {
     await stage.rungate.cli('agent', 'suspend', 'suspended', '--org', 'acme');
     await stage.rungate.cli('agent', 'token', 'revoke', 'revoked', '--org', 'acme');

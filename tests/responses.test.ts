@@ -2,7 +2,7 @@
 
 import { describe, expect, test } from 'bun:test';
 import { readTrail } from './rungate.ts';
-import { type CallOptions, call, onEachRuntime, type Stage } from './runtimes.ts';
+import { type CallOptions, call, type Stage, stages } from './runtimes.ts';
 
 const USAGE = { input_tokens: 1_000, output_tokens: 100, total_tokens: 1_100 };
 /** At $1 and $4 per million. */
@@ -68,7 +68,7 @@ async function finish(stage: Stage, id: string): Promise<void> {
   throw new Error(`${id} is not completed`);
 }
 
-onEachRuntime({ agents: ['maker', 'other'] }, (stage) => {
+describe.each(stages({ agents: ['maker', 'other'] }))('on $runtime', (stage) => {
   const other = () => stage.rungate.tokens.other ?? '';
 
   describe('a kept response', () => {

@@ -2,7 +2,7 @@
 
 import { describe, expect, test } from 'bun:test';
 import { readTrail } from './rungate.ts';
-import { ALL_KINDS, type CallOptions, call, KINDS, onEachRuntime, type Stage } from './runtimes.ts';
+import { ALL_KINDS, type CallOptions, call, KINDS, type Stage, stages } from './runtimes.ts';
 
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
 
@@ -62,200 +62,203 @@ async function idle({ rungate }: Stage, run: string, ms: number): Promise<void> 
 const IDLE_S = 600;
 const AGENTS = ['tester', 'other', 'idler', 'stopper', 'person', 'renewer'];
 
-onEachRuntime({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } } }, (stage) => {
-  const tokenOf = (agent: string) => stage.rungate.tokens[agent] ?? '';
+describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } } }))(
+  'on $runtime',
+  (stage) => {
+    const tokenOf = (agent: string) => stage.rungate.tokens[agent] ?? '';
 
-  describe('the name of a run', () => {
-    for (const [at, [source, , name = `run of ${source}`]] of SOURCES.entries()) {
-      test(`stands in ${source} unless a nearer place has one`, async () => {
-        const places = SOURCES.slice(at).map(([, place]) => place);
-        expect(await runOf(stage, merge(places))).toBe(name);
-        const { body } = await askRun(stage, 'GET', encodeURIComponent(name));
-        expect(body).toMatchObject({ name, source, status: 'open' });
-      });
+    describe('the name of a run', () => {
+      for (const [at, [source, , name = `run of ${source}`]] of SOURCES.entries()) {
+        test(`stands in ${source} unless a nearer place has one`, async () => {
+          const places = SOURCES.slice(at).map(([, place]) => place);
+          expect(await runOf(stage, merge(places))).toBe(name);
+          const { body } = await askRun(stage, 'GET', encodeURIComponent(name));
+          expect(body).toMatchObject({ name, source, status: 'open' });
+        });
 
-      test(`in ${source} alone is enough, and joins the same run again`, async () => {
-        const place = SOURCES[at]?.[1] ?? {};
-        const first = await runOf(stage, place);
-        const steps = (await readTrail(stage.rungate, first)).length;
-        expect(first).toBe(name);
-        expect(await runOf(stage, place)).toBe(name);
-        expect(await readTrail(stage.rungate, first)).toBeArrayOfSize(steps + 1);
-      });
-    }
+        test(`in ${source} alone is enough, and joins the same run again`, async () => {
+          const place = SOURCES[at]?.[1] ?? {};
+          const first = await runOf(stage, place);
+          const steps = (await readTrail(stage.rungate, first)).length;
+          expect(first).toBe(name);
+          expect(await runOf(stage, place)).toBe(name);
+          expect(await readTrail(stage.rungate, first)).toBeArrayOfSize(steps + 1);
+        });
+      }
 
-    test('is never a person', async () => {
-      const token = tokenOf('person');
-      const window = await runOf(stage, { token });
-      expect(window).toMatch(/^run_\w{26}$/);
-      const people = [
-        { user: 'u-1', safety_identifier: 's-1' },
-        { user: 'u-2', safety_identifier: 's-2', metadata: { user_id: 'm-2' } },
-      ];
-      for (const members of people) expect(await runOf(stage, { token, members })).toBe(window);
-    });
-
-    for (const traceparent of ['00-zz-1-01', `00-${'0'.repeat(32)}-00f067aa0ba902b7-01`, 'x']) {
-      test(`is not taken from the broken traceparent ${traceparent}`, async () => {
+      test('is never a person', async () => {
         const token = tokenOf('person');
-        expect(await runOf(stage, { token, headers: { traceparent } })).toMatch(/^run_/);
+        const window = await runOf(stage, { token });
+        expect(window).toMatch(/^run_\w{26}$/);
+        const people = [
+          { user: 'u-1', safety_identifier: 's-1' },
+          { user: 'u-2', safety_identifier: 's-2', metadata: { user_id: 'm-2' } },
+        ];
+        for (const members of people) expect(await runOf(stage, { token, members })).toBe(window);
       });
-    }
 
-    test('may hold characters of any script, told back in percent-encoding', async () => {
-      const response = await call(stage, 'chat', { run: encodeURIComponent('Lauf № 7 é') });
-      expect(response.headers.get('x-rungate-run-id')).toBe(encodeURI('Lauf № 7 é'));
-      expect(await readTrail(stage.rungate, 'Lauf № 7 é')).toBeArrayOfSize(1);
-    });
+      for (const traceparent of ['00-zz-1-01', `00-${'0'.repeat(32)}-00f067aa0ba902b7-01`, 'x']) {
+        test(`is not taken from the broken traceparent ${traceparent}`, async () => {
+          const token = tokenOf('person');
+          expect(await runOf(stage, { token, headers: { traceparent } })).toMatch(/^run_/);
+        });
+      }
 
-    for (const run of ['%ff', '%0a', 'x'.repeat(257)]) {
-      test(`is refused as ${run.slice(0, 5)}`, async () => {
-        const response = await call(stage, 'chat', { run });
-        expect(response.status).toBe(400);
+      test('may hold characters of any script, told back in percent-encoding', async () => {
+        const response = await call(stage, 'chat', { run: encodeURIComponent('Lauf № 7 é') });
+        expect(response.headers.get('x-rungate-run-id')).toBe(encodeURI('Lauf № 7 é'));
+        expect(await readTrail(stage.rungate, 'Lauf № 7 é')).toBeArrayOfSize(1);
       });
-    }
 
-    test('belongs to one agent: the same name of another is another run', async () => {
-      const headers = { 'x-rungate-run-id': 'shared' };
-      await runOf(stage, { headers });
-      await runOf(stage, { headers, token: tokenOf('other') });
-      await runOf(stage, { headers, token: tokenOf('other') });
-      expect(await readTrail(stage.rungate, 'shared')).toBeArrayOfSize(1);
-      expect(await readTrail(stage.rungate, 'shared', tokenOf('other'))).toBeArrayOfSize(2);
-    });
-  });
+      for (const run of ['%ff', '%0a', 'x'.repeat(257)]) {
+        test(`is refused as ${run.slice(0, 5)}`, async () => {
+          const response = await call(stage, 'chat', { run });
+          expect(response.status).toBe(400);
+        });
+      }
 
-  describe('the idle window', () => {
-    test('holds calls without a name that follow each other closely enough', async () => {
-      const token = tokenOf('idler');
-      const first = await runOf(stage, { token });
-      expect(await runOf(stage, { token })).toBe(first);
-      await idle(stage, first, (IDLE_S - 60) * 1_000);
-      expect(await runOf(stage, { token })).toBe(first);
-      await idle(stage, first, (IDLE_S + 60) * 1_000);
-      const second = await runOf(stage, { token });
-      expect(second).not.toBe(first);
-      expect(second).toMatch(/^run_\w{26}$/);
-      const { body } = await askRun(stage, 'GET', first, token);
-      expect(body).toMatchObject({ status: 'completed', closedReason: 'idle' });
+      test('belongs to one agent: the same name of another is another run', async () => {
+        const headers = { 'x-rungate-run-id': 'shared' };
+        await runOf(stage, { headers });
+        await runOf(stage, { headers, token: tokenOf('other') });
+        await runOf(stage, { headers, token: tokenOf('other') });
+        expect(await readTrail(stage.rungate, 'shared')).toBeArrayOfSize(1);
+        expect(await readTrail(stage.rungate, 'shared', tokenOf('other'))).toBeArrayOfSize(2);
+      });
     });
 
-    test('is closed by x-rungate-new-run', async () => {
-      const token = tokenOf('renewer');
-      const first = await runOf(stage, { token });
-      const second = await runOf(stage, { token, headers: { 'x-rungate-new-run': 'true' } });
-      expect(second).not.toBe(first);
-      expect(await runOf(stage, { token })).toBe(second);
-      const { body } = await askRun(stage, 'GET', first, token);
-      expect(body).toMatchObject({ status: 'completed', stepCount: 1 });
+    describe('the idle window', () => {
+      test('holds calls without a name that follow each other closely enough', async () => {
+        const token = tokenOf('idler');
+        const first = await runOf(stage, { token });
+        expect(await runOf(stage, { token })).toBe(first);
+        await idle(stage, first, (IDLE_S - 60) * 1_000);
+        expect(await runOf(stage, { token })).toBe(first);
+        await idle(stage, first, (IDLE_S + 60) * 1_000);
+        const second = await runOf(stage, { token });
+        expect(second).not.toBe(first);
+        expect(second).toMatch(/^run_\w{26}$/);
+        const { body } = await askRun(stage, 'GET', first, token);
+        expect(body).toMatchObject({ status: 'completed', closedReason: 'idle' });
+      });
+
+      test('is closed by x-rungate-new-run', async () => {
+        const token = tokenOf('renewer');
+        const first = await runOf(stage, { token });
+        const second = await runOf(stage, { token, headers: { 'x-rungate-new-run': 'true' } });
+        expect(second).not.toBe(first);
+        expect(await runOf(stage, { token })).toBe(second);
+        const { body } = await askRun(stage, 'GET', first, token);
+        expect(body).toMatchObject({ status: 'completed', stepCount: 1 });
+      });
+
+      test('is one run for calls that come at once', async () => {
+        const token = tokenOf('stopper');
+        const runs = await Promise.all(Array.from({ length: 8 }, () => runOf(stage, { token })));
+        expect(new Set(runs).size).toBe(1);
+      });
     });
 
-    test('is one run for calls that come at once', async () => {
-      const token = tokenOf('stopper');
-      const runs = await Promise.all(Array.from({ length: 8 }, () => runOf(stage, { token })));
-      expect(new Set(runs).size).toBe(1);
-    });
-  });
-
-  describe('a path', () => {
-    for (const kind of ALL_KINDS) {
-      for (const version of ['', '/v1', '/v1/v1']) {
-        for (const run of [undefined, 'by path']) {
-          const path = `${version}${KINDS[kind].path.slice(3)}`;
-          const from = run ? `/r/${encodeURIComponent(run)}` : '';
-          test(`may be ${from}${path}`, async () => {
-            const token = stage.rungate.token;
-            const response = await fetch(`${stage.rungate.url}${from}${path}`, {
-              method: 'POST',
-              headers: { authorization: `Bearer ${token}`, ...KINDS[kind].headers },
-              body: JSON.stringify(KINDS[kind].body),
+    describe('a path', () => {
+      for (const kind of ALL_KINDS) {
+        for (const version of ['', '/v1', '/v1/v1']) {
+          for (const run of [undefined, 'by path']) {
+            const path = `${version}${KINDS[kind].path.slice(3)}`;
+            const from = run ? `/r/${encodeURIComponent(run)}` : '';
+            test(`may be ${from}${path}`, async () => {
+              const token = stage.rungate.token;
+              const response = await fetch(`${stage.rungate.url}${from}${path}`, {
+                method: 'POST',
+                headers: { authorization: `Bearer ${token}`, ...KINDS[kind].headers },
+                body: JSON.stringify(KINDS[kind].body),
+              });
+              expect(response.status).toBe(200);
+              await response.bytes();
+              expect(stage.upstream.requests.at(-1)?.path).toBe(KINDS[kind].path);
+              const named = response.headers.get('x-rungate-run-id') ?? '';
+              expect(named).toMatch(run ? /^by%20path$/ : /^run_/);
             });
-            expect(response.status).toBe(200);
-            await response.bytes();
-            expect(stage.upstream.requests.at(-1)?.path).toBe(KINDS[kind].path);
-            const named = response.headers.get('x-rungate-run-id') ?? '';
-            expect(named).toMatch(run ? /^by%20path$/ : /^run_/);
-          });
+          }
         }
       }
-    }
 
-    test("keeps of its query what has a meaning upstream, such as the Anthropic SDK's ?beta=true", async () => {
-      const response = await fetch(`${stage.rungate.url}/v1/messages?beta=true&key=sk-other`, {
-        method: 'POST',
-        headers: { 'x-api-key': stage.rungate.token, ...KINDS.messages.headers },
-        body: JSON.stringify(KINDS.messages.body),
-      });
-      expect(response.status).toBe(200);
-      expect(stage.upstream.requests.at(-1)?.path).toBe('/v1/messages?beta=true');
-    });
-
-    for (const path of [
-      ...['/v1/v1/v1/chat/completions', '/v1//chat/completions', '/v1/chat/completions/'],
-      ...['/v1/chat%2Fcompletions', '/v2/chat/completions', '/v1/files', '/v1/messages/batches'],
-      ...['/v1/realtime', '/v1/conversations', '/v1/containers', '/v1/vector_stores', '/'],
-    ]) {
-      test(`that is not known is denied: ${path}`, async () => {
-        const seen = stage.upstream.requests.length;
-        const response = await fetch(`${stage.rungate.url}${path}`, {
+      test("keeps of its query what has a meaning upstream, such as the Anthropic SDK's ?beta=true", async () => {
+        const response = await fetch(`${stage.rungate.url}/v1/messages?beta=true&key=sk-other`, {
           method: 'POST',
-          headers: { authorization: `Bearer ${stage.rungate.token}` },
-          body: JSON.stringify(KINDS.chat.body),
+          headers: { 'x-api-key': stage.rungate.token, ...KINDS.messages.headers },
+          body: JSON.stringify(KINDS.messages.body),
         });
-        expect(response.status).toBe(403);
-        const { error } = (await response.json()) as { error: { code: string } };
-        expect(error.code).toBe('rungate_permission_route');
-        expect(stage.upstream.requests).toBeArrayOfSize(seen);
+        expect(response.status).toBe(200);
+        expect(stage.upstream.requests.at(-1)?.path).toBe('/v1/messages?beta=true');
       });
-    }
 
-    test('that asks for a WebSocket is denied', async () => {
-      const headers = {
-        ...{ authorization: `Bearer ${stage.rungate.token}`, connection: 'Upgrade' },
-        ...{ upgrade: 'websocket', 'sec-websocket-version': '13' },
-        'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
-      };
-      const response = await fetch(`${stage.rungate.url}/v1/responses`, { headers });
-      expect(response.status).toBe(403);
-    });
-  });
+      for (const path of [
+        ...['/v1/v1/v1/chat/completions', '/v1//chat/completions', '/v1/chat/completions/'],
+        ...['/v1/chat%2Fcompletions', '/v2/chat/completions', '/v1/files', '/v1/messages/batches'],
+        ...['/v1/realtime', '/v1/conversations', '/v1/containers', '/v1/vector_stores', '/'],
+      ]) {
+        test(`that is not known is denied: ${path}`, async () => {
+          const seen = stage.upstream.requests.length;
+          const response = await fetch(`${stage.rungate.url}${path}`, {
+            method: 'POST',
+            headers: { authorization: `Bearer ${stage.rungate.token}` },
+            body: JSON.stringify(KINDS.chat.body),
+          });
+          expect(response.status).toBe(403);
+          const { error } = (await response.json()) as { error: { code: string } };
+          expect(error.code).toBe('rungate_permission_route');
+          expect(stage.upstream.requests).toBeArrayOfSize(seen);
+        });
+      }
 
-  describe('completing a run', () => {
-    test('may be done twice, and ends it for good', async () => {
-      await runOf(stage, { run: 'done' });
-      const first = await askRun(stage, 'POST', 'done/complete');
-      expect(first).toMatchObject({ status: 200, body: { status: 'completed', name: 'done' } });
-      const second = await askRun(stage, 'POST', 'done/complete');
-      expect(second).toEqual(first);
-      for (const kind of ALL_KINDS) {
-        const response = await call(stage, kind, { run: 'done' });
+      test('that asks for a WebSocket is denied', async () => {
+        const headers = {
+          ...{ authorization: `Bearer ${stage.rungate.token}`, connection: 'Upgrade' },
+          ...{ upgrade: 'websocket', 'sec-websocket-version': '13' },
+          'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==',
+        };
+        const response = await fetch(`${stage.rungate.url}/v1/responses`, { headers });
         expect(response.status).toBe(403);
-        expect(await response.text()).toContain('is completed; use a new run id.');
-      }
-      const steps = await readTrail(stage.rungate, 'done');
-      expect(steps.map(({ kind, outcome }) => [kind, outcome])).toEqual([
-        ['model_call', 'ok'],
-        ...ALL_KINDS.map(() => ['denial', 'run_closed']),
-      ]);
+      });
     });
 
-    test('of a window lets the next call open another', async () => {
-      const token = tokenOf('renewer');
-      const first = await runOf(stage, { token });
-      expect((await askRun(stage, 'POST', `${first}/complete`, token)).status).toBe(200);
-      expect(await runOf(stage, { token })).not.toBe(first);
-    });
+    describe('completing a run', () => {
+      test('may be done twice, and ends it for good', async () => {
+        await runOf(stage, { run: 'done' });
+        const first = await askRun(stage, 'POST', 'done/complete');
+        expect(first).toMatchObject({ status: 200, body: { status: 'completed', name: 'done' } });
+        const second = await askRun(stage, 'POST', 'done/complete');
+        expect(second).toEqual(first);
+        for (const kind of ALL_KINDS) {
+          const response = await call(stage, kind, { run: 'done' });
+          expect(response.status).toBe(403);
+          expect(await response.text()).toContain('is completed; use a new run id.');
+        }
+        const steps = await readTrail(stage.rungate, 'done');
+        expect(steps.map(({ kind, outcome }) => [kind, outcome])).toEqual([
+          ['model_call', 'ok'],
+          ...ALL_KINDS.map(() => ['denial', 'run_closed']),
+        ]);
+      });
 
-    test("is not possible for another agent's run, nor is reading it", async () => {
-      await runOf(stage, { run: 'private' });
-      const { body } = await askRun(stage, 'GET', 'private');
-      for (const id of ['private', String(body.id)]) {
-        const token = tokenOf('other');
-        expect((await askRun(stage, 'GET', id, token)).status).toBe(404);
-        expect((await askRun(stage, 'GET', `${id}/steps`, token)).status).toBe(404);
-        expect((await askRun(stage, 'POST', `${id}/complete`, token)).status).toBe(404);
-      }
-      expect((await askRun(stage, 'GET', 'private')).body.status).toBe('open');
+      test('of a window lets the next call open another', async () => {
+        const token = tokenOf('renewer');
+        const first = await runOf(stage, { token });
+        expect((await askRun(stage, 'POST', `${first}/complete`, token)).status).toBe(200);
+        expect(await runOf(stage, { token })).not.toBe(first);
+      });
+
+      test("is not possible for another agent's run, nor is reading it", async () => {
+        await runOf(stage, { run: 'private' });
+        const { body } = await askRun(stage, 'GET', 'private');
+        for (const id of ['private', String(body.id)]) {
+          const token = tokenOf('other');
+          expect((await askRun(stage, 'GET', id, token)).status).toBe(404);
+          expect((await askRun(stage, 'GET', `${id}/steps`, token)).status).toBe(404);
+          expect((await askRun(stage, 'POST', `${id}/complete`, token)).status).toBe(404);
+        }
+        expect((await askRun(stage, 'GET', 'private')).body.status).toBe('open');
+      });
     });
-  });
-});
+  },
+);

@@ -1,6 +1,6 @@
 /** One deployment per runtime for a file of tests, and plain calls to it. */
 
-import { afterAll, beforeAll, describe } from 'bun:test';
+import { afterAll, beforeAll } from 'bun:test';
 import { type Deployment, deploy, type Runtime, type Wanted } from './rungate.ts';
 import { startUpstream, type Upstream } from './upstream.ts';
 import { type Witness, watch } from './witness.ts';
@@ -16,27 +16,32 @@ export interface Stage {
 
 const RUNTIMES: readonly Runtime[] = ['bun', 'deno'];
 
-/** Defines the same tests for every runtime, each on a deployment that is stopped in the end. */
-export function onEachRuntime(
-  wanted: Omit<Wanted, 'runtime' | 'upstreamUrl'>,
-  define: (stage: Stage) => void,
-): void {
-  for (const runtime of RUNTIMES) {
-    describe(`on ${runtime}`, () => {
-      const stage = { runtime } as { -readonly [key in keyof Stage]: Stage[key] };
-      beforeAll(async () => {
-        stage.upstream = await startUpstream();
-        stage.rungate = await deploy({ ...wanted, runtime, upstreamUrl: stage.upstream.url });
-        stage.witness = await watch(stage.rungate.url);
-      });
-      afterAll(async () => {
-        await stage.witness?.stop();
-        await stage.rungate?.stop();
-        await stage.upstream?.stop();
-      });
-      define(stage);
-    });
-  }
+/**
+ * A stage per runtime for the file that asks; their members are there once its tests run. All are
+ * stopped when the file's tests have ended.
+ */
+export function stages(wanted: Omit<Wanted, 'runtime' | 'upstreamUrl'>): readonly Stage[] {
+  const all = RUNTIMES.map((runtime) => ({ runtime }) as Mutable<Stage>);
+  beforeAll(async () => {
+    await Promise.all(all.map((stage) => furnish(stage, wanted)));
+  });
+  afterAll(async () => {
+    for (const { witness, rungate, upstream } of all) {
+      await witness?.stop();
+      await rungate?.stop();
+      await upstream?.stop();
+    }
+  });
+  return all;
+}
+
+type Mutable<T> = { -readonly [key in keyof T]: T[key] };
+
+async function furnish(stage: Mutable<Stage>, wanted: Wanted): Promise<void> {
+  stage.upstream = await startUpstream();
+  const { runtime } = stage;
+  stage.rungate = await deploy({ ...wanted, runtime, upstreamUrl: stage.upstream.url });
+  stage.witness = await watch(stage.rungate.url);
 }
 
 /** The endpoints that generate text: where they are, and the least that they take. */

@@ -1,6 +1,6 @@
 /** The official SDKs work unchanged through Rungate, on both runtimes, and leave a true trail. */
 
-import { expect, test } from 'bun:test';
+import { describe, expect, test } from 'bun:test';
 import Anthropic from '@anthropic-ai/sdk';
 import { tool as langchainTool } from '@langchain/core/tools';
 import { Agent, tool as agentTool } from '@openai/agents';
@@ -16,7 +16,7 @@ import {
   langchainEmbeddings,
 } from './clients.ts';
 import { readTrail } from './rungate.ts';
-import { onEachRuntime } from './runtimes.ts';
+import { stages } from './runtimes.ts';
 
 /** What the upstream reports of each call, in every dialect's words. */
 const USAGE = {
@@ -187,7 +187,7 @@ const LOOPS: Readonly<Record<string, Loop>> = {
 
 const slug = (name: string) => name.replaceAll(/\W+/g, '-');
 
-onEachRuntime({}, (stage) => {
+describe.each(stages({}))('on $runtime', (stage) => {
   /** What an SDK is given: a run of its own in the base URL, and the token. */
   const askIn = (run: string): Ask => {
     stage.witness.exchanges.length = 0;

@@ -6,7 +6,7 @@ import Anthropic from '@anthropic-ai/sdk';
 import OpenAI from 'openai';
 import { CLIENTS } from './clients.ts';
 import { readSettled, readTrail } from './rungate.ts';
-import { ALL_KINDS, call, KINDS, type Kind, onEachRuntime, type Stage } from './runtimes.ts';
+import { ALL_KINDS, call, KINDS, type Kind, type Stage, stages } from './runtimes.ts';
 import type { Received, Script } from './upstream.ts';
 
 /** Far more than the second in which a caller's leaving has to reach the upstream. */
@@ -164,7 +164,7 @@ const CUTS: Readonly<Record<string, Script>> = {
   'ends too early': { endAfterChunks: 5, chunkDelayMs: 5 },
 };
 
-onEachRuntime({}, (stage) => {
+describe.each(stages({}))('on $runtime', (stage) => {
   describe('a caller that leaves', () => {
     for (const kind of ALL_KINDS) {
       test(`in the middle of a ${kind} stream ends the upstream call, and the step is settled`, async () => {

@@ -5,7 +5,7 @@ import { connect } from 'node:net';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import fc from 'fast-check';
 import { readTrail } from './rungate.ts';
-import { ALL_KINDS, call, KINDS, type Kind, onEachRuntime, type Stage } from './runtimes.ts';
+import { ALL_KINDS, call, KINDS, type Kind, type Stage, stages } from './runtimes.ts';
 import { type Received, type Script, startUpstream, UPSTREAM_KEY } from './upstream.ts';
 
 const encoder = new TextEncoder();
@@ -188,7 +188,7 @@ const toCrlf = (text: string) => text.replaceAll('\n', '\r\n');
 /** $1 for 1000 × 1000 tokens of input, $4 of output: 10 and 5 of them. */
 const STREAM_NANOS = 10 * 1_000 + 5 * 4_000;
 
-onEachRuntime({ policy: { budget: { run: '1.00' } } }, (stage) => {
+describe.each(stages({ policy: { budget: { run: '1.00' } } }))('on $runtime', (stage) => {
   describe('the body', () => {
     test('goes upstream in the original bytes, however it is spelled', async () => {
       await fc.assert(
