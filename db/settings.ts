@@ -1,9 +1,9 @@
 /** What an org's calls are governed by besides policies: its provider keys, prices and org key. */
 
 import type { ProviderKeyId } from '../schema/ids.ts';
-import { type Nanos, nanos } from '../schema/money.ts';
 import { Memo } from './memo.ts';
 import type { Org } from './org.ts';
+import { type Price, readPrices } from './prices.ts';
 
 /** A provider key, sealed. */
 export interface ProviderKey {
@@ -12,14 +12,6 @@ export interface ProviderKey {
   readonly provider: string;
   readonly baseUrl: string;
   readonly secret: string;
-}
-
-/** An org's own price of a model; money per million tokens. */
-export interface Price {
-  readonly inputNanosPerMillion: Nanos;
-  readonly outputNanosPerMillion: Nanos;
-  readonly cacheReadNanosPerMillion?: Nanos;
-  readonly cacheWriteNanosPerMillion?: Nanos;
 }
 
 /** An org's settings at one revision. */
@@ -49,7 +41,7 @@ async function loadSettings(org: Org): Promise<Settings> {
       `select id, name, provider, base_url, secret from provider_keys
        where org_id = ?1 order by created_at, id`,
     ),
-    org.read('select * from prices where org_id = ?1'),
+    readPrices(org),
     org.read('select wrapped from org_keys where org_id = ?1'),
   ]);
   return {
@@ -60,21 +52,7 @@ async function loadSettings(org: Org): Promise<Settings> {
       baseUrl: String(row.base_url),
       secret: String(row.secret),
     })),
-    prices: new Map(prices.map((row) => [String(row.model), priceOf(row)])),
+    prices,
     wrappedKey: orgKeys[0] ? String(orgKeys[0].wrapped) : undefined,
-  };
-}
-
-function priceOf(row: { readonly [column: string]: unknown }): Price {
-  const amount = (column: string) => nanos(Number(row[column]));
-  return {
-    inputNanosPerMillion: amount('input_nanos_per_million'),
-    outputNanosPerMillion: amount('output_nanos_per_million'),
-    ...(row.cache_read_nanos_per_million === null
-      ? {}
-      : { cacheReadNanosPerMillion: amount('cache_read_nanos_per_million') }),
-    ...(row.cache_write_nanos_per_million === null
-      ? {}
-      : { cacheWriteNanosPerMillion: amount('cache_write_nanos_per_million') }),
   };
 }

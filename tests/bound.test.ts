@@ -6,14 +6,15 @@ import { ENDPOINTS } from '../functions/providers/endpoints.ts';
 import { Refusal } from '../schema/errors.ts';
 import type { Json, JsonObject } from '../schema/json.ts';
 import type { Bound } from '../schema/rules/bound.ts';
-import { findRates, overrideRates, type Rates } from '../schema/rules/price.ts';
+import { findRates, overrideRates, type Rates } from '../schema/rules/catalogue.ts';
 
 const NOW = Date.UTC(2026, 10, 23);
+const OWN_PRICE = { inputNanosPerMillion: 1, outputNanosPerMillion: 1 };
 const RATES: Record<string, Rates> = {
   chat: findRates('openai', 'gpt-4o', NOW)!,
   responses: findRates('openai', 'gpt-5', NOW)!,
   messages: findRates('anthropic', 'claude-opus-5', NOW)!,
-  local: overrideRates({ inputNanosPerMillion: 1, outputNanosPerMillion: 1 }),
+  local: overrideRates(OWN_PRICE),
 };
 const widened = (tokens: number) => tokens + Math.ceil(tokens / 16);
 const WINDOW = {
@@ -98,12 +99,18 @@ describe('output', () => {
     expect(bound('completions', ids, RATES.chat!)).toMatchObject({ outputTokens: 10, choices: 1 });
   });
 
-  test('without a limit is the context window, and without a window nothing bounds it', () => {
+  test('without a limit is the context window, one of the largest where nobody told it', () => {
     expect(chat({ ...user('hi'), n: 2 }).outputTokens).toBe(2 * WINDOW.chat);
-    expect(chat(user('hi'), RATES.local!).unbounded).toBe('max_completion_tokens');
-    expect(responses({ input: 'hi' }, RATES.local!).unbounded).toBe('max_output_tokens');
-    expect(messages(user('hi'), RATES.local!).unbounded).toBe('max_tokens');
-    expect(chat({ ...user('hi'), max_tokens: 1 }, RATES.local!).unbounded).toBeUndefined();
+    for (const found of [
+      chat(user('hi'), RATES.local!),
+      responses({ input: 'hi' }, RATES.local!),
+      messages(user('hi'), RATES.local!),
+    ]) {
+      expect(found.outputTokens).toBeGreaterThanOrEqual(1_048_576);
+      expect(found.unbounded).toBeUndefined();
+    }
+    const told = overrideRates({ ...OWN_PRICE, contextWindow: 8_192 });
+    expect(chat(user('hi'), told).outputTokens).toBeLessThan(10_000);
   });
 
   test('of embeddings is nothing, and their input is not capped by the window of one text', () => {
@@ -209,7 +216,7 @@ describe('input', () => {
       expect(found.unbounded).toBeUndefined();
     }
     const local = chat({ ...user([file]), max_tokens: 5 }, RATES.local!);
-    expect(local.unbounded).toBe('messages[].content[]');
+    expect(local.inputTokens).toBeGreaterThanOrEqual(1_048_576);
   });
 
   test('shown in full is not taken for hidden', () => {

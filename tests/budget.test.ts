@@ -5,7 +5,8 @@ import fc from 'fast-check';
 import { MAX_NANOS, type Nanos } from '../schema/money.ts';
 import { type Bound, NO_COST } from '../schema/rules/bound.ts';
 import { roomOf, type Scope, tightest, windowsOf } from '../schema/rules/budget.ts';
-import { fitOutput, overrideRates, worstCaseOf } from '../schema/rules/price.ts';
+import { overrideRates } from '../schema/rules/catalogue.ts';
+import { fitOutput, worstCaseOf } from '../schema/rules/price.ts';
 
 const amount = fc.integer({ min: 0, max: MAX_NANOS }).map((nanos) => nanos as Nanos);
 

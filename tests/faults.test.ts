@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { createAgent } from '../db/agents.ts';
-import { type Database, openDatabase } from '../db/client.ts';
+import { type Database, DatabaseError, openDatabase } from '../db/client.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { addPolicyVersion } from '../db/policies.ts';
@@ -169,7 +169,7 @@ describe.each(RUNTIMES)('on %s', (runtime) => {
   beforeAll(async () => {
     stage = await setUp(runtime);
   });
-  afterAll(() => stage.close());
+  afterAll(() => stage?.close());
 
   test('callers who tear their connection end the upstream call and pay for it', async () => {
     const { deployment, upstream, db } = stage;
@@ -367,7 +367,7 @@ describe('a database', () => {
   beforeAll(async () => {
     stage = await setUp('bun');
   });
-  afterAll(() => stage.close());
+  afterAll(() => stage?.close());
 
   test('that another process has locked is waited for, then answered for with 503', async () => {
     const { default: Libsql } = await import('libsql');
@@ -415,7 +415,7 @@ describe('a database server', () => {
     stage = await setUp('bun', env);
   });
   afterAll(async () => {
-    await stage.close();
+    await stage?.close();
     await sqld.stop();
   });
 
@@ -553,6 +553,21 @@ describe('a call in flight', () => {
     const { flights } = flightsAt(() => now);
     await flights.start(org, run.id, step, now + LEASE_MS).settle(endAt(now));
     expect((await findRun(org, run.agentId, 'run'))?.status).toBe('open');
+    await flights.drain(0);
+  });
+
+  test('is settled as soon as a database that was out of reach is back', async () => {
+    const now = Date.UTC(2035, 0, 1);
+    let failures = 2;
+    const write: Database['write'] = async (statements) => {
+      if (failures-- > 0) throw new DatabaseError(new Error('out of reach'));
+      return await db.write(statements);
+    };
+    const { flights } = flightsAt(() => now);
+    const step = await hold(now);
+    const shaky = forOrg({ ...db, write }, org.id);
+    await flights.start(shaky, run.id, step, now + LEASE_MS).settle(endAt(now));
+    expect(await stateOf(step)).toEqual({ outcome: 'ok', spent_nanos: SPENT, settled_at: now });
     await flights.drain(0);
   });
 

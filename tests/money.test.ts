@@ -24,7 +24,8 @@ import type { AgentId, PolicyVersionId, RunId, StepId, TokenId } from '../schema
 import { formatDollars, type Nanos } from '../schema/money.ts';
 import type { PolicyDocument } from '../schema/policy.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
-import { overrideRates, worstCaseOf } from '../schema/rules/price.ts';
+import { overrideRates } from '../schema/rules/catalogue.ts';
+import { worstCaseOf } from '../schema/rules/price.ts';
 import { start } from './process.ts';
 import { type Deployment, deploy, type Wanted } from './rungate.ts';
 import { startSqld } from './sqld.ts';
@@ -199,8 +200,9 @@ describe.each(FLOODS)('%s on a run that pays for forty', (_, wanted) => {
     db = await deployment.database();
   });
   afterAll(async () => {
-    await db.close();
-    await deployment.stop();
+    // Whatever was set up ends, also where a later part of it failed.
+    await db?.close();
+    await deployment?.stop();
     await sqld?.stop();
   });
 
@@ -289,8 +291,8 @@ describe('a budget', () => {
   });
   afterAll(async () => {
     const doctor = await shop.deployment.cli('doctor', '--json');
-    await shop.db.close();
-    await shop.deployment.stop();
+    await shop?.db.close();
+    await shop?.deployment.stop();
     expect(JSON.parse(doctor.stdout)).toMatchObject({ ok: true, heldNanos: 0 });
   });
 
@@ -390,8 +392,8 @@ describe.each(LIMITS)('an output limit of %s in %s', (path, member) => {
     agent = (await shop.agents({ minOutputTokens: LEAST }))[0]!;
   });
   afterAll(async () => {
-    await shop.db.close();
-    await shop.deployment.stop();
+    await shop?.db.close();
+    await shop?.deployment.stop();
   });
 
   /** Calls on a run whose ceiling pays for the input and so many tokens of output. */
@@ -454,8 +456,8 @@ describe('the price of a model', () => {
     shop = new Workshop(deployment, db, (await findOrg(db, 'acme'))!);
   });
   afterAll(async () => {
-    await shop.db.close();
-    await shop.deployment.stop();
+    await shop?.db.close();
+    await shop?.deployment.stop();
   });
 
   async function spentBy(agent: { id: AgentId; token: string }, model: string): Promise<number> {

@@ -6,16 +6,8 @@ import { calcPrice, findProvider } from '@pydantic/genai-prices';
 import fc from 'fast-check';
 import { MAX_NANOS, nanos } from '../schema/money.ts';
 import { type Bound, NO_COST } from '../schema/rules/bound.ts';
-import {
-  CATALOGUE,
-  costOf,
-  findRates,
-  fitOutput,
-  overrideRates,
-  pricesSearches,
-  type Rates,
-  worstCaseOf,
-} from '../schema/rules/price.ts';
+import { CATALOGUE, findRates, overrideRates, type Rates } from '../schema/rules/catalogue.ts';
+import { costOf, fitOutput, pricesSearches, worstCaseOf } from '../schema/rules/price.ts';
 import { addUsage, NO_USAGE, readCount, type Usage } from '../schema/usage.ts';
 
 const NOW = Date.UTC(2026, 10, 23, 12);

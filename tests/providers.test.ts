@@ -6,7 +6,7 @@ import { authHeaders, PROVIDERS, provider } from '../functions/providers/compati
 import type { Meter, Reading } from '../functions/providers/contract.ts';
 import { ENDPOINTS, findEndpoint, upstreamPath } from '../functions/providers/endpoints.ts';
 import { type Json, type JsonObject, parseStrict, splice } from '../schema/json.ts';
-import { findRates } from '../schema/rules/price.ts';
+import { findRates } from '../schema/rules/catalogue.ts';
 import { NO_USAGE, type Usage } from '../schema/usage.ts';
 
 const row = (name: string) => ENDPOINTS.find((endpoint) => endpoint.name === name)!;

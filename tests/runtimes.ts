@@ -14,6 +14,9 @@ export interface Stage {
   readonly witness: Witness;
 }
 
+/** Longer than a process that does not end by itself is given. */
+const STOP_LIMIT_MS = 20_000;
+
 const RUNTIMES: readonly Runtime[] = ['bun', 'deno'];
 
 /**
@@ -26,16 +29,18 @@ export function stages(wanted: Omit<Wanted, 'runtime' | 'upstreamUrl'>): readonl
     await Promise.all(all.map((stage) => furnish(stage, wanted)));
   });
   afterAll(async () => {
-    for (const { witness, rungate, upstream } of all) {
-      await witness?.stop();
-      await rungate?.stop();
-      await upstream?.stop();
-    }
-  });
+    await Promise.all(all.map(dismantle));
+  }, STOP_LIMIT_MS);
   return all;
 }
 
 type Mutable<T> = { -readonly [key in keyof T]: T[key] };
+
+async function dismantle({ witness, rungate, upstream }: Partial<Stage>): Promise<void> {
+  await witness?.stop();
+  await rungate?.stop();
+  await upstream?.stop();
+}
 
 async function furnish(stage: Mutable<Stage>, wanted: Wanted): Promise<void> {
   stage.upstream = await startUpstream();

@@ -108,6 +108,7 @@ create table prices (
   output_nanos_per_million integer not null check (output_nanos_per_million >= 0),
   cache_read_nanos_per_million integer check (cache_read_nanos_per_million >= 0),
   cache_write_nanos_per_million integer check (cache_write_nanos_per_million >= 0),
+  context_window integer check (context_window > 0),
   created_at integer not null,
   primary key (org_id, model)
 ) strict, without rowid;

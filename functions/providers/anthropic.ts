@@ -12,7 +12,8 @@ import {
   readList,
   readText,
 } from '../../schema/rules/bound.ts';
-import { pricesSearches, type Rates } from '../../schema/rules/price.ts';
+import type { Rates } from '../../schema/rules/catalogue.ts';
+import { pricesSearches } from '../../schema/rules/price.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import { addUsage, NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
 import type { Endpoint, Meter } from './contract.ts';

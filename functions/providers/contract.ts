@@ -3,7 +3,7 @@
 import type { Dialect } from '../../schema/errors.ts';
 import type { Edit, JsonObject, StrictBody } from '../../schema/json.ts';
 import type { Bound } from '../../schema/rules/bound.ts';
-import type { Rates } from '../../schema/rules/price.ts';
+import type { Rates } from '../../schema/rules/catalogue.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import type { Usage } from '../../schema/usage.ts';
 

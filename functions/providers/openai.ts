@@ -18,7 +18,7 @@ import {
   readText,
   visibleTokens,
 } from '../../schema/rules/bound.ts';
-import type { Rates } from '../../schema/rules/price.ts';
+import type { Rates } from '../../schema/rules/catalogue.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
 import type { Endpoint, Meter, MeterOptions } from './contract.ts';

@@ -4,8 +4,8 @@ import { findForeignId, findResponse, type KeptResponse } from '../../db/respons
 import { type ProviderKey, readSettings, type Settings } from '../../db/settings.ts';
 import type { JsonObject } from '../../schema/json.ts';
 import { invalid, isGiven } from '../../schema/rules/bound.ts';
+import { findRates, overrideRates, type Rates } from '../../schema/rules/catalogue.ts';
 import { type Denial, decideModel } from '../../schema/rules/decide.ts';
-import { findRates, overrideRates, type Rates } from '../../schema/rules/price.ts';
 import { provider as findProvider, type Provider } from '../providers/compatible.ts';
 import type { Endpoint } from '../providers/contract.ts';
 import { referredItems } from '../providers/responses.ts';
@@ -191,8 +191,10 @@ export function ratesOf(
   atMillis: number,
 ): Rates | undefined {
   const own = settings.prices.get(`${key.name}/${model}`);
-  if (own) return overrideRates({ ...own, model });
-  return provider.catalogue ? findRates(provider.catalogue, model, atMillis) : undefined;
+  const listed = provider.catalogue && findRates(provider.catalogue, model, atMillis);
+  if (!own) return listed || undefined;
+  const contextWindow = own.contextWindow ?? (listed || undefined)?.contextWindow;
+  return overrideRates({ ...own, model, contextWindow });
 }
 
 /** What the call costs; a model without a price has the policy's explicit one, or is refused. */

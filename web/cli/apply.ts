@@ -7,10 +7,9 @@ import { assignPolicy, createAgent, findAgent } from '../../db/agents.ts';
 import { DatabaseError } from '../../db/client.ts';
 import type { Org } from '../../db/org.ts';
 import { addPolicyVersion, findPolicy } from '../../db/policies.ts';
-import { findPrice, setPrice } from '../../db/prices.ts';
+import { findPrice, type Price, setPrice } from '../../db/prices.ts';
 import { findProviderKey, holdsSecret, putProviderKey } from '../../db/provider-keys.ts';
 import type { MasterKeys } from '../../db/seal.ts';
-import type { Price } from '../../db/settings.ts';
 import type { PolicyId } from '../../schema/ids.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { invalidManifest, type Manifest, readManifest, type WantedKey } from './manifest.ts';
@@ -119,6 +118,7 @@ async function planPrice(org: Org, wanted: Manifest['prices'][number]): Promise<
   const price: Price = {
     inputNanosPerMillion: wanted.inputPerMillion,
     outputNanosPerMillion: wanted.outputPerMillion,
+    ...(wanted.contextWindow === undefined ? {} : { contextWindow: wanted.contextWindow }),
     ...(read === undefined ? {} : { cacheReadNanosPerMillion: read }),
     ...(write === undefined ? {} : { cacheWriteNanosPerMillion: write }),
   };

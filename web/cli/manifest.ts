@@ -60,6 +60,7 @@ const price = z.strictObject({
     .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\/[\x21-\x7e]+$/, 'must be written key/model'),
   inputPerMillion: dollars,
   outputPerMillion: dollars,
+  contextWindow: z.int().min(1).max(100_000_000).optional(),
   cacheReadPerMillion: dollars.optional(),
   cacheWritePerMillion: dollars.optional(),
 });
