@@ -11,7 +11,7 @@ export interface Diagnosis {
   /** What runs say they hold, and how many holds are live. */
   readonly heldNanos: number;
   readonly liveHolds: number;
-  /** Live holds whose lease has run out and that nobody has settled. */
+  /** Live holds whose lease ran out a while ago and that no process has settled since. */
   readonly expiredHolds: number;
   /** Runs whose `spent` is not the sum of their steps, or whose `held` not that of their holds. */
   readonly spentMismatches: number;
@@ -29,7 +29,7 @@ export interface Diagnosis {
 /** Examines the database; changes nothing. */
 export async function diagnose(db: Database, master: MasterKeys, now: number): Promise<Diagnosis> {
   const [ledger, windows, integrity, sealingFailures] = await Promise.all([
-    db.read(LEDGER, [now]),
+    db.read(LEDGER, [now - SWEEP_MS]),
     db.read(WINDOWS, []),
     db.read('pragma quick_check(1)', []),
     countSealingFailures(db, master),
@@ -51,6 +51,9 @@ export async function diagnose(db: Database, master: MasterKeys, now: number): P
     integrity: sound,
   };
 }
+
+/** Within this time a process that serves settles what has expired. */
+const SWEEP_MS = 10_000;
 
 const LEDGER = `
   with trail as (

@@ -3,6 +3,7 @@
 import { type Database, DatabaseError, type Statement } from '../../db/client.ts';
 import type { Org } from '../../db/org.ts';
 import { leaseRenewal, type Settlement, settlement } from '../../db/steps.ts';
+import { expireHolds } from '../../db/system.ts';
 import type { RunId, StepId } from '../../schema/ids.ts';
 import type { Log } from '../log.ts';
 
@@ -100,7 +101,7 @@ export class Flights {
   constructor(db: Database, log: Log, now: () => number) {
     this.#db = db;
     this.log = log;
-    this.#timer = setInterval(() => void this.#renew(now()), RENEW_MS);
+    this.#timer = setInterval(() => void this.#tend(now()), RENEW_MS);
   }
 
   /** Takes charge of a hold. */
@@ -130,13 +131,15 @@ export class Flights {
     clearInterval(this.#timer);
   }
 
-  async #renew(now: number): Promise<void> {
+  /** Renews the leases that are ours, then settles those that nobody has renewed. */
+  async #tend(now: number): Promise<void> {
     const due = [...this.#all].flatMap((flight) => flight.renewal(now) ?? []);
-    if (due.length === 0) return;
     try {
-      await this.#db.write(due);
+      if (due.length > 0) await this.#db.write(due);
+      const settled = await expireHolds(this.#db, now);
+      if (settled > 0) this.log.warn('settled holds of calls that are gone', { settled });
     } catch (error) {
-      this.log.error('leases could not be renewed', { count: due.length, error });
+      this.log.error('leases could not be tended', { count: due.length, error });
     }
   }
 }
