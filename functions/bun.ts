@@ -13,6 +13,7 @@ export interface Listening {
 }
 
 const SHUTDOWN_LIMIT_MS = 30_000;
+const INSIST_MS = 1_000;
 /** How long a connection may be idle once its answer is there. */
 const IDLE_S = 10;
 /** Above our own limit, which answers in the caller's dialect. */
@@ -53,10 +54,13 @@ export function listen(services: Services): Listening {
 /** Serves until the process is told to end. */
 export function serve(services: Services): Listening {
   const listening = listen(services);
-  let isStopping = false;
+  let stoppedAt: number | undefined;
   const stop = async (signal: string) => {
-    if (isStopping) process.exit(1);
-    isStopping = true;
+    // Package runners pass a signal on that the whole group has had already: only a later one insists.
+    const isInsisting = stoppedAt !== undefined && Date.now() - stoppedAt > INSIST_MS;
+    if (isInsisting) process.exit(1);
+    if (stoppedAt !== undefined) return;
+    stoppedAt = Date.now();
     services.log.info('stopping; calls in flight may end', { signal });
     await listening.stop(SHUTDOWN_LIMIT_MS);
     process.exit(0);
