@@ -5,7 +5,8 @@ import { ping } from '../db/system.ts';
 import { finishRun, showRun, showSteps } from './api.ts';
 import { boot } from './boot.ts';
 import { demo } from './demo.ts';
-import { type Connection, respondJson, secure } from './edge.ts';
+import { type Connection, respond, respondJson, secure } from './edge.ts';
+import { showPrivacy, showSecurity, showStatus, showStyle, tellContact } from './pages.ts';
 import { govern } from './proxy.ts';
 import { refuse } from './refuse.ts';
 import type { Services } from './services.ts';
@@ -20,13 +21,24 @@ export function makeApp(services: Services) {
     await ping(services.db);
     return respondJson({ status: 'ok' });
   });
+  app.get('/security', () => showSecurity(services));
+  app.get('/privacy', () => showPrivacy());
+  app.get('/status', (context) => showStatus(services, context));
+  app.get('/pages.css', () => showStyle());
+  app.get('/.well-known/security.txt', () => tellContact(services));
   app.get('/v1/runs/:id', ({ req }) => showRun(services, req.raw, req.param('id')));
   app.get('/v1/runs/:id/steps', ({ req }) => showSteps(services, req.raw, req.param('id')));
   app.post('/v1/runs/:id/complete', ({ req }) => finishRun(services, req.raw, req.param('id')));
-  if (services.config.isDemo) app.all('/demo/v1/*', ({ req }) => demo(req.raw));
+  if (services.config.isDemo) app.all('/demo/v1/*', ({ req }) => answerDemo(req.raw));
   app.all('*', ({ req }) => govern(services, req.raw));
   app.onError((error, { req }) => refuse(services, req.raw, error));
   return secure(services, (request, connection) => app.fetch(request, connection));
+}
+
+/** The built-in upstream answers as a provider does, without the headers of the edge. */
+async function answerDemo(request: Request): Promise<Response> {
+  const { body, status, headers } = await demo(request);
+  return respond(body, status, Object.fromEntries(headers));
 }
 
 let running: Promise<ReturnType<typeof makeApp>> | undefined;

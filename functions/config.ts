@@ -27,6 +27,8 @@ export interface Config {
   readonly masterKeys: string | undefined;
   /** Where people reach this deployment, without a trailing slash. */
   readonly publicUrl: string | undefined;
+  /** Where weaknesses are reported, as a `mailto:` or `https:` URL. */
+  readonly securityContact: string | undefined;
   readonly trustedProxies: readonly Cidr[];
   readonly egressAllow: AllowList;
   readonly logLevel: LogLevel;
@@ -50,6 +52,7 @@ const MISSING_KEYS =
   'RUNGATE_MASTER_KEYS is not set; wanted in production, or when HOST is not loopback: id:base64,….';
 const MAX_VALUE_CHARS = 65_536;
 const MAX_SHOWN_CHARS = 80;
+const MAX_CONTACT_CHARS = 512;
 const MAX_HOPS = 32;
 const MAX_KEY_FILE_BYTES = 4096;
 const LOOPBACK = parseCidrList('127.0.0.0/8, ::1');
@@ -92,6 +95,10 @@ const ENVIRONMENT = z.object({
     'id:key pairs, separated by commas, each key 32 bytes in base64',
   ).optional(),
   RUNGATE_PUBLIC_URL: variable('an http or https URL without a query', parsePublicUrl).optional(),
+  RUNGATE_SECURITY_CONTACT: variable(
+    'a mailto: or https: URL of at most 512 characters',
+    parseContact,
+  ).optional(),
   RUNGATE_TRUSTED_PROXIES: variable(
     'address ranges such as 10.0.0.0/8, separated by commas',
     parseCidrList,
@@ -151,6 +158,7 @@ function applyDefaults(env: Variables, isProduction: boolean): Config {
     },
     masterKeys: env.RUNGATE_MASTER_KEYS,
     publicUrl: env.RUNGATE_PUBLIC_URL,
+    securityContact: env.RUNGATE_SECURITY_CONTACT,
     trustedProxies: env.RUNGATE_TRUSTED_PROXIES ?? [],
     egressAllow: env.RUNGATE_EGRESS_ALLOW ?? { hosts: new Set(), cidrs: [] },
     logLevel: env.RUNGATE_LOG ?? 'info',
@@ -176,6 +184,14 @@ function parsePublicUrl(text: string): string | undefined {
   const { protocol, search, hash, username, href } = new URL(text);
   const isPlain = search === '' && hash === '' && username === '';
   return /^https?:$/.test(protocol) && isPlain ? href.replace(/\/+$/, '') : undefined;
+}
+
+/** A URL that can stand on a line of its own: RFC 9116, 2.5.3 wants the scheme and forbids http. */
+function parseContact(text: string): string | undefined {
+  if (text.length > MAX_CONTACT_CHARS || !/^[\x21-\x7e]+$/.test(text)) return undefined;
+  if (/^mailto:[^@?#,;<>]+@[^@?#,;<>]+$/.test(text)) return text;
+  const { username, password, href } = new URL(text);
+  return /^https:\/\//.test(text) && username === '' && password === '' ? href : undefined;
 }
 
 /** Where development keeps its master keys: beside the database file, or in `.rungate`. */

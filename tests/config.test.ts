@@ -36,6 +36,7 @@ describe('readConfig()', () => {
       database: { url: 'file:.rungate/rungate.db', authToken: undefined, synchronous: 'full' },
       masterKeys: undefined,
       publicUrl: undefined,
+      securityContact: undefined,
       trustedProxies: [],
       egressAllow: { hosts: new Set<string>(), cidrs: [] },
       logLevel: 'info',

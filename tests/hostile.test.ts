@@ -308,7 +308,6 @@ describe('limits', () => {
       [CHAT, { web_search_options: {} }],
       [CHAT, { models: ['dear'] }],
       [CHAT, { plugins: [{ id: 'web' }] }],
-      [CHAT, { messages: [{ role: 'user', content: { type: 'file', file: { file_id: 'f' } } }] }],
       ['/v1/responses', { tools: [{ type: 'code_interpreter', container: { type: 'auto' } }] }],
       ['/v1/responses', { tools: [{ type: 'mcp', server_url: 'https://evil.example' }] }],
       ['/v1/responses', { prompt: { id: 'pmpt_1' } }],
