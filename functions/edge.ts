@@ -23,13 +23,20 @@ const HEADERS: Readonly<Record<string, string>> = {
   'strict-transport-security': 'max-age=31536000; includeSubDomains',
 };
 
+/** Checked once: a plain object would have each response's headers checked again. */
+const CHECKED_HEADERS = new Headers(HEADERS);
+
 /** Makes a response with the headers of the edge; every response is made here. */
 export function respond(
   body: BodyInit | null,
   status: number,
   headers: Readonly<Record<string, string>> = {},
 ): Response {
-  return new Response(body, { status, headers: { ...headers, ...HEADERS } });
+  const response = new Response(body, { status, headers: CHECKED_HEADERS });
+  for (const name in headers) {
+    if (!CHECKED_HEADERS.has(name)) response.headers.set(name, headers[name]!);
+  }
+  return response;
 }
 
 /** Makes a response of JSON; see {@link respond}. */

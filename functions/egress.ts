@@ -36,6 +36,8 @@ export interface EgressInit {
   readonly headers: Readonly<Record<string, string>>;
   readonly body?: Uint8Array<ArrayBuffer> | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** In place of `signal`; the exchange aborts it too once it gives up, and makes none of its own. */
+  readonly controller?: AbortController | undefined;
   readonly timeouts: EgressTimeouts;
 }
 
@@ -116,14 +118,12 @@ export function makeEgress(options: EgressOptions): Egress {
     isPublicAddress(address) || inCidrs(address, allow.cidrs);
   const lookup = makeCheckedLookup(resolve, isPermitted);
   const agent = new PinnedAgent(lookup, options.ca);
-  return async (url, init) => {
-    if (url.username !== '' || url.password !== '') {
-      throw new EgressError('forbidden_url', 'A URL must not carry a user name or password.');
-    }
-    if (isAllowed(url)) return sendDirect(url, init, maxDecodedBytes);
+  const sendChecked: Egress = async (url, init) => {
     checkUrl(url, isPermitted);
     return sendPinned(url, init, agent, maxDecodedBytes);
   };
+  return (url, init) =>
+    isAllowed(url) ? sendDirect(url, init, maxDecodedBytes) : sendChecked(url, init);
 }
 
 /** Allowed origins are few and their answer never changes, so that a call costs one map look-up. */
@@ -131,6 +131,7 @@ function rememberAllowed(allow: AllowList): (url: URL) => boolean {
   const origins = new Set<string>();
   return (url) => {
     const { origin } = url;
+    if (hasUser(url)) return false;
     if (origins.has(origin)) return true;
     const isWeb = url.protocol === 'https:' || url.protocol === 'http:';
     if (!isWeb || !isAllowedHost(url, allow)) return false;
@@ -139,7 +140,14 @@ function rememberAllowed(allow: AllowList): (url: URL) => boolean {
   };
 }
 
+function hasUser({ username, password }: URL): boolean {
+  return username !== '' || password !== '';
+}
+
 function checkUrl(url: URL, isPermitted: (address: string) => boolean): void {
+  if (hasUser(url)) {
+    throw new EgressError('forbidden_url', 'A URL must not carry a user name or password.');
+  }
   if (url.protocol !== 'https:') {
     const message = `${url.protocol}//${url.host} must be https, or allowed by the operator by name.`;
     throw new EgressError('forbidden_url', message);
@@ -342,10 +350,15 @@ interface Received {
   readonly gate?: Gate | undefined;
 }
 
+/** By what the caller ends the exchange. */
+function callerOf({ controller, signal }: EgressInit): AbortSignal | undefined {
+  return controller?.signal ?? signal;
+}
+
 /** `fetch` tells no phase from another, so that connecting and the first byte share their time. */
 async function sendDirect(url: URL, init: EgressInit, maxBytes: number): Promise<EgressResponse> {
-  const deadline = new Deadline(init.signal);
-  const controller = new AbortController();
+  const deadline = new Deadline(callerOf(init));
+  const controller = init.controller ?? new AbortController();
   deadline.onEnd((reason) => controller.abort(reason));
   deadline.expect('timeout_first_byte', init.timeouts.connectMs + init.timeouts.firstByteMs);
   try {
@@ -359,8 +372,10 @@ async function sendDirect(url: URL, init: EgressInit, maxBytes: number): Promise
     });
     return answer(response, deadline, init.timeouts, maxBytes, () => response.bytes());
   } catch (error) {
-    controller.abort();
-    throw deadline.fail(error, isUnsent(error) ? 'connect_failed' : 'broken');
+    // First, or the abort of our own making would count as the caller's.
+    const failure = deadline.fail(error, isUnsent(error) ? 'connect_failed' : 'broken');
+    controller.abort(failure);
+    throw failure;
   }
 }
 
@@ -382,7 +397,7 @@ function sendPinned(
   agent: PinnedAgent,
   maxBytes: number,
 ): Promise<EgressResponse> {
-  const deadline = new Deadline(init.signal);
+  const deadline = new Deadline(callerOf(init));
   deadline.expect('timeout_connect', init.timeouts.connectMs);
   return new Promise((resolve, reject) => {
     let isConnected = false;

@@ -34,7 +34,10 @@ export type RunId = Id<'run'>;
 export type StepId = Id<'step'>;
 
 const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
-const TIME_DIGITS = 10;
+/** Two base32 digits for every ten bits: digit by digit, an id would cost twice as much. */
+const PAIRS = Array.from({ length: 1024 }, (_, bits) => {
+  return ALPHABET.charAt(bits >> 5) + ALPHABET.charAt(bits & 31);
+});
 /** Random bytes that an id is made of: 80 bits, as in a ULID. */
 export const ID_ENTROPY_BYTES = 10;
 
@@ -46,14 +49,10 @@ export const ID_ENTROPY_BYTES = 10;
  * @param entropy At least {@link ID_ENTROPY_BYTES} random bytes.
  */
 export function formatId<N extends Noun>(kind: N, millis: number, entropy: Uint8Array): Id<N> {
-  let time = '';
-  for (let left = millis, digit = 0; digit < TIME_DIGITS; digit++) {
-    time = ALPHABET[left % 32] + time;
-    left = Math.floor(left / 32);
-  }
-  let random = '';
-  for (let at = 0; at < ID_ENTROPY_BYTES; at += 5) random += base32(entropy, at);
-  return (PREFIXES[kind] + time + random) as Id<N>;
+  const high = Math.floor(millis / 2 ** 20);
+  const time =
+    pair(high / 2 ** 20) + pair(high >> 10) + pair(high) + pair(millis >> 10) + pair(millis);
+  return (PREFIXES[kind] + time + base32(entropy, 0) + base32(entropy, 5)) as Id<N>;
 }
 
 /** Whether a string has the shape of an id of this kind. */
@@ -67,9 +66,10 @@ function base32(bytes: Uint8Array, at: number): string {
   const byte = (offset: number) => bytes[at + offset] ?? 0;
   const high = (byte(0) << 12) | (byte(1) << 4) | (byte(2) >> 4);
   const low = ((byte(2) & 15) << 16) | (byte(3) << 8) | byte(4);
-  let digits = '';
-  for (const part of [high, low]) {
-    for (let shift = 15; shift >= 0; shift -= 5) digits += ALPHABET[(part >> shift) & 31];
-  }
-  return digits;
+  return pair(high >> 10) + pair(high) + pair(low >> 10) + pair(low);
+}
+
+/** The two base32 digits of the last ten bits of a number below 2^53. */
+function pair(bits: number): string {
+  return PAIRS[bits & 1023] ?? '';
 }

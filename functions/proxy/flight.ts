@@ -19,12 +19,14 @@ export type AbortReason = 'client_left' | 'shutdown';
 
 /** A call between its hold and its settlement. */
 export class Flight {
+  /** Ends the upstream call; the exchange aborts it too when it gives up. */
+  readonly controller = new AbortController();
   readonly #flights: Flights;
   readonly #org: Org;
   readonly #run: RunId;
   readonly #step: StepId;
-  readonly #abort = new AbortController();
   #settled: Promise<void> | undefined;
+  #ended: AbortReason | undefined;
   #leaseEndsAt: number;
 
   /** Use {@link Flights.start}. */
@@ -36,14 +38,20 @@ export class Flight {
     this.#leaseEndsAt = leaseEndsAt;
   }
 
-  /** Aborts the upstream call. */
+  /** Aborts once the call is ended, or its exchange gives up. */
   get signal(): AbortSignal {
-    return this.#abort.signal;
+    return this.controller.signal;
+  }
+
+  /** Why the call was ended from outside, if it was. */
+  get ended(): AbortReason | undefined {
+    return this.#ended;
   }
 
   /** Ends the call; whoever reads the upstream sees its stream break and settles. */
   abort(reason: AbortReason): void {
-    this.#abort.abort(reason);
+    this.#ended ??= reason;
+    this.controller.abort(reason);
   }
 
   /** Writes the real cost, durably; a second call waits for the first and changes nothing. */

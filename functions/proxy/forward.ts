@@ -52,13 +52,14 @@ const NOT_SENT = new Set<string>([
  */
 export async function forward(call: Held): Promise<Answer> {
   const started = performance.now();
+  const { signal } = call.request;
   const leave = () => call.flight.abort('client_left');
-  call.request.signal.addEventListener('abort', leave, { once: true });
-  if (call.request.signal.aborted) leave();
-  if (call.request.signal.aborted) leave();
-  const detach = () => call.request.signal.removeEventListener('abort', leave);
+  signal.addEventListener('abort', leave, { once: true });
+  if (signal.aborted) leave();
+  const detach = () => signal.removeEventListener('abort', leave);
   try {
-    const secret = await openSecret(call);
+    const opened = openSecret(call);
+    const secret = typeof opened === 'string' ? opened : await opened;
     const upstream = await send(call, secret);
     const firstByteMs = Math.round(performance.now() - started);
     return { ...call, upstream, secret, firstByteMs, detach };
@@ -84,7 +85,7 @@ function send(call: Held, secret: string): Promise<EgressResponse> {
     method: endpoint.method,
     headers,
     ...(outgoing.length > 0 ? { body: outgoing } : {}),
-    signal: call.flight.signal,
+    controller: call.flight.controller,
     timeouts: TIMEOUTS,
   });
 }
@@ -135,9 +136,7 @@ async function sendToDemo(call: Held): Promise<EgressResponse> {
 async function failed(call: Held, error: unknown): Promise<unknown> {
   const code = error instanceof EgressError ? error.code : 'internal';
   const isUnsent = NOT_SENT.has(code) || code === 'internal';
-  const { signal } = call.flight;
-  const outcome = signal.aborted ? String(signal.reason) : code;
-  const end: End = { outcome, isFree: isUnsent };
+  const end: End = { outcome: call.flight.ended ?? code, isFree: isUnsent };
   await settleHold(call, end);
   if (!(error instanceof EgressError)) return error;
   const message = `The upstream "${call.key.name}" ${FAILURES[error.code]}.`;

@@ -94,8 +94,9 @@ function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>):
     broken: (error) => close(outcomeOf(error, answer)),
   });
   // A caller who has stopped reading would not notice that the call was ended.
-  const { signal } = answer.flight;
-  signal.addEventListener('abort', () => void close(String(signal.reason)), { once: true });
+  const { flight } = answer;
+  const leave = () => void (flight.ended && close(flight.ended));
+  flight.signal.addEventListener('abort', leave, { once: true });
   const headers = {
     ...headersFor(answer),
     'cache-control': 'no-cache, no-transform',
@@ -105,7 +106,7 @@ function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>):
 }
 
 function outcomeOf(error: unknown, { flight }: Answer): string {
-  if (flight.signal.aborted) return String(flight.signal.reason);
+  if (flight.ended) return flight.ended;
   if (error instanceof SseTooLarge) return 'too_large';
   return error instanceof EgressError ? error.code : 'client_left';
 }
