@@ -30,7 +30,7 @@ export function makeApp(services: Services) {
   app.get('/v1/runs/:id/steps', ({ req }) => showSteps(services, req.raw, req.param('id')));
   app.post('/v1/runs/:id/complete', ({ req }) => finishRun(services, req.raw, req.param('id')));
   if (services.config.isDemo) app.all('/demo/v1/*', ({ req }) => answerDemo(req.raw));
-  app.all('*', ({ req }) => govern(services, req.raw));
+  app.all('*', ({ req, env }) => govern(services, req.raw, env));
   app.onError((error, { req }) => refuse(services, req.raw, error));
   return secure(services, (request, connection) => app.fetch(request, connection));
 }

@@ -14,7 +14,9 @@ export interface Listening {
 
 const SHUTDOWN_LIMIT_MS = 30_000;
 const INSIST_MS = 1_000;
-/** How long a connection may be idle once its answer is there. */
+/** For the last bytes of what has been settled. */
+const LINGER_MS = 3_000;
+/** How long a connection may be idle while a request is read, and once its answer is there. */
 const IDLE_S = 10;
 /** Above our own limit, which answers in the caller's dialect. */
 const MAX_BODY_BYTES = 128 * 1024 * 1024;
@@ -27,13 +29,19 @@ export function listen(services: Services): Listening {
     hostname: config.host,
     port: config.port,
     maxRequestBodySize: MAX_BODY_BYTES,
+    idleTimeout: IDLE_S,
     async fetch(request, server) {
+      let isWaiting = false;
       // A model may think for minutes without sending a byte; the proxy has time-outs of its own.
-      server.timeout(request, 0);
-      const response = await answer(request, { address: server.requestIP(request)?.address });
+      const wait = () => {
+        isWaiting = true;
+        server.timeout(request, 0);
+      };
+      const { address } = server.requestIP(request) ?? {};
+      const response = await answer(request, { address, wait });
       // Only streams wait from here on: anybody else could keep an idle connection for good.
       const isStream = response.headers.get('content-type')?.startsWith('text/event-stream');
-      if (!isStream) server.timeout(request, IDLE_S);
+      if (isWaiting && !isStream) server.timeout(request, IDLE_S);
       return response;
     },
     // Nothing of an error's text may reach a caller; everything that can be told was told before.
@@ -43,8 +51,9 @@ export function listen(services: Services): Listening {
     url: String(server.url).replace(/\/$/, ''),
     async stop(limitMs) {
       const drained = server.stop();
+      await services.flights.drain(limitMs);
       // A call is settled before its last byte is sent, and holds nothing before it is decided on.
-      await within(drained, limitMs);
+      await within(drained, LINGER_MS);
       await shutDown(services, 0);
       await server.stop(true);
     },

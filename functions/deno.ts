@@ -7,6 +7,8 @@ import { makeApp } from './app.ts';
 import { boot, shutDown, within } from './boot.ts';
 
 const SHUTDOWN_LIMIT_MS = 30_000;
+/** For the last bytes of what has been settled. */
+const LINGER_MS = 3_000;
 
 const services = await boot();
 const { config, log } = services;
@@ -24,7 +26,9 @@ const server = Deno.serve(
 async function stop(signal: string): Promise<void> {
   log.info('stopping; calls in flight may end', { signal });
   // A call is settled before its last byte is sent, and holds nothing before it is decided on.
-  await within(server.shutdown(), SHUTDOWN_LIMIT_MS);
+  const drained = server.shutdown();
+  await services.flights.drain(SHUTDOWN_LIMIT_MS);
+  await within(drained, LINGER_MS);
   await shutDown(services, 0);
   Deno.exit(0);
 }

@@ -7,6 +7,8 @@ import type { Services } from './services.ts';
 export interface Connection {
   /** The socket's remote address; absent where the host does not tell. */
   readonly address?: string | undefined;
+  /** Tells the host that the answer may be long in coming, once the request has been read. */
+  readonly wait?: () => void;
 }
 
 /** Answers a request. */

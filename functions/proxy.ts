@@ -1,6 +1,7 @@
 /** One governed call, top to bottom: read this file first. */
 
 import { Refusal } from '../schema/errors.ts';
+import type { Connection } from './edge.ts';
 import { authenticate, Outdated } from './proxy/authenticate.ts';
 import { type Call, readCall } from './proxy/call.ts';
 import { decide } from './proxy/decide.ts';
@@ -14,9 +15,14 @@ import type { Services } from './services.ts';
  * Serves a call of an agent. Each step takes what the step before returned, so that none can be
  * left out or swapped; each throws a {@link Refusal} to stop the call there.
  */
-export async function govern(services: Services, request: Request): Promise<Response> {
+export async function govern(
+  services: Services,
+  request: Request,
+  connection: Connection,
+): Promise<Response> {
   const caller = await authenticate(services, request, 'call.create', true); // 401: who is calling
   const call = await readCall(caller); //                                       400, 413: what is asked
+  connection.wait?.();
   return onFacts(call, async (call) => {
     const governed = await resolveRun(call); //                                 402, 403: the run it belongs to
     const permitted = await decide(governed); //                                403: what the policy says
