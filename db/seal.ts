@@ -1,6 +1,7 @@
 /** Hashing, random values, and sealing, so that a copied database gives no secret away. */
 
 import { createHash, hash, randomFillSync, timingSafeEqual } from 'node:crypto';
+import { concat } from '../schema/bytes.ts';
 import { formatId, ID_ENTROPY_BYTES, type Id, type Noun, type OrgId } from '../schema/ids.ts';
 import { formatToken, TOKEN_ENTROPY_BYTES, type TokenKind } from '../schema/token.ts';
 
@@ -506,14 +507,4 @@ function decode(text: string, alphabet: 'base64' | 'base64url'): Bytes | undefin
   } catch {
     return undefined;
   }
-}
-
-function concat(parts: readonly Bytes[]): Bytes {
-  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
 }

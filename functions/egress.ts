@@ -19,6 +19,7 @@ import {
   isPublicAddress,
   literalAddress,
 } from '../schema/address.ts';
+import { concat } from '../schema/bytes.ts';
 
 /** Limits of one exchange, in milliseconds. */
 export interface EgressTimeouts {
@@ -564,20 +565,14 @@ async function readAll(
   body: ReadableStream<Uint8Array>,
   maxBytes: number,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const parts: Uint8Array[] = [];
+  const parts: Uint8Array<ArrayBuffer>[] = [];
   let length = 0;
-  for await (const part of body) {
+  for await (const part of body as ReadableStream<Uint8Array<ArrayBuffer>>) {
     length += part.byteLength;
     if (length > maxBytes) throw new EgressError('too_large', 'The answer is too large.');
     parts.push(part);
   }
-  const whole = new Uint8Array(length);
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.byteLength;
-  }
-  return whole;
+  return concat(parts);
 }
 
 /** The header names what is no longer so: RFC 9110 sections 8.4 and 8.6. */

@@ -1,6 +1,7 @@
 /** Reading a request to the built-in upstream: a bounded JSON body, checked, with its own key. */
 
 import { z } from 'zod';
+import { concat } from '../../schema/bytes.ts';
 import { Fault } from './fault.ts';
 
 const MAX_BODY_BYTES = 32 * 1024 * 1024;
@@ -49,17 +50,7 @@ async function readBytes(request: Request): Promise<Uint8Array> {
     }
     chunks.push(read.value);
   }
-  return join(chunks, length);
-}
-
-function join(chunks: readonly Uint8Array[], length: number): Uint8Array {
-  const bytes = new Uint8Array(length);
-  let at = 0;
-  for (const chunk of chunks) {
-    bytes.set(chunk, at);
-    at += chunk.length;
-  }
-  return bytes;
+  return concat(chunks);
 }
 
 function parseObject(bytes: Uint8Array): Members {

@@ -1,6 +1,7 @@
 /** Reads request bodies whole, decoded, and never beyond their caps. */
 
 import { constants, gunzip, type ZlibOptions, type ZstdOptions, zstdDecompress } from 'node:zlib';
+import { concat } from '../../schema/bytes.ts';
 import { Refusal } from '../../schema/errors.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -69,7 +70,7 @@ async function readCounted(body: ReadableStream<Bytes>, maxBytes: number): Promi
   let length = 0;
   for (;;) {
     const { done, value } = await reader.read();
-    if (done) return concat(chunks, length);
+    if (done) return concat(chunks);
     length += value.length;
     if (length > maxBytes) {
       // Not awaited: a sender that does not listen must not hold up the refusal.
@@ -78,17 +79,6 @@ async function readCounted(body: ReadableStream<Bytes>, maxBytes: number): Promi
     }
     chunks.push(value);
   }
-}
-
-function concat(chunks: readonly Bytes[], length: number): Bytes {
-  if (chunks.length === 1) return chunks[0]!;
-  const whole = new Uint8Array(length);
-  let at = 0;
-  for (const chunk of chunks) {
-    whole.set(chunk, at);
-    at += chunk.length;
-  }
-  return whole;
 }
 
 function decodeGzip(bytes: Bytes, maxBytes: number): Promise<Bytes> {
@@ -104,7 +94,7 @@ async function decodeZstd(bytes: Bytes, maxBytes: number): Promise<Bytes> {
     decoded.push(part);
     length += part.length;
   }
-  return concat(decoded, length);
+  return concat(decoded);
 }
 
 /** 2^23 bytes: RFC 9659, 3. */

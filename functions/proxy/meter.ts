@@ -1,6 +1,7 @@
 /** Metering a stream of server-sent events on the side, while its bytes pass. */
 
 import { Digest } from '../../db/seal.ts';
+import { concat } from '../../schema/bytes.ts';
 import { type SseEvent, SseParser } from '../../schema/sse.ts';
 import type { Meter } from '../providers/contract.ts';
 
@@ -58,7 +59,7 @@ export class StreamMeter {
     }
     this.#keptAt += from;
     this.#kept = bytes.subarray(from);
-    return passed.length === 1 ? passed[0]! : concat(passed);
+    return concat(passed);
   }
 
   /** SHA-256 of what came from upstream. Ends the meter. */
@@ -68,13 +69,3 @@ export class StreamMeter {
 }
 
 const EMPTY = new Uint8Array(0);
-
-function concat(parts: readonly Uint8Array[]): Uint8Array {
-  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
-}
