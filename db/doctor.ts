@@ -2,7 +2,7 @@
 
 import type { OrgId, ProviderKeyId } from '../schema/ids.ts';
 import type { Database, Row } from './client.ts';
-import { type ProviderKeyRow, secretContext } from './provider-keys.ts';
+import { type ProviderKey, secretContext } from './provider-keys.ts';
 import { type MasterKeys, open, type SealContext, seal } from './seal.ts';
 
 /** What the doctor found. Amounts in nano-dollars; counts of what is wrong are 0 when all is well. */
@@ -118,7 +118,7 @@ function probe(org: OrgId): SealContext {
   return { org, table: 'org_keys', column: 'wrapped', row: org };
 }
 
-function keyOf(row: Row): Pick<ProviderKeyRow, 'id' | 'provider' | 'baseUrl'> {
+function keyOf(row: Row): Pick<ProviderKey, 'id' | 'provider' | 'baseUrl'> {
   return {
     id: row.id as ProviderKeyId,
     provider: String(row.provider),

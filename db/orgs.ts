@@ -18,13 +18,19 @@ export interface CreatedOrg {
 const MAX_SLUG_LENGTH = 40;
 const SLUG_TRIES = 20;
 
-/** Makes an org with its sealing key, its owner and an admin token, or nothing at all. */
+/**
+ * Makes an org with its sealing key, its owner and an admin token, or nothing at all.
+ *
+ * @param slugTries How many slugs to try: the name's own, then with `-2`, `-3` … behind it.
+ * @throws {DatabaseError} a conflict, when all of them are taken.
+ */
 export async function createOrg(
   db: Database,
   master: MasterKeys,
   actor: Actor,
   name: string,
   ownerEmail: string,
+  slugTries = SLUG_TRIES,
 ): Promise<CreatedOrg> {
   const base = slugOf(name);
   for (let attempt = 1; ; attempt++) {
@@ -41,7 +47,7 @@ export async function createOrg(
       return { id: org.id, slug, adminToken: minted.text };
     } catch (error) {
       const taken = error instanceof DatabaseError && error.conflict;
-      if (!taken || attempt === SLUG_TRIES) throw error;
+      if (!taken || attempt === slugTries) throw error;
     }
   }
 }

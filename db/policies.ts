@@ -3,6 +3,7 @@
 import type { AgentId, PolicyId, PolicyVersionId } from '../schema/ids.ts';
 import { type Policy, policySchema } from '../schema/policy.ts';
 import { type Actor, auditEntry } from './audit.ts';
+import type { Row } from './client.ts';
 import { Memo } from './memo.ts';
 import type { Org } from './org.ts';
 import { newId } from './seal.ts';
@@ -23,18 +24,15 @@ export async function readPolicyVersion(
   id: PolicyVersionId,
 ): Promise<PolicyVersion | undefined> {
   const key = `${org.id}/${id}`;
-  return (
-    versions.get(key) ??
-    parsed(
-      await org.read(
-        `select v.id, v.number, v.document, p.name
-         from policy_versions v join policies p on p.id = v.policy_id and p.org_id = v.org_id
-         where v.org_id = ?1 and v.id = ?2`,
-        id,
-      ),
-      (version) => versions.set(key, version),
-    )
+  const known = versions.get(key);
+  if (known) return known;
+  const row = await org.first(
+    `select v.id, v.number, v.document, p.name
+     from policy_versions v join policies p on p.id = v.policy_id and p.org_id = v.org_id
+     where v.org_id = ?1 and v.id = ?2`,
+    id,
   );
+  return row && versions.set(key, toVersion(row));
 }
 
 /** The newest version of an agent's policy. */
@@ -42,32 +40,23 @@ export async function readAgentPolicy(
   org: Org,
   agent: AgentId,
 ): Promise<PolicyVersion | undefined> {
-  return parsed(
-    await org.read(
-      `select v.id, v.number, v.document, p.name
-       from agents a
-       join policies p on p.id = a.policy_id and p.org_id = a.org_id
-       join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
-       where a.org_id = ?1 and a.id = ?2 order by v.number desc limit 1`,
-      agent,
-    ),
-    (version) => version,
+  const row = await org.first(
+    `select v.id, v.number, v.document, p.name
+     from agents a
+     join policies p on p.id = a.policy_id and p.org_id = a.org_id
+     join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
+     where a.org_id = ?1 and a.id = ?2 order by v.number desc limit 1`,
+    agent,
   );
+  return row && toVersion(row);
 }
 
-function parsed(
-  rows: readonly { readonly [column: string]: unknown }[],
-  keep: (version: PolicyVersion) => PolicyVersion,
-): PolicyVersion | undefined {
-  const row = rows[0];
-  return (
-    row &&
-    keep({
-      id: row.id as PolicyVersionId,
-      label: `${row.name}/v${row.number}`,
-      policy: policySchema.parse(JSON.parse(String(row.document))),
-    })
-  );
+function toVersion(row: Row): PolicyVersion {
+  return {
+    id: row.id as PolicyVersionId,
+    label: `${row.name}/v${row.number}`,
+    policy: policySchema.parse(JSON.parse(String(row.document))),
+  };
 }
 
 /** A policy by name, with its newest document. */

@@ -2,6 +2,7 @@
 
 import type { OrgId, ProviderKeyId } from '../schema/ids.ts';
 import { type Actor, auditEntry } from './audit.ts';
+import type { Row } from './client.ts';
 import type { Org } from './org.ts';
 import {
   checkSeals,
@@ -13,12 +14,13 @@ import {
   seal,
 } from './seal.ts';
 
-/** A provider key as it is configured; the secret itself is never read back. */
-export interface ProviderKeyRow {
+/** A provider key as it is configured. */
+export interface ProviderKey {
   readonly id: ProviderKeyId;
   readonly name: string;
   readonly provider: string;
   readonly baseUrl: string;
+  /** Sealed. */
   readonly secret: string;
 }
 
@@ -34,7 +36,7 @@ export interface NewProviderKey {
 /** What a key's secret is bound to: moved to another row, org, provider or host it won't open. */
 export function secretContext(
   org: OrgId,
-  key: Pick<ProviderKeyRow, 'id' | 'provider' | 'baseUrl'>,
+  key: Pick<ProviderKey, 'id' | 'provider' | 'baseUrl'>,
 ): SealContext {
   return {
     org,
@@ -46,28 +48,39 @@ export function secretContext(
   };
 }
 
+/** Every key of an org, the oldest first. */
+export async function readProviderKeys(org: Org): Promise<ProviderKey[]> {
+  const rows = await org.read(
+    `select id, name, provider, base_url, secret from provider_keys
+     where org_id = ?1 order by created_at, id`,
+  );
+  return rows.map(toKey);
+}
+
 /** The key of this name. */
-export async function findProviderKey(org: Org, name: string): Promise<ProviderKeyRow | undefined> {
+export async function findProviderKey(org: Org, name: string): Promise<ProviderKey | undefined> {
   const row = await org.first(
     'select id, name, provider, base_url, secret from provider_keys where org_id = ?1 and name = ?2',
     name,
   );
-  return (
-    row && {
-      id: row.id as ProviderKeyId,
-      name: String(row.name),
-      provider: String(row.provider),
-      baseUrl: String(row.base_url),
-      secret: String(row.secret),
-    }
-  );
+  return row && toKey(row);
+}
+
+function toKey(row: Row): ProviderKey {
+  return {
+    id: row.id as ProviderKeyId,
+    name: String(row.name),
+    provider: String(row.provider),
+    baseUrl: String(row.base_url),
+    secret: String(row.secret),
+  };
 }
 
 /** Whether a key holds this very secret; `false` for one whose stored secret can't be opened. */
 export async function holdsSecret(
   org: Org,
   master: MasterKeys,
-  key: ProviderKeyRow,
+  key: ProviderKey,
   secret: string,
 ): Promise<boolean> {
   const orgKey = await org.first('select wrapped from org_keys where org_id = ?1');
@@ -94,7 +107,7 @@ export async function putProviderKey(
 ): Promise<ProviderKeyId> {
   const present = await findProviderKey(org, key.name);
   const id = present?.id ?? newId('providerKey');
-  const [orgKey] = await org.read('select wrapped, seals from org_keys where org_id = ?1');
+  const orgKey = await org.first('select wrapped, seals from org_keys where org_id = ?1');
   checkSeals(Number(orgKey?.seals ?? Number.NaN));
   const context = secretContext(org.id, { ...key, id });
   const sealed = await seal(master, String(orgKey?.wrapped), context, key.secret);

@@ -1,18 +1,9 @@
 /** What an org's calls are governed by besides policies: its provider keys, prices and org key. */
 
-import type { ProviderKeyId } from '../schema/ids.ts';
 import { Memo } from './memo.ts';
 import type { Org } from './org.ts';
 import { type Price, readPrices } from './prices.ts';
-
-/** A provider key, sealed. */
-export interface ProviderKey {
-  readonly id: ProviderKeyId;
-  readonly name: string;
-  readonly provider: string;
-  readonly baseUrl: string;
-  readonly secret: string;
-}
+import { type ProviderKey, readProviderKeys } from './provider-keys.ts';
 
 /** An org's settings at one revision. */
 export interface Settings {
@@ -36,23 +27,10 @@ export async function readSettings(org: Org, revision: number): Promise<Settings
 }
 
 async function loadSettings(org: Org): Promise<Settings> {
-  const [keys, prices, orgKeys] = await Promise.all([
-    org.read(
-      `select id, name, provider, base_url, secret from provider_keys
-       where org_id = ?1 order by created_at, id`,
-    ),
+  const [keys, prices, orgKey] = await Promise.all([
+    readProviderKeys(org),
     readPrices(org),
-    org.read('select wrapped from org_keys where org_id = ?1'),
+    org.first('select wrapped from org_keys where org_id = ?1'),
   ]);
-  return {
-    keys: keys.map((row) => ({
-      id: row.id as ProviderKeyId,
-      name: String(row.name),
-      provider: String(row.provider),
-      baseUrl: String(row.base_url),
-      secret: String(row.secret),
-    })),
-    prices,
-    wrappedKey: orgKeys[0] ? String(orgKeys[0].wrapped) : undefined,
-  };
+  return { keys, prices, wrappedKey: orgKey && String(orgKey.wrapped) };
 }

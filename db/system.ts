@@ -70,8 +70,8 @@ export async function rotateOrgKeys(
 }
 
 async function rotateOrgKey(db: Database, master: MasterKeys, org: OrgId): Promise<boolean> {
-  const rows = await db.read('select wrapped from org_keys where org_id = ?1', [org]);
-  const wrapped = rows[0] && String(rows[0].wrapped);
+  const row = await db.first('select wrapped from org_keys where org_id = ?1', [org]);
+  const wrapped = row && String(row.wrapped);
   const rewrapped = wrapped && (await rewrapOrgKey(master, org, wrapped));
   if (!rewrapped) return false;
   const [result] = await db.write([

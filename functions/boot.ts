@@ -5,9 +5,9 @@ import { openDatabase } from '../db/client.ts';
 import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
 import { keepOpened, openMasterKeys } from '../db/seal.ts';
-import { type Config, developmentKeyPath, developmentMasterKeys, readConfig } from './config.ts';
+import { masterKeysOf, readConfig } from './config.ts';
 import { makeEgress } from './egress.ts';
-import { type Log, makeLog } from './log.ts';
+import { makeLog } from './log.ts';
 import { Flights } from './proxy/flight.ts';
 import type { Services } from './services.ts';
 
@@ -42,13 +42,30 @@ export async function boot(
   };
 }
 
-/** The configured master keys, or in development those of the key file. */
-export async function masterKeysOf(config: Config, log: Log): Promise<string> {
-  return config.masterKeys ?? developmentMasterKeys(developmentKeyPath(config.database.url), log);
+/** For the last bytes of what has been settled. */
+const LINGER_MS = 3_000;
+
+/**
+ * Lets calls in flight end, for at most `limitMs`, then settles the rest and closes.
+ *
+ * @param drained Settles once a server that has stopped listening has sent everything.
+ */
+export async function shutDown(
+  { flights, db }: Services,
+  limitMs: number,
+  drained?: Promise<unknown>,
+): Promise<void> {
+  await flights.drain(limitMs);
+  if (drained) {
+    // A call is settled before its last byte is sent, and holds nothing before it is decided on.
+    await within(drained, LINGER_MS);
+    await flights.drain(0);
+  }
+  await db.close();
 }
 
 /** Waits for a promise, but for at most `limitMs`. */
-export function within(promise: Promise<unknown>, limitMs: number): Promise<void> {
+function within(promise: Promise<unknown>, limitMs: number): Promise<void> {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, limitMs);
     void promise.finally(() => {
@@ -56,10 +73,4 @@ export function within(promise: Promise<unknown>, limitMs: number): Promise<void
       resolve();
     });
   });
-}
-
-/** Lets calls in flight end, for at most `limitMs`, then settles the rest and closes. */
-export async function shutDown({ flights, db }: Services, limitMs: number): Promise<void> {
-  await flights.drain(limitMs);
-  await db.close();
 }

@@ -2,7 +2,7 @@
 
 import process from 'node:process';
 import { makeApp } from './app.ts';
-import { boot, shutDown, within } from './boot.ts';
+import { boot, shutDown } from './boot.ts';
 import type { Services } from './services.ts';
 
 /** A server that listens. */
@@ -14,8 +14,6 @@ export interface Listening {
 
 const SHUTDOWN_LIMIT_MS = 30_000;
 const INSIST_MS = 1_000;
-/** For the last bytes of what has been settled. */
-const LINGER_MS = 3_000;
 /** How long a connection may be idle while a request is read, and once its answer is there. */
 const IDLE_S = 10;
 /** Above our own limit, which answers in the caller's dialect. */
@@ -50,11 +48,7 @@ export function listen(services: Services): Listening {
   return {
     url: String(server.url).replace(/\/$/, ''),
     async stop(limitMs) {
-      const drained = server.stop();
-      await services.flights.drain(limitMs);
-      // A call is settled before its last byte is sent, and holds nothing before it is decided on.
-      await within(drained, LINGER_MS);
-      await shutDown(services, 0);
+      await shutDown(services, limitMs, server.stop());
       await server.stop(true);
     },
   };

@@ -8,6 +8,7 @@ import {
   type Cidr,
   canonicalAddress,
   inCidrs,
+  LOOPBACK,
   parseAllowList,
   parseCidrList,
 } from '../schema/address.ts';
@@ -55,7 +56,6 @@ const MAX_SHOWN_CHARS = 80;
 const MAX_CONTACT_CHARS = 512;
 const MAX_HOPS = 32;
 const MAX_KEY_FILE_BYTES = 4096;
-const LOOPBACK = parseCidrList('127.0.0.0/8, ::1');
 
 /** A variable: what it becomes, and what is said when it can't. */
 function variable<T>(wanted: string, parse: (text: string) => T | undefined) {
@@ -218,6 +218,11 @@ export async function developmentMasterKeys(path: string, log: Log): Promise<str
   const keys = await readKeys(path);
   if (keys === undefined) throw new ConfigError([`${path} could not be read after it was made.`]);
   return keys;
+}
+
+/** The configured master keys, or in development those of the key file. */
+export async function masterKeysOf(config: Config, log: Log): Promise<string> {
+  return config.masterKeys ?? developmentMasterKeys(developmentKeyPath(config.database.url), log);
 }
 
 async function readKeys(path: string): Promise<string | undefined> {

@@ -4,11 +4,9 @@
  */
 
 import { makeApp } from './app.ts';
-import { boot, shutDown, within } from './boot.ts';
+import { boot, shutDown } from './boot.ts';
 
 const SHUTDOWN_LIMIT_MS = 30_000;
-/** For the last bytes of what has been settled. */
-const LINGER_MS = 3_000;
 
 const services = await boot();
 const { config, log } = services;
@@ -25,11 +23,7 @@ const server = Deno.serve(
 
 async function stop(signal: string): Promise<void> {
   log.info('stopping; calls in flight may end', { signal });
-  // A call is settled before its last byte is sent, and holds nothing before it is decided on.
-  const drained = server.shutdown();
-  await services.flights.drain(SHUTDOWN_LIMIT_MS);
-  await within(drained, LINGER_MS);
-  await shutDown(services, 0);
+  await shutDown(services, SHUTDOWN_LIMIT_MS, server.shutdown());
   Deno.exit(0);
 }
 

@@ -1,6 +1,6 @@
 /** The edge: transport, and the headers that every response carries. */
 
-import { canonicalAddress, inCidrs, parseCidrList } from '../schema/address.ts';
+import { canonicalAddress, inCidrs, LOOPBACK } from '../schema/address.ts';
 import type { Services } from './services.ts';
 
 /** What is known of the connection that a request came by. */
@@ -13,8 +13,6 @@ export interface Connection {
 
 /** Answers a request. */
 export type Fetch = (request: Request, connection: Connection) => Response | Promise<Response>;
-
-const LOOPBACK = parseCidrList('127.0.0.0/8, ::1');
 
 const HEADERS: Readonly<Record<string, string>> = {
   'x-content-type-options': 'nosniff',

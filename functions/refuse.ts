@@ -5,6 +5,7 @@ import { type Dialect, errorBody, Refusal } from '../schema/errors.ts';
 import { respondJson } from './edge.ts';
 import { findEndpoint } from './providers/endpoints.ts';
 import { dialectOf, requestIdOf } from './proxy/authenticate.ts';
+import { splitUrl } from './proxy/call.ts';
 import type { Services } from './services.ts';
 
 /** Codes after which the same request may succeed; all others tell clients not to retry. */
@@ -37,7 +38,6 @@ function unexpected({ log }: Services, request: Request, error: unknown): Refusa
 
 function dialectFor(request: Request): Dialect {
   const guess = dialectOf(request);
-  const { pathname } = new URL(request.url);
-  const path = pathname.replace(/^\/r\/[^/]+(?=\/)/, '');
+  const { path } = splitUrl(request.url);
   return findEndpoint(request.method, path, guess)?.endpoint.dialect ?? guess;
 }

@@ -121,6 +121,9 @@ export function parseCidrList(text: string): Cidr[] {
   return splitList(text).map(parseCidr);
 }
 
+/** The addresses of the host itself. */
+export const LOOPBACK: readonly Cidr[] = parseCidrList('127.0.0.0/8, ::1');
+
 /**
  * Whether the operator allows this very URL's host: by its name, by name and port, or because the
  * host is an address in an allowed range. A name that only resolves into a range is not allowed.

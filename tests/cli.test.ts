@@ -19,6 +19,7 @@ import { nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import { printable } from '../web/cli/failure.ts';
 import { alignTable } from '../web/cli/table.ts';
+import { finish } from './process.ts';
 
 const MAIN = join(import.meta.dir, '../web/cli/main.ts');
 const CANARY = 'sk-canary-5f9d2c7be1';
@@ -55,11 +56,7 @@ async function rungate(args: readonly string[], env: Env = {}, input = ''): Prom
     stdout: 'pipe',
     stderr: 'pipe',
   });
-  const [stdout, stderr, code] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-    child.exited,
-  ]);
+  const { code, stdout, stderr } = await finish(child);
   for (const secret of HIDDEN) expect(stdout + stderr).not.toContain(secret);
   return { code, stdout, stderr };
 }

@@ -74,6 +74,18 @@ export async function start(command: readonly string[], options: StartOptions): 
   }
 }
 
+/** What a process that runs to its end has printed, and its exit code. */
+export async function finish(
+  child: Bun.Subprocess<Bun.SpawnOptions.Writable, 'pipe', 'pipe'>,
+): Promise<{ code: number; stdout: string; stderr: string }> {
+  const [stdout, stderr, code] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ]);
+  return { code, stdout, stderr };
+}
+
 /** A TCP port of 127.0.0.1 that was free a moment ago; prefer port 0 where the server allows it. */
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');

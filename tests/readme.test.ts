@@ -9,7 +9,7 @@ import { type Config, readConfig } from '../functions/config.ts';
 import { PROVIDERS } from '../functions/providers/compatible.ts';
 import { ERRORS } from '../schema/errors.ts';
 import { nameRun } from '../schema/rules/identity.ts';
-import { type Running, start } from './process.ts';
+import { finish, type Running, start } from './process.ts';
 
 const ROOT = join(import.meta.dir, '..');
 const README = readFile('README.md');
@@ -92,11 +92,7 @@ async function run(script: string, env: Env = {}): Promise<string> {
     stdout: 'pipe',
     stderr: 'pipe',
   });
-  const [stdout, stderr, code] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-    child.exited,
-  ]);
+  const { code, stdout, stderr } = await finish(child);
   expect({ code, stderr: code === 0 ? '' : stderr }).toEqual({ code: 0, stderr: '' });
   return stdout.trim();
 }

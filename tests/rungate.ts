@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { type Database, openDatabase } from '../db/client.ts';
 import type { Step } from '../db/steps.ts';
 import type { PolicyDocument } from '../schema/policy.ts';
-import { type Running, start } from './process.ts';
+import { finish, type Running, start } from './process.ts';
 import { UPSTREAM_KEY } from './upstream.ts';
 
 export type Runtime = 'bun' | 'deno';
@@ -208,10 +208,5 @@ async function runCli(args: readonly string[], env: Readonly<Record<string, stri
     stdout: 'pipe',
     stderr: 'pipe',
   });
-  const [stdout, stderr, code] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-    child.exited,
-  ]);
-  return { code, stdout, stderr };
+  return finish(child);
 }

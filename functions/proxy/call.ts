@@ -1,7 +1,7 @@
 /** Step 2: what is asked; the body is read once, strictly, and is the body that is sent. */
 
 import { digest } from '../../db/seal.ts';
-import { type Dialect, Refusal } from '../../schema/errors.ts';
+import { Refusal } from '../../schema/errors.ts';
 import { InvalidJson, parseStrict, type StrictBody } from '../../schema/json.ts';
 import { nameRun, type RunName } from '../../schema/rules/identity.ts';
 import type { Endpoint } from '../providers/contract.ts';
@@ -13,7 +13,6 @@ import { readBody } from './body.ts';
 export interface Call extends Caller {
   readonly path: string;
   readonly query: string;
-  readonly dialect: Dialect;
   /** `undefined` for a route that Rungate doesn't forward; it is denied once the run is known. */
   readonly endpoint: Endpoint | undefined;
   /** The id in the path of a kept response or a model. */
@@ -36,7 +35,7 @@ const NO_BYTES = new Uint8Array(0);
  */
 export async function readCall(caller: Caller): Promise<Call> {
   const { request } = caller;
-  const { path, query, pathRun } = readUrl(request.url);
+  const { path, query, run } = splitUrl(request.url);
   const found = findEndpoint(request.method, path, dialectOf(request));
   const endpoint = found?.endpoint;
   const bytes = takesBody(endpoint) ? await readBody(request, BODY_LIMITS) : NO_BYTES;
@@ -45,26 +44,31 @@ export async function readCall(caller: Caller): Promise<Call> {
     ...caller,
     path,
     query,
-    dialect: endpoint?.dialect ?? dialectOf(request),
     endpoint,
     resourceId: found?.params.id,
     bytes,
     body,
     requestDigest: body ? digest(bytes) : null,
-    runName: nameRun(request.headers, pathRun, body?.value),
+    runName: nameRun(request.headers, run && decodeRun(run), body?.value),
   };
 }
 
-/** Splits a URL without re-encoding it: the path that is matched is the path that was sent. */
-function readUrl(url: string): { path: string; query: string; pathRun: string | undefined } {
+/**
+ * Splits a URL without re-encoding it: the path that is matched is the path that was sent. `run` is
+ * the segment of `/r/{run}/…`, still encoded, and `path` what follows it.
+ */
+export function splitUrl(url: string): { path: string; query: string; run?: string } {
   const start = url.indexOf('/', url.indexOf('://') + 3);
   const mark = url.indexOf('?', start);
   const path = url.slice(start, mark < 0 ? undefined : mark);
   const query = mark < 0 ? '' : url.slice(mark);
   const match = /^\/r\/([^/]+)(\/.*)$/.exec(path);
-  if (!match) return { path, query, pathRun: undefined };
+  return match ? { path: match[2]!, query, run: match[1]! } : { path, query };
+}
+
+function decodeRun(segment: string): string {
   try {
-    return { path: match[2]!, query, pathRun: decodeURIComponent(match[1]!) };
+    return decodeURIComponent(segment);
   } catch {
     throw new Refusal('invalid_request', 'The run in the path is not valid percent-encoding.', {
       field: 'path',

@@ -1,7 +1,8 @@
 /** Step 4: what the run's policy says of the call, and which upstream it goes to. */
 
+import type { ProviderKey } from '../../db/provider-keys.ts';
 import { findForeignId, findResponse, type KeptResponse } from '../../db/responses.ts';
-import { type ProviderKey, readSettings, type Settings } from '../../db/settings.ts';
+import { readSettings, type Settings } from '../../db/settings.ts';
 import type { JsonObject } from '../../schema/json.ts';
 import { invalid, isGiven } from '../../schema/rules/bound.ts';
 import { findRates, overrideRates, type Rates } from '../../schema/rules/catalogue.ts';

@@ -162,12 +162,12 @@ async function refit(
 ): Promise<Attempt> {
   const run = await readRun(call.org, call.run.id);
   if (run && run.status !== 'open') return refuseClosed(call, run);
-  const scopes = await readScopes(call.org, { ...placeOf(call), windows }, ceilings);
-  const scope = tightest(scopes);
-  const room = scope && roomOf(scope);
+  const place = { runId: call.run.id, agentId: call.agent.id, windows };
+  const scope = tightest(await readScopes(call.org, place, ceilings));
   // Something else than money has changed since it was read.
   if (!scope || !call.rates) throw new Outdated();
-  if (room === undefined || worstCaseOf(attempt.bound, call.rates) <= room) return attempt;
+  const room = roomOf(scope);
+  if (worstCaseOf(attempt.bound, call.rates) <= room) return attempt;
   const most = Math.floor(attempt.bound.outputTokens / attempt.bound.choices);
   const fits = fitOutput(attempt.bound, call.rates, room);
   const least = Math.min(call.version.policy.budget.minOutputTokens, most);
@@ -181,10 +181,6 @@ async function refit(
     return freed > 0 ? attempt : denyHeld(call, scope);
   }
   return stop(call, scope, windows, attempt);
-}
-
-function placeOf(call: Permitted) {
-  return { runId: call.run.id, agentId: call.agent.id };
 }
 
 /** Stops the run, unless a hold has appeared meanwhile: then the next turn looks again. */

@@ -7,12 +7,7 @@ import { pendingMigrations } from '../../db/migrate.ts';
 import type { Org } from '../../db/org.ts';
 import { findOrg } from '../../db/orgs.ts';
 import { type MasterKeys, openMasterKeys } from '../../db/seal.ts';
-import {
-  type Config,
-  developmentKeyPath,
-  developmentMasterKeys,
-  readConfig,
-} from '../../functions/config.ts';
+import { type Config, masterKeysOf, readConfig } from '../../functions/config.ts';
 import { makeLog } from '../../functions/log.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 
@@ -92,7 +87,5 @@ export async function withOrg<T>(
  * @throws {SealError} `invalid_master_keys`
  */
 export async function readMasterKeys(config: Config): Promise<MasterKeys> {
-  const path = developmentKeyPath(config.database.url);
-  const log = makeLog(config.logLevel);
-  return openMasterKeys(config.masterKeys ?? (await developmentMasterKeys(path, log)));
+  return openMasterKeys(await masterKeysOf(config, makeLog(config.logLevel)));
 }

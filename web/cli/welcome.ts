@@ -51,33 +51,15 @@ export async function seedDemo({ config, db, master }: Services): Promise<Demo |
   return { org: ORG, agent: AGENT, token };
 }
 
-/** Another process has made the org meanwhile. */
-class Claimed extends Error {
-  override readonly name = 'Claimed';
-}
-
+/** Under its own slug or not at all: where it is taken, another process has made it meanwhile. */
 async function claimOrg(db: Database, master: MasterKeys): Promise<Org | undefined> {
   try {
-    const { id } = await createOrg(refuseRetries(db), master, OPERATOR, ORG, OWNER);
+    const { id } = await createOrg(db, master, OPERATOR, ORG, OWNER, 1);
     return forOrg(db, id);
   } catch (error) {
-    if (error instanceof Claimed) return undefined;
+    if (error instanceof DatabaseError && error.conflict) return undefined;
     throw error;
   }
-}
-
-/** An org whose slug is taken would be made under another one: here, that is to be the end. */
-function refuseRetries(db: Database): Database {
-  return {
-    ...db,
-    async write(statements) {
-      try {
-        return await db.write(statements);
-      } catch (error) {
-        throw error instanceof DatabaseError && error.conflict ? new Claimed() : error;
-      }
-    },
-  };
 }
 
 /**
