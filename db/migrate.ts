@@ -5,7 +5,17 @@ import type { Database } from './client.ts';
 import { DatabaseError } from './client.ts';
 
 /** The migrations in their order; a published one is never changed, only followed. */
-const MIGRATIONS = ['0001_foundation.sql'] as const;
+const MIGRATIONS = [
+  '0001_foundation.sql',
+  '0002_events.sql',
+  '0003_policies.sql',
+  '0004_limits.sql',
+  '0005_gates.sql',
+  '0006_captures.sql',
+  '0007_people.sql',
+  '0008_audit.sql',
+  '0009_webhooks.sql',
+] as const;
 
 /**
  * Applies what is missing, each migration in a transaction of its own. Safe to run from several

@@ -45,9 +45,18 @@ export const ERRORS = {
     'rungate_permission_unpriced_model',
     'permission_error',
   ),
+  approval_pending: wire(403, 'permission_error', 'rungate_permission_pending', 'permission_error'),
+  approval_rejected: wire(
+    403,
+    'permission_error',
+    'rungate_permission_rejected',
+    'permission_error',
+  ),
+  approval_expired: wire(403, 'permission_error', 'rungate_permission_expired', 'permission_error'),
   not_found: wire(404, 'invalid_request_error', 'rungate_not_found', 'not_found_error'),
   body_too_large: wire(413, 'invalid_request_error', 'rungate_body_too_large', 'request_too_large'),
   money_held: wire(429, 'rate_limit_error', 'rate_limit_exceeded', 'rate_limit_error'),
+  rate_limited: wire(429, 'rate_limit_error', 'rate_limit_exceeded', 'rate_limit_error'),
   upstream_failed: wire(502, 'server_error', 'rungate_upstream_failed', 'api_error'),
   unavailable: wire(503, 'server_error', 'rungate_unavailable', 'api_error'),
   internal: wire(500, 'server_error', 'rungate_internal', 'api_error'),
@@ -70,6 +79,8 @@ export interface RefusalDetail {
   readonly heldNanos?: number;
   readonly ceilingNanos?: number;
   readonly retryAfterS?: number;
+  /** The gates that a person has to decide, and where. */
+  readonly gates?: readonly { readonly id: string; readonly tool: string; readonly url?: string }[];
 }
 
 /** A decision not to serve a call. Thrown by any step; turned into a response in one place. */

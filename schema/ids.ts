@@ -11,6 +11,12 @@ const PREFIXES = {
   providerKey: 'key_',
   run: 'run_',
   step: 'stp_',
+  gate: 'gate_',
+  event: 'evt_',
+  webhook: 'whk_',
+  delivery: 'dlv_',
+  invitation: 'inv_',
+  session: 'ses_',
   audit: 'aud_',
   request: 'req_',
 } as const;
@@ -32,6 +38,13 @@ export type PolicyVersionId = Id<'policyVersion'>;
 export type ProviderKeyId = Id<'providerKey'>;
 export type RunId = Id<'run'>;
 export type StepId = Id<'step'>;
+export type MemberId = Id<'member'>;
+export type GateId = Id<'gate'>;
+export type EventId = Id<'event'>;
+export type WebhookId = Id<'webhook'>;
+export type DeliveryId = Id<'delivery'>;
+export type InvitationId = Id<'invitation'>;
+export type SessionId = Id<'session'>;
 
 const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
 /** Two base32 digits for every ten bits: digit by digit, an id would cost twice as much. */

@@ -1,0 +1,1 @@
+-- Versions that agents are pinned to.

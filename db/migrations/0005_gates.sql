@@ -1,0 +1,1 @@
+-- Gates, parked answers and released calls.

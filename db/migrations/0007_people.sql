@@ -1,0 +1,1 @@
+-- Sessions, invitations and sign-in.
