@@ -1,6 +1,7 @@
 /** Brings a database to the newest schema by append-only migrations. */
 
 import { readFileSync } from 'node:fs';
+import { chainHistory } from './audit.ts';
 import type { Database } from './client.ts';
 import { DatabaseError } from './client.ts';
 
@@ -45,6 +46,7 @@ export async function migrate(db: Database): Promise<string[]> {
   for (const name of MIGRATIONS) {
     if (!present.has(name) && (await apply(db, name))) applied.push(name);
   }
+  await chainHistory(db);
   return applied;
 }
 

@@ -1,6 +1,7 @@
 /** The tenant door: the only way to rows that belong to an org. */
 
 import type { OrgId } from '../schema/ids.ts';
+import { commitAudited, isDraft } from './chain.ts';
 import type { Database, Result, Row, Statement, Value } from './client.ts';
 
 /** SQL that has passed the check of {@link Org.statement}; statements are constants, so few. */
@@ -43,9 +44,11 @@ export class Org {
     return { sql, args: [this.id, ...args] };
   }
 
-  /** Commits statements as one transaction. */
+  /** Commits statements as one transaction; audit entries among them take their place in it. */
   write(...statements: Statement[]): Promise<readonly Result[]> {
-    return this.#db.write(statements);
+    return statements.some(isDraft)
+      ? commitAudited(this.#db, this.id, statements)
+      : this.#db.write(statements);
   }
 }
 

@@ -1,7 +1,7 @@
 /** The outbox: an event is written in the transaction of what it tells, so neither stands alone. */
 
 import type { EventData, EventType } from '../schema/events.ts';
-import type { Statement } from './client.ts';
+import type { Database, Statement } from './client.ts';
 import type { Org } from './org.ts';
 import { newId } from './seal.ts';
 
@@ -13,7 +13,19 @@ export interface Telling {
   readonly ifChanged?: boolean;
 }
 
-/** The statement that announces what happened; put it into the transaction of what it tells. */
+const insertion = (
+  condition: string,
+) => `insert into events (org_id, id, type, data, once, created_at)
+     select ?1, ?2, ?3, ?4, ?5, ?6 where ${condition}
+     on conflict do nothing`;
+
+const ALWAYS = insertion('true');
+const IF_CHANGED = insertion('changes() > 0');
+
+/**
+ * The statement that announces what happened; put it into the transaction of what it tells. A
+ * trigger makes it due to every endpoint that has subscribed, in the same transaction.
+ */
 export function announce<T extends EventType>(
   org: Org,
   type: T,
@@ -22,13 +34,34 @@ export function announce<T extends EventType>(
   { once, ifChanged = false }: Telling = {},
 ): Statement {
   return org.statement(
-    `insert into events (org_id, id, type, data, once, created_at)
-     select ?1, ?2, ?3, ?4, ?5, ?6 where ${ifChanged ? 'changes() > 0' : 'true'}
-     on conflict do nothing`,
+    ifChanged ? IF_CHANGED : ALWAYS,
     newId('event', now),
     type,
     JSON.stringify(data),
     once ?? null,
     now,
   );
+}
+
+/** The same database, which also says when an event has been committed through it. */
+export function watchOutbox(db: Database, onEvent: () => void): Database {
+  return {
+    ...db,
+    write(statements) {
+      const written = db.write(statements);
+      if (statements.some(isAnnouncement)) {
+        const tell = (results: Awaited<typeof written>) => {
+          if (results.some(({ changes }, at) => changes > 0 && isAnnouncement(statements[at]!))) {
+            onEvent();
+          }
+        };
+        written.then(tell, () => {});
+      }
+      return written;
+    },
+  };
+}
+
+function isAnnouncement({ sql }: Statement): boolean {
+  return sql === ALWAYS || sql === IF_CHANGED;
 }

@@ -11,6 +11,7 @@ import { newId } from './seal.ts';
 /** A version of a policy. */
 export interface PolicyVersion {
   readonly id: PolicyVersionId;
+  readonly policyId: PolicyId;
   /** The policy's name and version, as in `prod-agents/v4`. */
   readonly label: string;
   readonly policy: Policy;
@@ -27,7 +28,7 @@ export async function readPolicyVersion(
   const known = versions.get(key);
   if (known) return known;
   const row = await org.first(
-    `select v.id, v.number, v.document, p.name
+    `select v.id, v.policy_id, v.number, v.document, p.name
      from policy_versions v join policies p on p.id = v.policy_id and p.org_id = v.org_id
      where v.org_id = ?1 and v.id = ?2`,
     id,
@@ -35,28 +36,59 @@ export async function readPolicyVersion(
   return row && versions.set(key, toVersion(row));
 }
 
-/** The newest version of an agent's policy. */
+/** The version that an agent's runs open with: the one it is pinned to, or its policy's newest. */
 export async function readAgentPolicy(
   org: Org,
   agent: AgentId,
 ): Promise<PolicyVersion | undefined> {
   const row = await org.first(
-    `select v.id, v.number, v.document, p.name
+    `select v.id, v.policy_id, v.number, v.document, p.name
      from agents a
      join policies p on p.id = a.policy_id and p.org_id = a.org_id
      join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
-     where a.org_id = ?1 and a.id = ?2 order by v.number desc limit 1`,
+     where a.org_id = ?1 and a.id = ?2 and v.number = coalesce(a.policy_version, v.number)
+     order by v.number desc limit 1`,
     agent,
   );
   return row && toVersion(row);
 }
 
+/**
+ * The versions that an agent's caller may choose to open a run with, beside the agent's own: those
+ * named by their number, and the newest of policies that are allowed without one.
+ *
+ * @returns Labels such as `strict-agents/v2` with the versions' ids.
+ */
+export async function readChoices(
+  org: Org,
+  agent: AgentId,
+): Promise<ReadonlyMap<string, PolicyVersionId>> {
+  const rows = await org.read(
+    `select v.id, v.number, p.name
+     from agent_policies c
+     join policies p on p.id = c.policy_id and p.org_id = c.org_id
+     join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
+     where c.org_id = ?1 and c.agent_id = ?2 and v.number = iif(
+       c.number > 0, c.number,
+       (select max(number) from policy_versions where org_id = ?1 and policy_id = p.id)
+     )
+     order by p.name, v.number`,
+    agent,
+  );
+  return new Map(rows.map((row) => [labelOf(row), row.id as PolicyVersionId]));
+}
+
 function toVersion(row: Row): PolicyVersion {
   return {
     id: row.id as PolicyVersionId,
-    label: `${row.name}/v${row.number}`,
+    policyId: row.policy_id as PolicyId,
+    label: labelOf(row),
     policy: policySchema.parse(JSON.parse(String(row.document))),
   };
+}
+
+function labelOf({ name, number }: Row): string {
+  return `${name}/v${number}`;
 }
 
 /** A policy by name, with its newest document. */

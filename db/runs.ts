@@ -2,10 +2,14 @@
 
 import type { AgentId, PolicyVersionId, RunId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
+import type { Scope } from '../schema/rules/budget.ts';
 import type { RunName } from '../schema/rules/identity.ts';
+import { exceededEvent } from './alerts.ts';
 import { type Actor, auditEntry } from './audit.ts';
-import type { Row } from './client.ts';
+import type { Row, Statement } from './client.ts';
 import type { Org } from './org.ts';
+import { announce } from './outbox.ts';
+import { readPolicyVersion } from './policies.ts';
 import { newId } from './seal.ts';
 
 export type RunStatus = 'open' | 'completed' | 'blocked' | 'cancelled';
@@ -27,7 +31,7 @@ export interface Run {
   readonly openedAt: number;
   readonly activeAt: number;
   readonly closedAt: number | null;
-  /** Why it is no longer open: `completed`, `idle`, or `budget.` and the scope that stopped it. */
+  /** Why it is no longer open: `completed`, `idle`, `cancelled`, or the rule that stopped it. */
   readonly closedReason: string | null;
   readonly blockedUntil: number | null;
 }
@@ -67,9 +71,56 @@ export async function searchRuns(org: Org, nameOrId: string): Promise<Run[]> {
   return rows.map(toRun);
 }
 
-/** Opens a run under a name, or does nothing where the name is taken. */
-export async function openRun(org: Org, run: NewRun, name: RunName): Promise<void> {
-  await org.write(insertRun(org, newId('run'), run, name));
+/** Opens a run under a name, with its event, or does nothing where the name is taken. */
+export async function openRun(org: Org, run: NewRun, { name, source }: RunName): Promise<void> {
+  const id = newId('run');
+  const policy = await policyOf(org, run);
+  await org.write(
+    org.statement(
+      `insert into runs (
+         org_id, id, agent_id, name, source, policy_version_id, ceiling_nanos, alert_at,
+         opened_at, active_at
+       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9) on conflict do nothing`,
+      id,
+      run.agentId,
+      name,
+      source,
+      run.policyVersionId,
+      run.ceilingNanos,
+      policy.alertAt,
+      run.now,
+    ),
+    started(org, id, name, run, policy.label),
+  );
+}
+
+/** What of a run's policy its row and its events tell. */
+async function policyOf(org: Org, { policyVersionId }: Pick<NewRun, 'policyVersionId'>) {
+  const version = await readPolicyVersion(org, policyVersionId);
+  const alertAt = version?.policy.budget.alertAt ?? DEFAULT_ALERT_AT;
+  return { label: version?.label ?? policyVersionId, alertAt };
+}
+
+/** Of the schema. */
+const DEFAULT_ALERT_AT = 0.8;
+
+function started(org: Org, id: RunId, name: string, run: NewRun, policy: string): Statement {
+  const data = { runId: id, run: name, agentId: run.agentId, policy };
+  return announce(org, 'run.started', data, run.now, { ifChanged: true });
+}
+
+/** The statement that tells that a run is over, if the statement before it changed a row. */
+async function ended(
+  org: Org,
+  type: 'run.completed' | 'run.blocked',
+  run: Run,
+  reason: string,
+  now: number,
+): Promise<Statement> {
+  const { id: runId, name, agentId, spentNanos } = run;
+  const { label: policy } = await policyOf(org, run);
+  const data = { runId, run: name, agentId, policy, reason, spentNanos };
+  return announce(org, type, data, now, { ifChanged: true });
 }
 
 /**
@@ -84,6 +135,8 @@ export async function openWindow(
   previous: RunId | null,
 ): Promise<RunId | undefined> {
   const id = newId('run');
+  const before = previous === null ? undefined : await readRun(org, previous);
+  const policy = await policyOf(org, run);
   const [moved] = await org.write(
     org.statement(
       `update agents set window_run_id = ?2
@@ -94,15 +147,18 @@ export async function openWindow(
     ),
     org.statement(
       `insert into runs (
-         org_id, id, agent_id, name, source, policy_version_id, ceiling_nanos, opened_at, active_at
-       ) select ?1, ?2, ?3, ?2, 'idle_window', ?4, ?5, ?6, ?6
+         org_id, id, agent_id, name, source, policy_version_id, ceiling_nanos, alert_at,
+         opened_at, active_at
+       ) select ?1, ?2, ?3, ?2, 'idle_window', ?4, ?5, ?6, ?7, ?7
        from agents where org_id = ?1 and id = ?3 and window_run_id = ?2`,
       id,
       run.agentId,
       run.policyVersionId,
       run.ceilingNanos,
+      policy.alertAt,
       run.now,
     ),
+    started(org, id, id, run, policy.label),
     org.statement(
       `update runs set status = 'completed', closed_at = ?3, closed_reason = 'idle'
        where org_id = ?1 and id = ?2 and status = 'open'
@@ -111,6 +167,7 @@ export async function openWindow(
       run.now,
       id,
     ),
+    ...(before ? [await ended(org, 'run.completed', before, 'idle', run.now)] : []),
   );
   return moved!.changes > 0 ? id : undefined;
 }
@@ -124,8 +181,10 @@ export async function readWindow(org: Org, agent: AgentId): Promise<RunId | null
   return (row?.window_run_id ?? null) as RunId | null;
 }
 
-/** Completes an open run; one that is completed, blocked or cancelled stays as it is. */
+/** Completes an open run, with its event; one that is no longer open stays as it is. */
 export async function completeRun(org: Org, id: RunId, now: number): Promise<void> {
+  const run = await readRun(org, id);
+  if (run?.status !== 'open') return;
   await org.write(
     org.statement(
       `update runs set status = 'completed', closed_at = ?3, closed_reason = 'completed'
@@ -133,26 +192,82 @@ export async function completeRun(org: Org, id: RunId, now: number): Promise<voi
       id,
       now,
     ),
+    await ended(org, 'run.completed', run, 'completed', now),
   );
 }
 
-/** Stops a run whose money is used up, unless a hold is in flight that may give some back. */
+/**
+ * Cancels a run that is open or blocked, with its event and its audit entry: its calls in flight
+ * are ended by whichever process they are in, and its next call is refused.
+ *
+ * @returns whether there was such a run.
+ */
+export async function cancelRun(
+  org: Org,
+  actor: Actor,
+  id: RunId,
+  now: number = Date.now(),
+): Promise<boolean> {
+  const run = await readRun(org, id);
+  if (!run) return false;
+  const [cancelled] = await org.write(
+    org.statement(
+      `update runs set
+         status = 'cancelled', closed_at = ?3, closed_reason = 'cancelled', blocked_until = null
+       where org_id = ?1 and id = ?2
+         and (status in ('open', 'blocked') or closed_reason = 'idle')`,
+      id,
+      now,
+    ),
+    await ended(org, 'run.completed', run, 'cancelled', now),
+    auditEntry(
+      org,
+      actor,
+      'run.cancel',
+      id,
+      { status: 'cancelled' },
+      { before: { status: run.status }, ifChanged: true },
+    ),
+  );
+  return cancelled!.changes > 0;
+}
+
+/** Why a run is stopped beside the rule. */
+export interface StopOptions {
+  /** Whether it is stopped even while money is held: for what no settlement can undo. */
+  readonly whileHeld?: boolean;
+  /** The ceiling that is used up, which is told as an event of its own. */
+  readonly scope?: Scope;
+}
+
+/**
+ * Stops a run, with its events, unless a hold is in flight that may give some money back.
+ *
+ * @param reason The rule that stops it.
+ * @param until When it may go on, Unix milliseconds; `null` for not by itself.
+ */
 export async function blockRun(
   org: Org,
   id: RunId,
   reason: string,
   until: number | null,
   now: number,
+  { whileHeld = false, scope }: StopOptions = {},
 ): Promise<boolean> {
+  const run = await readRun(org, id);
+  if (!run) return false;
   const [result] = await org.write(
     org.statement(
       `update runs set status = 'blocked', closed_at = ?5, closed_reason = ?3, blocked_until = ?4
-       where org_id = ?1 and id = ?2 and status = 'open' and held_nanos = 0`,
+       where org_id = ?1 and id = ?2 and status = 'open' and (held_nanos = 0 or ?6)`,
       id,
       reason,
       until,
       now,
+      whileHeld ? 1 : 0,
     ),
+    await ended(org, 'run.blocked', run, reason, now),
+    ...(scope ? [exceededEvent(org, run, scope, now)] : []),
   );
   return result!.changes > 0;
 }
@@ -198,21 +313,6 @@ export async function setCeiling(
       ceilingNanos,
     ),
     auditEntry(org, actor, 'run.set_ceiling', id, { ceilingNanos }),
-  );
-}
-
-function insertRun(org: Org, id: RunId, run: NewRun, { name, source }: RunName) {
-  return org.statement(
-    `insert into runs (
-       org_id, id, agent_id, name, source, policy_version_id, ceiling_nanos, opened_at, active_at
-     ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8) on conflict do nothing`,
-    id,
-    run.agentId,
-    name,
-    source,
-    run.policyVersionId,
-    run.ceilingNanos,
-    run.now,
   );
 }
 

@@ -1,6 +1,6 @@
 /** Hashing, random values, and sealing, so that a copied database gives no secret away. */
 
-import { createHash, hash, randomFillSync, timingSafeEqual } from 'node:crypto';
+import { createHash, createHmac, hash, randomFillSync, timingSafeEqual } from 'node:crypto';
 import { concat } from '../schema/bytes.ts';
 import { formatId, ID_ENTROPY_BYTES, type Id, type Noun, type OrgId } from '../schema/ids.ts';
 import { formatToken, TOKEN_ENTROPY_BYTES, type TokenKind } from '../schema/token.ts';
@@ -9,6 +9,7 @@ type Bytes = Uint8Array<ArrayBuffer>;
 
 const VERSION = 'v1';
 const KEY_BYTES = 32;
+const SECRET_BYTES = 32;
 const SALT_BYTES = 32;
 const COMMITMENT_BYTES = 32;
 const NONCE_BYTES = 12;
@@ -99,6 +100,11 @@ export function digest(bytes: Uint8Array): string {
   return hash('sha256', bytes, 'hex');
 }
 
+/** SHA-256 of text as UTF-8, in lower-case hex. */
+export function digestText(text: string): string {
+  return hash('sha256', text, 'hex');
+}
+
 /** SHA-256 of a body that arrives in pieces; the same result as {@link digest} over all of them. */
 export class Digest {
   readonly #hash = createHash('sha256');
@@ -111,6 +117,11 @@ export class Digest {
   end(): string {
     return this.#hash.digest('hex');
   }
+}
+
+/** HMAC-SHA-256 (RFC 2104) of a text in UTF-8: 32 bytes. */
+export function hmac(key: Uint8Array, text: string): Uint8Array {
+  return createHmac('sha256', key).update(text, 'utf8').digest();
 }
 
 /** Compares in a time that depends on the lengths only. */
@@ -133,6 +144,11 @@ export function randomEntropy(length: number): Bytes {
 /** A new token. Show it once and store its {@link hashToken}. */
 export function newToken(kind: TokenKind): string {
   return formatToken(kind, randomEntropy(TOKEN_ENTROPY_BYTES));
+}
+
+/** A new secret of 256 bits for a link or a cookie. Show it once and store its {@link hashToken}. */
+export function newSecret(): string {
+  return encode(randomEntropy(SECRET_BYTES));
 }
 
 const pool = new Uint8Array(POOLED_IDS * ID_ENTROPY_BYTES);
@@ -329,6 +345,26 @@ export async function open(
   const key = await importKey(dataKey);
   dataKey.fill(0);
   return decodeText(await decrypt(key, 'secret', data, payload.subarray(WRAPPED_KEY_BYTES)));
+}
+
+/**
+ * An org's secret for one use beside sealing, by HKDF-SHA-256 (RFC 5869) from the org's key: the
+ * same for as long as the org has that key, whatever master key wraps it.
+ *
+ * @param use What it is for; two uses share no secret.
+ * @returns 32 bytes.
+ * @throws {SealError} what opening the org's key throws.
+ */
+export async function deriveSecret(
+  master: MasterKeys,
+  org: OrgId,
+  wrappedOrgKey: WrappedKey,
+  use: string,
+): Promise<Bytes> {
+  const { key } = await openOrgKey(master, org, wrappedOrgKey);
+  const info = new TextEncoder().encode(`rungate ${VERSION} ${use}`);
+  const algorithm = { name: 'HKDF', hash: 'SHA-256', salt: new Uint8Array(SALT_BYTES), info };
+  return new Uint8Array(await crypto.subtle.deriveBits(algorithm, key, KEY_BYTES * 8));
 }
 
 /** Opens secrets, remembering some. */

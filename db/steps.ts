@@ -3,8 +3,17 @@
 import type { AgentId, RunId, StepId, TokenId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import type { Scope, Windows } from '../schema/rules/budget.ts';
+import { type Standing as LimitStanding, slotOf } from '../schema/rules/limit.ts';
 import type { Usage } from '../schema/usage.ts';
-import type { Row, Statement } from './client.ts';
+import type { Row, Statement, Value } from './client.ts';
+import {
+  type Charge,
+  countCharges,
+  fitsSql,
+  readStandings,
+  showStandings,
+  writeCharges,
+} from './limits.ts';
 import type { Org } from './org.ts';
 import { newId } from './seal.ts';
 
@@ -95,25 +104,79 @@ export interface Standing {
  */
 export async function reserve(org: Org, call: Reservation): Promise<StepId | undefined> {
   const id = newId('step');
-  const ceilings = SCOPES.map(({ name }) => call.ceilings[name]);
-  const [result] = await org.write(
-    org.statement(
-      reservationSql(ceilings.map((ceiling) => ceiling !== undefined)),
-      id,
-      call.runId,
-      call.kind,
-      call.windows.day,
-      call.now,
-      call.heldNanos,
-      call.leaseExpiresAt,
-      JSON.stringify(call.asked),
-      call.standing.tokenId,
-      call.standing.revision,
-      call.standing.windowSince,
-      ...ceilings.filter((ceiling) => ceiling !== undefined),
-    ),
-  );
+  const [result] = await org.write(reservation(org, id, call, false));
   return result!.changes > 0 ? id : undefined;
+}
+
+/** What came of a call that limits apply to. */
+export interface LimitedReservation {
+  /** The step, durable; `undefined` when nothing was written. */
+  readonly stepId: StepId | undefined;
+  /** How the limits stand: with the call, or as they were when it was not let in. */
+  readonly standings: readonly LimitStanding[];
+}
+
+/**
+ * As {@link reserve}, and only if every charge fits its limit. The charges are counted in the same
+ * transaction; a call that is not let in counts nothing.
+ *
+ * @param nowMillis The moment that windows end at: the present one, since a body may take long.
+ */
+export async function reserveLimited(
+  org: Org,
+  call: Reservation,
+  charges: readonly Charge[],
+  nowMillis: number,
+): Promise<LimitedReservation> {
+  const id = newId('step');
+  const written = writeCharges(charges, nowMillis);
+  const [result, , shown] = await org.write(
+    reservation(org, id, call, true, tokensOf(charges, nowMillis), written, nowMillis),
+    countCharges(org, call.runId, id, written, nowMillis),
+    showStandings(org, call.runId, id, written, nowMillis),
+  );
+  const standings = readStandings(shown!.rows);
+  return { stepId: result!.changes > 0 ? id : undefined, standings };
+}
+
+/** Where tokens are reserved, for the trigger that replaces them by those used. */
+function tokensOf(charges: readonly Charge[], nowMillis: number): string | null {
+  const charged = charges.filter(({ limit, amount }) => limit.kind === 'tokens' && amount > 0);
+  const [first] = charged;
+  if (!first) return null;
+  const slots = charged.map(({ limit: { subject, windowMs } }) => {
+    return [subject, windowMs, slotOf(nowMillis, windowMs)];
+  });
+  return JSON.stringify({ tokens: first.amount, slots });
+}
+
+function reservation(
+  org: Org,
+  id: StepId,
+  call: Reservation,
+  isLimited: boolean,
+  ...limits: Value[]
+): Statement {
+  const ceilings = SCOPES.map(({ name }) => call.ceilings[name]);
+  return org.statement(
+    reservationSql(
+      ceilings.map((ceiling) => ceiling !== undefined),
+      isLimited,
+    ),
+    id,
+    call.runId,
+    call.kind,
+    call.windows.day,
+    call.now,
+    call.heldNanos,
+    call.leaseExpiresAt,
+    JSON.stringify(call.asked),
+    call.standing.tokenId,
+    call.standing.revision,
+    call.standing.windowSince,
+    ...ceilings.filter((ceiling) => ceiling !== undefined),
+    ...limits,
+  );
 }
 
 /**
@@ -142,19 +205,26 @@ const SCOPES = [
 const FIRST_CEILING = 13;
 const reservations = new Map<string, string>();
 
-/** The statement for the scopes that have a ceiling: binding is what a short statement costs. */
-function reservationSql(limited: readonly boolean[]): string {
-  const key = limited.join();
+/**
+ * The statement for the scopes that have a ceiling, and for limits where there are any: binding is
+ * what a short statement costs.
+ */
+function reservationSql(hasCeiling: readonly boolean[], isLimited: boolean): string {
+  const key = `${hasCeiling.join()} ${isLimited}`;
   let sql = reservations.get(key);
   if (sql === undefined) {
-    const present = SCOPES.filter((_, at) => limited[at]);
+    const present = SCOPES.filter((_, at) => hasCeiling[at]);
     const conditions = present.map(
       ({ amount }, at) => `and ?7 + ${amount} <= ?${FIRST_CEILING + at}`,
     );
+    const charged = FIRST_CEILING + present.length;
+    if (isLimited) conditions.push(`and ${fitsSql(`?${charged + 1}`, `?${charged + 2}`)}`);
     sql = `insert into steps (
         org_id, id, run_id, agent_id, kind, day, started_at, held_nanos, lease_expires_at, asked
+        ${isLimited ? ', charged' : ''}
       )
-      select ?1, ?2, id, agent_id, ?4, ?5, ?6, ?7, ?8, ?9 from runs
+      select ?1, ?2, id, agent_id, ?4, ?5, ?6, ?7, ?8, ?9 ${isLimited ? `, ?${charged}` : ''}
+      from runs
       where org_id = ?1 and id = ?3 and status = 'open'
         and (ceiling_nanos is null or spent_nanos + held_nanos + ?7 <= ceiling_nanos)
         and exists (
@@ -166,7 +236,7 @@ function reservationSql(limited: readonly boolean[]): string {
             and a.suspended_at is null and o.revision = ?11
             and (?12 is null or a.window_run_id = runs.id and runs.active_at >= ?12)
         )
-        ${conditions.join(' ')}`;
+        ${conditions.join('\n        ')}`;
     reservations.set(key, sql);
   }
   return sql;
@@ -252,8 +322,16 @@ export interface Remark extends Place {
   readonly answered: Answered;
 }
 
-/** Writes a remark on a run's trail. */
-export async function recordRemark(org: Org, remark: Remark): Promise<StepId> {
+/**
+ * Writes a remark on a run's trail.
+ *
+ * @param also What else belongs into the transaction.
+ */
+export async function recordRemark(
+  org: Org,
+  remark: Remark,
+  ...also: readonly Statement[]
+): Promise<StepId> {
   const id = newId('step');
   await org.write(
     org.statement(
@@ -270,6 +348,7 @@ export async function recordRemark(org: Org, remark: Remark): Promise<StepId> {
       JSON.stringify(remark.asked),
       JSON.stringify(remark.answered),
     ),
+    ...also,
   );
   return id;
 }

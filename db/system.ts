@@ -1,8 +1,9 @@
 /** Work across all orgs: what the scheduled function and the operator do, never a request. */
 
-import type { OrgId } from '../schema/ids.ts';
+import type { OrgId, RunId, TokenId } from '../schema/ids.ts';
 import type { Database } from './client.ts';
 import { type MasterKeys, rewrapOrgKey } from './seal.ts';
+import { rewrapSigningKeys } from './signing.ts';
 
 /** Proves that the database answers. @throws {DatabaseError} when it doesn't. */
 export async function ping(db: Database): Promise<void> {
@@ -37,6 +38,42 @@ export async function expireHolds(db: Database, now: number): Promise<number> {
   }
 }
 
+/** A call in flight, by what may end it from outside. */
+export interface Flying {
+  readonly runId: RunId;
+  /** The token that it came with, where that is known. */
+  readonly tokenId: TokenId | null;
+}
+
+/** Why a call in flight may not go on. */
+export type EndReason = 'run_cancelled' | 'agent_suspended' | 'token_revoked';
+
+/**
+ * Finds which calls may not go on: their run was cancelled, their agent or its org suspended, or
+ * their token revoked. One read for all of them.
+ *
+ * @returns the reasons by the index of the call.
+ */
+export async function findEnded(
+  db: Database,
+  flying: readonly Flying[],
+): Promise<ReadonlyMap<number, EndReason>> {
+  const pairs = flying.map(({ runId, tokenId }) => [runId, tokenId]);
+  const rows = await db.read(
+    `select f.key as at, iif(r.status = 'cancelled', 'run_cancelled',
+         iif(t.revoked_at is null, 'agent_suspended', 'token_revoked')) as reason
+     from json_each(?1) f
+     join runs r on r.id = f.value ->> 0
+     join agents a on a.id = r.agent_id
+     join orgs o on o.id = r.org_id
+     left join tokens t on t.id = f.value ->> 1
+     where r.status = 'cancelled' or a.suspended_at is not null or o.suspended_at is not null
+       or t.revoked_at is not null`,
+    [JSON.stringify(pairs)],
+  );
+  return new Map(rows.map((row) => [row.at as number, row.reason as EndReason]));
+}
+
 /** How far a rotation has come. */
 export interface RotationProgress {
   readonly done: number;
@@ -45,7 +82,7 @@ export interface RotationProgress {
 }
 
 /**
- * Wraps every org's key under the current master key. Each org is a transaction of its own, and
+ * Wraps every org's key, and the key that signs, under the current master key. Each org is a transaction of its own, and
  * those already done are skipped, so it may be interrupted and run again.
  *
  * @throws {SealError} `unknown_key` when a master key that is still needed is not configured.
@@ -66,6 +103,7 @@ export async function rotateOrgKeys(
     };
     onProgress(progress);
   }
+  await rewrapSigningKeys(db, master);
   return progress;
 }
 

@@ -1,12 +1,22 @@
 /** Tokens: stored by hash, looked up on every call, revoked at once. */
 
-import type { AgentId, OrgId, PolicyId, RunId, TokenId } from '../schema/ids.ts';
-import type { Action } from '../schema/roles.ts';
-import { ADMIN_ACTIONS, AGENT_ACTIONS } from '../schema/roles.ts';
+import { Refusal } from '../schema/errors.ts';
+import type { AgentId, MemberId, OrgId, PolicyId, RunId, TokenId, UserId } from '../schema/ids.ts';
+import {
+  type Action,
+  type AdminAction,
+  AGENT_ACTIONS,
+  type AgentAction,
+  isAdminAction,
+  mayDo,
+  type Role,
+} from '../schema/roles.ts';
+import { judgeGrant, judgeTokenChange } from '../schema/rules/membership.ts';
 import { lastFour } from '../schema/token.ts';
-import { type Actor, auditEntry } from './audit.ts';
-import type { Database, Statement } from './client.ts';
+import { type Actor, acting, actorName, auditEntry, refuse } from './audit.ts';
+import type { Database, Row, Statement } from './client.ts';
 import type { Org } from './org.ts';
+import { announce } from './outbox.ts';
 import { hashToken, newId, newToken } from './seal.ts';
 
 /** What a call needs to know of its token, read anew on every call. */
@@ -16,11 +26,15 @@ export interface Credential {
   /** Rises whenever the org's keys or prices change. */
   readonly revision: number;
   readonly kind: 'agent' | 'admin';
+  /** What it may do now: an admin token never more than its member, and nothing without one. */
   readonly actions: readonly Action[];
   readonly expiresAt: number | null;
   readonly revokedAt: number | null;
   readonly lastUsedAt: number | null;
+  readonly orgSuspendedAt: number | null;
   readonly agent: CredentialAgent | undefined;
+  /** The member whose token it is. */
+  readonly member: CredentialMember | undefined;
 }
 
 /** The agent that a token speaks for. */
@@ -32,6 +46,13 @@ export interface CredentialAgent {
   readonly windowRunId: RunId | null;
 }
 
+/** The member that an admin token belongs to. */
+export interface CredentialMember {
+  readonly id: MemberId;
+  readonly userId: UserId;
+  readonly role: Role;
+}
+
 /** Finds a token by its hash. This is how a request finds its org, so it is not scoped to one. */
 export async function findCredential(
   db: Database,
@@ -39,35 +60,62 @@ export async function findCredential(
 ): Promise<Credential | undefined> {
   const row = await db.first(
     `select t.id, t.org_id, t.kind, t.actions, t.expires_at, t.revoked_at, t.last_used_at,
-       o.revision, a.id as agent_id, a.name, a.policy_id, a.suspended_at, a.window_run_id
+       o.revision, o.suspended_at as org_suspended_at,
+       a.id as agent_id, a.name, a.policy_id, a.suspended_at, a.window_run_id,
+       m.id as member_id, m.user_id, m.role
      from tokens t
      join orgs o on o.id = t.org_id
      left join agents a on a.id = t.agent_id and a.org_id = t.org_id
+     left join members m on t.kind = 'admin' and m.id = t.created_by and m.org_id = t.org_id
      where t.hash = ?1`,
     [tokenHash],
   );
-  return (
-    row && {
-      tokenId: row.id as TokenId,
-      orgId: row.org_id as OrgId,
-      revision: row.revision as number,
-      kind: row.kind as Credential['kind'],
-      actions: String(row.actions).split(' ') as Action[],
-      expiresAt: row.expires_at as number | null,
-      revokedAt: row.revoked_at as number | null,
-      lastUsedAt: row.last_used_at as number | null,
-      agent:
-        row.agent_id === null
-          ? undefined
-          : {
-              id: row.agent_id as AgentId,
-              name: row.name as string,
-              policyId: row.policy_id as PolicyId,
-              suspendedAt: row.suspended_at as number | null,
-              windowRunId: row.window_run_id as RunId | null,
-            },
-    }
-  );
+  if (!row) return undefined;
+  const member = toMember(row);
+  return {
+    tokenId: row.id as TokenId,
+    orgId: row.org_id as OrgId,
+    revision: row.revision as number,
+    kind: row.kind as Credential['kind'],
+    actions: row.kind === 'agent' ? agentActions(row) : heldActions(row, member?.role),
+    expiresAt: row.expires_at as number | null,
+    revokedAt: row.revoked_at as number | null,
+    lastUsedAt: row.last_used_at as number | null,
+    orgSuspendedAt: row.org_suspended_at as number | null,
+    agent: toAgent(row),
+    member,
+  };
+}
+
+function toAgent(row: Row): CredentialAgent | undefined {
+  if (row.agent_id === null) return undefined;
+  return {
+    id: row.agent_id as AgentId,
+    name: row.name as string,
+    policyId: row.policy_id as PolicyId,
+    suspendedAt: row.suspended_at as number | null,
+    windowRunId: row.window_run_id as RunId | null,
+  };
+}
+
+function toMember(row: Row): CredentialMember | undefined {
+  if (row.member_id === null) return undefined;
+  return {
+    id: row.member_id as MemberId,
+    userId: row.user_id as UserId,
+    role: row.role as Role,
+  };
+}
+
+function agentActions(row: Row): AgentAction[] {
+  return String(row.actions).split(' ') as AgentAction[];
+}
+
+/** Of what was granted, what the member holds himself by now. */
+function heldActions(row: Row, role: Role | undefined): AdminAction[] {
+  if (!role) return [];
+  const granted = String(row.actions).split(' ').filter(isAdminAction);
+  return granted.filter((action) => mayDo(role, action));
 }
 
 const HOUR_MS = 3_600_000;
@@ -97,13 +145,47 @@ export interface MintedToken {
   readonly statement: Statement;
 }
 
-/** Makes a token of an agent, or of the org where `agent` is null. Commit its statement. */
+/** What a token is made with. */
+interface Minting {
+  readonly agent: AgentId | null;
+  readonly name: string | null;
+  readonly actions: readonly Action[];
+  /** The member whose token it is, or who made it for an agent. */
+  readonly maker: string;
+  /** The role that an admin token's maker must still have when it is written. */
+  readonly role: Role | null;
+  readonly expiresAt: number | null;
+}
+
+/**
+ * Makes a token of an agent. Commit its statement.
+ *
+ * @param actions What it may do, of all that an agent's token can be allowed.
+ */
 export function mintToken(
   org: Org,
   actor: Actor,
-  agent: AgentId | null,
+  agent: AgentId,
   expiresAt: number | null,
+  actions: readonly AgentAction[] = AGENT_ACTIONS,
 ): MintedToken {
+  const maker = actorName(actor);
+  return mint(org, { agent, name: null, actions, maker, role: null, expiresAt });
+}
+
+/**
+ * Makes an admin token of a member. Commit its statement, which writes nothing when the member has
+ * another role by then.
+ */
+export function mintAdminToken(
+  org: Org,
+  { id, role }: { readonly id: MemberId; readonly role: Role },
+  { name, actions, expiresAt }: NewAdminToken,
+): MintedToken {
+  return mint(org, { agent: null, name, actions, maker: id, role, expiresAt });
+}
+
+function mint(org: Org, { agent, name, actions, maker, role, expiresAt }: Minting): MintedToken {
   const kind = agent ? 'agent' : 'admin';
   const text = newToken(kind);
   const id = newId('token');
@@ -112,17 +194,23 @@ export function mintToken(
     text,
     statement: org.statement(
       `insert into tokens (
-         org_id, id, agent_id, kind, hash, last_four, actions, created_by, created_at, expires_at
-       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)`,
+         org_id, id, agent_id, kind, hash, last_four, actions, created_by, created_at, expires_at,
+         name
+       ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
+       where (?12 is null or exists (
+         select 1 from members where org_id = ?1 and id = ?8 and role = ?12
+       ))`,
       id,
       agent,
       kind,
       hashToken(text),
       lastFour(text),
-      (agent ? AGENT_ACTIONS : ADMIN_ACTIONS).join(' '),
-      actor,
+      actions.join(' '),
+      maker,
       Date.now(),
       expiresAt,
+      name,
+      role,
     ),
   };
 }
@@ -182,4 +270,249 @@ function revocation(org: Org, agent: AgentId, now: number): Statement {
     agent,
     now,
   );
+}
+
+/** What an admin token is asked to be. */
+export interface NewAdminToken {
+  readonly name: string;
+  readonly actions: readonly AdminAction[];
+  /** Unix milliseconds; null for one that stays. */
+  readonly expiresAt: number | null;
+}
+
+/**
+ * Makes an admin token of the member who acts, with no more actions than he holds, be it by his
+ * role or by the token he came with. The operator makes one in a member's name.
+ *
+ * @param member Whose token it will be.
+ * @returns the token's id and its text, shown once.
+ * @throws {Refusal} `permission_denied` for more than one's own, `not_found` without such a member.
+ */
+export async function createAdminToken(
+  org: Org,
+  actor: Actor,
+  member: MemberId,
+  wanted: NewAdminToken,
+): Promise<{ id: TokenId; token: string }> {
+  const role = await roleOf(org, member);
+  const refusal = role ? judgeGrant(acting(actor), { member, role }, wanted.actions) : noMember();
+  if (refusal || !role) return await refuse(org, actor, 'token.create', member, refusal!);
+  const minted = mintAdminToken(org, { id: member, role }, wanted);
+  const now = Date.now();
+  const { name, actions, expiresAt } = wanted;
+  const [made] = await org.write(
+    minted.statement,
+    auditEntry(
+      org,
+      actor,
+      'token.create',
+      minted.id,
+      { name, actions, expiresAt, member },
+      { ifChanged: true },
+    ),
+    announce(org, 'admin_token.created', { tokenId: minted.id, actions: [...actions] }, now, {
+      ifChanged: true,
+    }),
+  );
+  if (made!.changes === 0) return await refuse(org, actor, 'token.create', member, noMember());
+  return { id: minted.id, token: minted.text };
+}
+
+function noMember(): Refusal {
+  return new Refusal('not_found', 'The org has no such member.');
+}
+
+function noToken(): Refusal {
+  return new Refusal('not_found', 'The org has no such token.');
+}
+
+async function roleOf(org: Org, member: MemberId): Promise<Role | undefined> {
+  const row = await org.first('select role from members where org_id = ?1 and id = ?2', member);
+  return row?.role as Role | undefined;
+}
+
+/** A token as people see it; its text is not known. */
+export interface StoredToken {
+  readonly id: TokenId;
+  readonly kind: Credential['kind'];
+  readonly name: string | null;
+  readonly agentId: AgentId | null;
+  readonly lastFour: string;
+  /** What was granted; what it may do now is `effective`. */
+  readonly actions: readonly string[];
+  readonly effective: readonly Action[];
+  /** The member, or `operator`. */
+  readonly createdBy: string;
+  /** The role of the member whose admin token it is; undefined when he is gone. */
+  readonly role: Role | undefined;
+  readonly createdAt: number;
+  readonly expiresAt: number | null;
+  readonly revokedAt: number | null;
+  readonly lastUsedAt: number | null;
+}
+
+const STORED = `
+  select t.id, t.kind, t.name, t.agent_id, t.last_four, t.actions, t.created_by, t.created_at,
+    t.expires_at, t.revoked_at, t.last_used_at, m.role
+  from tokens t
+  left join members m on t.kind = 'admin' and m.id = t.created_by and m.org_id = t.org_id`;
+
+/**
+ * Tokens of an org, the newest first.
+ *
+ * @param before The id of the last token of the page before.
+ */
+export async function listTokens(
+  org: Org,
+  kind: Credential['kind'],
+  limit: number,
+  before = '~',
+): Promise<StoredToken[]> {
+  const rows = await org.read(
+    `${STORED} where t.org_id = ?1 and t.kind = ?2 and t.id < ?4 order by t.id desc limit ?3`,
+    kind,
+    limit,
+    before,
+  );
+  return rows.map(toStored);
+}
+
+/** The token of an id. */
+export async function readStoredToken(org: Org, id: TokenId): Promise<StoredToken | undefined> {
+  const row = await org.first(`${STORED} where t.org_id = ?1 and t.id = ?2`, id);
+  return row && toStored(row);
+}
+
+function toStored(row: Row): StoredToken {
+  const role = (row.role ?? undefined) as Role | undefined;
+  return {
+    id: row.id as TokenId,
+    kind: row.kind as StoredToken['kind'],
+    name: row.name as string | null,
+    agentId: row.agent_id as AgentId | null,
+    lastFour: String(row.last_four),
+    actions: String(row.actions).split(' '),
+    effective: row.kind === 'agent' ? agentActions(row) : heldActions(row, role),
+    createdBy: String(row.created_by),
+    role,
+    createdAt: Number(row.created_at),
+    expiresAt: row.expires_at as number | null,
+    revokedAt: row.revoked_at as number | null,
+    lastUsedAt: row.last_used_at as number | null,
+  };
+}
+
+/**
+ * Renames an admin token or changes its actions, within those of who acts.
+ *
+ * @throws {Refusal} `not_found`, or `permission_denied` for more than one's own.
+ */
+export async function updateAdminToken(
+  org: Org,
+  actor: Actor,
+  id: TokenId,
+  { name, actions }: Pick<NewAdminToken, 'name' | 'actions'>,
+): Promise<void> {
+  const present = await judged(org, actor, 'token.update', id, actions);
+  const [changed] = await org.write(
+    org.statement(
+      `update tokens set name = ?3, actions = ?4
+       where org_id = ?1 and id = ?2 and kind = 'admin' and revoked_at is null`,
+      id,
+      name,
+      actions.join(' '),
+    ),
+    auditEntry(
+      org,
+      actor,
+      'token.update',
+      id,
+      { name, actions },
+      { before: { name: present.name, actions: present.actions }, ifChanged: true },
+    ),
+  );
+  if (changed!.changes === 0) throw noToken();
+}
+
+/**
+ * Ends a token from the next request on.
+ *
+ * @returns false when it had ended before.
+ * @throws {Refusal} `not_found`, or `permission_denied` for the token of someone above.
+ */
+export async function revokeToken(org: Org, actor: Actor, id: TokenId): Promise<boolean> {
+  await judged(org, actor, 'token.revoke', id);
+  const [ended] = await org.write(
+    org.statement(
+      'update tokens set revoked_at = ?3 where org_id = ?1 and id = ?2 and revoked_at is null',
+      id,
+      Date.now(),
+    ),
+    auditEntry(org, actor, 'token.revoke', id, undefined, { ifChanged: true }),
+  );
+  return ended!.changes > 0;
+}
+
+/**
+ * Replaces an admin token by a new one of the same member, name, actions and end. The present one
+ * ends now, or after an overlap, but never later than it would have ended anyway.
+ *
+ * @returns the new token's id and its text, shown once.
+ * @throws {Refusal} `not_found`, or `permission_denied` for a token that may more than who acts.
+ */
+export async function rotateAdminToken(
+  org: Org,
+  actor: Actor,
+  id: TokenId,
+  overlapMs: number,
+): Promise<{ id: TokenId; token: string }> {
+  const present = await judged(org, actor, 'token.rotate', id, undefined, true);
+  const { effective, expiresAt, role } = present;
+  if (present.kind !== 'admin' || !role) throw noToken();
+  const minted = mintAdminToken(
+    org,
+    { id: present.createdBy as MemberId, role },
+    { name: present.name ?? '', actions: effective.filter(isAdminAction), expiresAt },
+  );
+  const now = Date.now();
+  const [ended] = await org.write(
+    org.statement(
+      `update tokens set
+         expires_at = iif(?4 > 0, min(coalesce(expires_at, ?3 + ?4), ?3 + ?4), expires_at),
+         revoked_at = iif(?4 > 0, null, ?3)
+       where org_id = ?1 and id = ?2 and revoked_at is null and coalesce(expires_at, ?3 + 1) > ?3
+         and exists (select 1 from members where org_id = ?1 and id = created_by and role = ?5)`,
+      id,
+      now,
+      overlapMs,
+      role,
+    ),
+    { ...minted.statement, sql: `${minted.statement.sql} and changes() > 0` },
+    auditEntry(
+      org,
+      actor,
+      'token.rotate',
+      id,
+      { replacedBy: minted.id, overlapMs },
+      { ifChanged: true },
+    ),
+  );
+  if (ended!.changes === 0) throw noToken();
+  return { id: minted.id, token: minted.text };
+}
+
+/** The token, if who acts may change it; a refused attempt is recorded. */
+async function judged(
+  org: Org,
+  actor: Actor,
+  action: AdminAction,
+  id: TokenId,
+  actions?: readonly AdminAction[],
+  receives = false,
+): Promise<StoredToken> {
+  const present = await readStoredToken(org, id);
+  if (!present) return await refuse(org, actor, action, id, noToken());
+  const shown = receives ? present.effective.filter(isAdminAction) : [];
+  const refusal = judgeTokenChange(acting(actor), present, actions ?? shown);
+  return refusal ? await refuse(org, actor, action, id, refusal) : present;
 }

@@ -6,10 +6,16 @@ import { finishRun, showRun, showSteps } from './api.ts';
 import { boot } from './boot.ts';
 import { demo } from './demo.ts';
 import { type Connection, respond, respondJson, secure } from './edge.ts';
+import { decideApproval, showApproval, showGate } from './gates.ts';
+import { makeGraphql } from './graphql.ts';
 import { showPrivacy, showSecurity, showStatus, showStyle, tellContact } from './pages.ts';
 import { govern } from './proxy.ts';
 import { refuse } from './refuse.ts';
+import { tickOnRequest } from './scheduled.ts';
+import { showEventsSchema, showPolicySchema } from './schemas.ts';
 import type { Services } from './services.ts';
+import { askTool, reportTool } from './tools.ts';
+import { rotateSecret } from './webhooks.ts';
 
 /** What a runtime's entry knows of the connection, beside the request. */
 export type Bindings = { Bindings: Connection };
@@ -26,9 +32,22 @@ export function makeApp(services: Services) {
   app.get('/status', (context) => showStatus(services, context));
   app.get('/pages.css', () => showStyle());
   app.get('/.well-known/security.txt', () => tellContact(services));
+  app.get('/schemas/policy.json', () => showPolicySchema(services));
+  app.get('/schemas/events.json', () => showEventsSchema(services));
   app.get('/v1/runs/:id', ({ req }) => showRun(services, req.raw, req.param('id')));
   app.get('/v1/runs/:id/steps', ({ req }) => showSteps(services, req.raw, req.param('id')));
+  app.post('/v1/runs/:id/steps', ({ req }) => reportTool(services, req.raw, req.param('id')));
+  app.post('/v1/runs/:id/tools', ({ req }) => askTool(services, req.raw, req.param('id')));
+  app.get('/v1/gates/:id', ({ req }) => showGate(services, req.raw, req.param('id')));
+  app.get('/approvals/:token', ({ req }) => showApproval(services, req.param('token')));
+  app.post('/approvals/:token', ({ req }) => decideApproval(services, req.raw, req.param('token')));
   app.post('/v1/runs/:id/complete', ({ req }) => finishRun(services, req.raw, req.param('id')));
+  app.post('/api/webhooks/:id/rotate-secret', ({ req }) =>
+    rotateSecret(services, req.raw, req.param('id')),
+  );
+  const graphql = makeGraphql(services);
+  app.all('/graphql', ({ req }) => graphql(req.raw));
+  app.post('/scheduled/tick', ({ req }) => tickOnRequest(services, req.raw));
   if (services.config.isDemo) app.all('/demo/v1/*', ({ req }) => answerDemo(req.raw));
   app.all('*', ({ req, env }) => govern(services, req.raw, env));
   app.onError((error, { req }) => refuse(services, req.raw, error));

@@ -4,9 +4,11 @@ import process from 'node:process';
 import { openDatabase } from '../db/client.ts';
 import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
+import { watchOutbox } from '../db/outbox.ts';
 import { keepOpened, openMasterKeys } from '../db/seal.ts';
 import { masterKeysOf, readConfig } from './config.ts';
 import { makeEgress } from './egress.ts';
+import { Deliveries } from './jobs/deliver.ts';
 import { makeLog } from './log.ts';
 import { Flights } from './proxy/flight.ts';
 import type { Services } from './services.ts';
@@ -26,18 +28,24 @@ export async function boot(
   const config = readConfig(env);
   const log = makeLog(config.logLevel);
   const master = openMasterKeys(await masterKeysOf(config, log));
-  const db = await openDatabase(config.database);
-  const applied = await migrate(db);
+  const opened = await openDatabase(config.database);
+  const applied = await migrate(opened);
   if (applied.length > 0) log.info('migrated the database', { applied });
+  const secrets = keepOpened(master, () => performance.now());
+  const egress = makeEgress({ allow: config.egressAllow });
+  const deliveries = new Deliveries({ db: opened, egress, secrets, log, now: Date.now });
+  const db = watchOutbox(opened, () => deliveries.nudge());
   return {
     config,
     log,
     db,
     master,
-    secrets: keepOpened(master, () => performance.now()),
-    egress: makeEgress({ allow: config.egressAllow }),
+    secrets,
+    egress,
     flights: new Flights(db, log, Date.now),
-    memory: { credentials: new Memo(MEMORY), runs: new Memo(MEMORY) },
+    deliveries,
+    memory: { credentials: new Memo(MEMORY), runs: new Memo(MEMORY), failures: new Memo(MEMORY) },
+    stopping: new AbortController(),
     now: Date.now,
   };
 }
@@ -51,16 +59,18 @@ const LINGER_MS = 3_000;
  * @param drained Settles once a server that has stopped listening has sent everything.
  */
 export async function shutDown(
-  { flights, db }: Services,
+  { flights, deliveries, stopping, db }: Services,
   limitMs: number,
   drained?: Promise<unknown>,
 ): Promise<void> {
+  stopping.abort();
   await flights.drain(limitMs);
   if (drained) {
     // A call is settled before its last byte is sent, and holds nothing before it is decided on.
     await within(drained, LINGER_MS);
     await flights.drain(0);
   }
+  await deliveries.stop(Math.min(limitMs, LINGER_MS));
   await db.close();
 }
 

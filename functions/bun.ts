@@ -3,6 +3,7 @@
 import process from 'node:process';
 import { makeApp } from './app.ts';
 import { boot, shutDown } from './boot.ts';
+import { startTicking } from './scheduled.ts';
 import type { Services } from './services.ts';
 
 /** A server that listens. */
@@ -45,9 +46,11 @@ export function listen(services: Services): Listening {
     // Nothing of an error's text may reach a caller; everything that can be told was told before.
     error: () => new Response('internal error', { status: 500 }),
   });
+  const stopTicking = startTicking(services);
   return {
     url: String(server.url).replace(/\/$/, ''),
     async stop(limitMs) {
+      await stopTicking();
       await shutDown(services, limitMs, server.stop());
       await server.stop(true);
     },

@@ -67,6 +67,30 @@ export const TOPICS: readonly Topic[] = [
         'tokens › of admins, revoked and expired ones are refused',
       ),
       claim(
+        'An admin token never does more than its member could himself at that moment.',
+        'db/tokens.ts',
+        'tests/roles.test.ts',
+        'an admin token › may do what was granted and its member holds by now, through every change of his role',
+      ),
+      claim(
+        'Nobody makes a token that may more than he, or than the token he came with.',
+        'schema/rules/membership.ts',
+        'tests/roles.test.ts',
+        'an admin token › is made with exactly what its maker holds, by role and by the token he came with',
+      ),
+      claim(
+        'A platform token works from its address ranges only, and for at most 366 days.',
+        'db/platform.ts',
+        'tests/platform.test.ts',
+        'a platform token › is good from its ranges only, in any spelling of an address',
+      ),
+      claim(
+        'The operator of the platform has no query that reaches what an org contains.',
+        'db/platform.ts',
+        'tests/platform.test.ts',
+        'the handle of the platform › reads nothing else while each of its methods runs',
+      ),
+      claim(
         'Of two different tokens in one request neither is chosen: it is refused.',
         'functions/proxy/authenticate.ts',
         'tests/hostile.test.ts',
@@ -163,6 +187,94 @@ export const TOPICS: readonly Topic[] = [
     ],
   },
   {
+    title: 'People and the audit trail',
+    claims: [
+      claim(
+        'An org keeps an owner, even when all of them demote each other at the same moment.',
+        'db/members.ts',
+        'tests/members.test.ts',
+        'an owner remains › however many owners demote and remove each other at the same moment',
+      ),
+      claim(
+        'A change of role ends that member’s sessions.',
+        'db/members.ts',
+        'tests/members.test.ts',
+        'changing a role › ends the sessions of that member, and of no other',
+      ),
+      claim(
+        'Sessions, links and invitations are stored as SHA-256 only; a link works once.',
+        'db/sessions.ts',
+        'tests/sessions.test.ts',
+        'a link by mail › works once, however often it is used at the same moment',
+      ),
+      claim(
+        'An audit entry is written in the transaction of its change: neither stands without the other.',
+        'db/chain.ts',
+        'tests/audit.test.ts',
+        'an entry › is in the transaction of its change: neither stands without the other',
+      ),
+      claim(
+        'The audit trail has no gap and no fork, however many write at once.',
+        'db/chain.ts',
+        'tests/audit.test.ts',
+        'a clean chain › has no gap and no fork, however many write over several connections',
+      ),
+      claim(
+        'Editing, deleting, reordering, truncating or rewriting the audit trail in the database file is found against a held checkpoint.',
+        'schema/audit.ts',
+        'tests/audit.test.ts',
+        'tampering with the database file is found › %s, at any entry, against a checkpoint that was held',
+      ),
+      claim(
+        'A person can be erased from the audit trail, and it still verifies.',
+        'db/audit.ts',
+        'tests/audit.test.ts',
+        'what may be taken away › erasing a person leaves nothing of him, and a chain that verifies',
+      ),
+    ],
+  },
+  {
+    title: 'Approvals',
+    claims: [
+      claim(
+        'A tool call that needs approval does not reach the agent before it is given, and then reaches it byte for byte, once.',
+        'functions/proxy/gate.ts',
+        'tests/gates.test.ts',
+        'a gated call in %s, sent %s › is held back, approved, released byte for byte, and charged once',
+      ),
+      claim(
+        'An approval is good for one run of one agent and one request, and for no other.',
+        'db/parked.ts',
+        'tests/gates.test.ts',
+        'a parked answer › answers no other request, run, agent or route',
+      ),
+      claim(
+        'What waits for approval is sealed: neither the arguments nor the answer stand in the database in clear.',
+        'db/vault.ts',
+        'tests/gates.test.ts',
+        'a parked answer › is nowhere in the database in clear, and neither are the arguments',
+      ),
+      claim(
+        'Nobody approves a call of his own: neither the agent, nor its tokens, nor who made the token.',
+        'db/gates.ts',
+        'tests/gates.test.ts',
+        'who decides › who caused the call can not',
+      ),
+      claim(
+        'Where several people have to approve, each of them counts once.',
+        'db/gates.ts',
+        'tests/gates.test.ts',
+        'who decides › several people are several: one who approves twice counts once',
+      ),
+      claim(
+        'A link to decide is signed, works once, ends with its gate, and decides nothing by being read.',
+        'functions/links.ts',
+        'tests/gates.test.ts',
+        'a signed link › decides nothing when altered, forged, of another site, or without a decision',
+      ),
+    ],
+  },
+  {
     title: 'Money',
     claims: [
       claim(
@@ -239,6 +351,47 @@ export const TOPICS: readonly Topic[] = [
     ],
   },
   {
+    title: 'Webhooks',
+    claims: [
+      claim(
+        'An event is written in the transaction of what it tells: nothing that was rolled back is told.',
+        'db/outbox.ts',
+        'tests/webhooks.test.ts',
+        'an event › of a change that was rolled back is delivered to nobody',
+      ),
+      claim(
+        'Any number of processes deliver, and none sends what another one is sending.',
+        'db/deliveries.ts',
+        'tests/webhooks.test.ts',
+        'two processes share what is due, and none sends what another is sending',
+      ),
+      claim(
+        'A slow endpoint holds up no other.',
+        'functions/jobs/deliver.ts',
+        'tests/webhooks.test.ts',
+        'an endpoint › that is slow holds up no other, and gets only four at a time',
+      ),
+      claim(
+        'Every delivery is signed, and independent verifiers refuse one that was tampered with.',
+        'schema/signature.ts',
+        'tests/signature.test.ts',
+        'signatures of ours › are refused by all after any tampering',
+      ),
+      claim(
+        'During a rotation’s grace both secrets sign, and after it only the new one.',
+        'db/webhooks.ts',
+        'tests/webhooks.test.ts',
+        'a rotation › has both secrets sign until its grace is over',
+      ),
+      claim(
+        'An endpoint whose name resolves to a private address gets nothing.',
+        'functions/jobs/deliver.ts',
+        'tests/webhooks.test.ts',
+        'where deliveries go › is judged by the address that a name resolves to, too',
+      ),
+    ],
+  },
+  {
     title: 'The edge',
     claims: [
       claim(
@@ -278,6 +431,24 @@ export const TOPICS: readonly Topic[] = [
         'encodings › bombs are refused by what they decode to',
       ),
       claim(
+        'A limit lets exactly as many calls through, however many come at once over many processes.',
+        'db/limits.ts',
+        'tests/limits.test.ts',
+        'a thousand calls at once on %d processes › against a limit of a hundred requests per %s: exactly a hundred are served',
+      ),
+      claim(
+        'A process that is killed leaves no concurrent call counted for longer than its lease.',
+        'db/limits.ts',
+        'tests/limits.test.ts',
+        'a process that is killed › frees its concurrent calls when their leases have run out',
+      ),
+      claim(
+        'An address that keeps sending bad tokens is told to wait; good ones from it are served.',
+        'functions/proxy/authenticate.ts',
+        'tests/limits.test.ts',
+        'requests without a valid token › from one address are told to wait, exactly from the limit on; valid ones are served',
+      ),
+      claim(
         'A route that is not served as it stands is refused: no second reading of a path.',
         'functions/proxy/call.ts',
         'tests/hostile.test.ts',
@@ -307,7 +478,7 @@ export const TOPICS: readonly Topic[] = [
         'neither the key nor a token nor a prompt is written or told › when a process crashes in the middle of a call',
       ),
       claim(
-        'Web Crypto is touched in one file.',
+        'Web Crypto is touched in one file of the server.',
         'db/seal.ts',
         'tests/tidy.test.ts',
         'only db/seal.ts touches crypto.subtle',
@@ -334,22 +505,37 @@ const UNTIL_DELETED = 'until the operator deletes it';
 export const RECORDS: readonly Kept[] = [
   {
     what: 'Orgs and their members',
-    detail: 'The org’s name, and the email address and role of each member.',
+    detail:
+      'The org’s name and plan, and the email address, name and role of each member; who has offered the ownership to whom.',
     until: UNTIL_DELETED,
-    tables: ['orgs', 'users', 'members'],
+    tables: ['orgs', 'users', 'members', 'ownership_offers'],
+  },
+  {
+    what: 'Invitations',
+    detail: 'The address and role that was offered, and a SHA-256 hash of the link’s secret.',
+    until: UNTIL_DELETED,
+    tables: ['invitations'],
+  },
+  {
+    what: 'Signing in',
+    detail:
+      'A SHA-256 hash of each session’s id and of each link by mail, the address and browser that a session was opened from; how the org signs in at its identity provider, with the client’s secret sealed, and which subject there is which member.',
+    until:
+      'until the session, the link or the attempt is over, the rest until the operator deletes it',
+    tables: ['sessions', 'sign_in_links', 'oidc_settings', 'oidc_attempts', 'identities'],
   },
   {
     what: 'Agents and what governs them',
     detail: 'Names of agents, the versions of their policies, prices of models.',
     until: UNTIL_DELETED,
-    tables: ['agents', 'policies', 'policy_versions', 'prices'],
+    tables: ['agents', 'agent_policies', 'policies', 'policy_versions', 'prices'],
   },
   {
     what: 'Tokens',
     detail:
       'A SHA-256 hash, the last four characters, who made it, and its last use to the hour. The token itself is shown once and not kept.',
     until: 'until the operator deletes it, also when revoked or expired',
-    tables: ['tokens'],
+    tables: ['tokens', 'platform_tokens'],
   },
   {
     what: 'Provider keys',
@@ -363,7 +549,27 @@ export const RECORDS: readonly Kept[] = [
     detail:
       'The name that the caller gave the run; route, model, time, latency, outcome, token counts and cost; and the SHA-256 digests of the two bodies, never the bodies. A refusal also keeps the values it was decided on, such as the model that was asked for.',
     until: UNTIL_DELETED,
-    tables: ['runs', 'steps', 'spend'],
+    tables: ['runs', 'steps', 'spend', 'reports'],
+  },
+  {
+    what: 'Spending that nears a ceiling',
+    detail: 'Which share of which ceiling is told, and which run reached it when.',
+    until: UNTIL_DELETED,
+    tables: ['alerts'],
+  },
+  {
+    what: 'Bodies of calls and answers, where a policy asks for it',
+    detail:
+      'Up to 4 MiB of each body, sealed with AES-256-GCM under a key of the org; no body at all unless a policy says "capture": "sealed".',
+    until: UNTIL_DELETED,
+    tables: ['captures'],
+  },
+  {
+    what: 'What is used of limits',
+    detail:
+      'Counts of requests and tokens per agent, policy and org, of repeated requests by their digest, and of requests without a valid token by the address they came from.',
+    until: 'until they have left their window',
+    tables: ['limit_slots'],
   },
   {
     what: 'Responses that a provider keeps',
@@ -373,9 +579,31 @@ export const RECORDS: readonly Kept[] = [
     tables: ['responses'],
   },
   {
-    what: 'Audit trail',
-    detail: 'Who changed what and when, without secrets.',
+    what: 'Tool calls that wait for approval',
+    detail:
+      'The name of the tool, the rule that asks, who decided and why; the arguments and the whole answer that proposed them, sealed with AES-256-GCM under a key of the org. Ids of the calls that a run was given.',
+    until:
+      'until the operator deletes it; the answer until an hour after it was released or expired',
+    tables: ['gates', 'gate_decisions', 'parked', 'parked_parts', 'released_calls'],
+  },
+  {
+    what: 'Events, and what was told to webhooks',
+    detail:
+      'What happened, by ids, names and amounts; the URL of each endpoint and its secret, sealed beside a SHA-256 hash; and of each attempt to deliver its headers, its time, and the status, headers and first 4 KiB of the answer.',
     until: UNTIL_DELETED,
-    tables: ['audit_entries'],
+    tables: ['events', 'webhooks', 'deliveries', 'delivery_attempts'],
+  },
+  {
+    what: 'Scheduled jobs',
+    detail: 'Which job ran last and what it counted, for the deployment as a whole.',
+    until: 'until its next run',
+    tables: ['job_leases'],
+  },
+  {
+    what: 'Audit trail',
+    detail:
+      'Who changed or tried to change what, when and from which address, without secrets, as a chain of hashes; checkpoints of it, and the key that signs them, sealed.',
+    until: UNTIL_DELETED,
+    tables: ['audit_entries', 'audit_history', 'audit_checkpoints', 'signing_keys'],
   },
 ];

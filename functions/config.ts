@@ -12,6 +12,7 @@ import {
   parseAllowList,
   parseCidrList,
 } from '../schema/address.ts';
+import type { Caps } from '../schema/rules/limit.ts';
 import { LOG_LEVELS, type Log, type LogLevel } from './log.ts';
 
 /** Everything that the environment decides. */
@@ -32,8 +33,14 @@ export interface Config {
   readonly securityContact: string | undefined;
   readonly trustedProxies: readonly Cidr[];
   readonly egressAllow: AllowList;
+  /** What a request to tick must present; undefined where requests can't. */
+  readonly schedulerSecret: string | undefined;
+  /** The operator's caps over all orgs; undefined where there is none. */
+  readonly caps: Caps;
   readonly logLevel: LogLevel;
   readonly isDemo: boolean;
+  /** Whether GraphQL tells its schema. */
+  readonly isIntrospected: boolean;
   readonly isProduction: boolean;
 }
 
@@ -51,6 +58,7 @@ export class ConfigError extends Error {
 const DEFAULT_HOST = '127.0.0.1';
 const MISSING_KEYS =
   'RUNGATE_MASTER_KEYS is not set; wanted in production, or when HOST is not loopback: id:base64,….';
+const CAP_WANTED = 'a whole number from 1 to 999999999';
 const MAX_VALUE_CHARS = 65_536;
 const MAX_SHOWN_CHARS = 80;
 const MAX_CONTACT_CHARS = 512;
@@ -107,14 +115,25 @@ const ENVIRONMENT = z.object({
     'hosts, host:port or address ranges, separated by commas',
     parseAllowList,
   ).optional(),
+  RUNGATE_MAX_REQUESTS_PER_MINUTE: variable(CAP_WANTED, parseCap).optional(),
+  RUNGATE_MAX_CONCURRENT_CALLS: variable(CAP_WANTED, parseCap).optional(),
+  RUNGATE_SCHEDULER_SECRET: matching(
+    /^[\x21-\x7e]{32,512}$/,
+    '32 to 512 visible ASCII characters, such as openssl rand -hex 32 prints',
+  ).optional(),
   RUNGATE_LOG: oneOf(LOG_LEVELS).optional(),
   RUNGATE_DEMO: oneOf(['on', 'off']).optional(),
+  RUNGATE_INTROSPECTION: oneOf(['on', 'off']).optional(),
   NODE_ENV: matching(/^[\w-]{1,40}$/, 'a word such as production or development').optional(),
 });
 
 type Variables = z.output<typeof ENVIRONMENT>;
 
-const SECRETS = new Set(['RUNGATE_MASTER_KEYS', 'RUNGATE_DATABASE_AUTH_TOKEN']);
+const SECRETS = new Set([
+  'RUNGATE_MASTER_KEYS',
+  'RUNGATE_DATABASE_AUTH_TOKEN',
+  'RUNGATE_SCHEDULER_SECRET',
+]);
 
 /**
  * Reads the configuration; variables that are empty count as not set.
@@ -161,8 +180,14 @@ function applyDefaults(env: Variables, isProduction: boolean): Config {
     securityContact: env.RUNGATE_SECURITY_CONTACT,
     trustedProxies: env.RUNGATE_TRUSTED_PROXIES ?? [],
     egressAllow: env.RUNGATE_EGRESS_ALLOW ?? { hosts: new Set(), cidrs: [] },
+    caps: {
+      requestsPerMinute: env.RUNGATE_MAX_REQUESTS_PER_MINUTE,
+      concurrentCalls: env.RUNGATE_MAX_CONCURRENT_CALLS,
+    },
+    schedulerSecret: env.RUNGATE_SCHEDULER_SECRET,
     logLevel: env.RUNGATE_LOG ?? 'info',
     isDemo: env.RUNGATE_DEMO === undefined ? !isProduction : env.RUNGATE_DEMO === 'on',
+    isIntrospected: (env.RUNGATE_INTROSPECTION ?? (isProduction ? 'off' : 'on')) === 'on',
     isProduction,
   };
 }
@@ -173,6 +198,10 @@ function isLoopback(host: string): boolean {
 
 function parsePort(text: string): number | undefined {
   return /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : undefined;
+}
+
+function parseCap(text: string): number | undefined {
+  return /^[1-9]\d{0,8}$/.test(text) ? Number(text) : undefined;
 }
 
 function parseDatabaseUrl(text: string): string | undefined {

@@ -5,6 +5,7 @@
 
 import { makeApp } from './app.ts';
 import { boot, shutDown } from './boot.ts';
+import { startTicking, tick } from './scheduled.ts';
 
 const SHUTDOWN_LIMIT_MS = 30_000;
 
@@ -21,8 +22,11 @@ const server = Deno.serve(
     answer(request, { address: 'hostname' in remoteAddr ? remoteAddr.hostname : undefined }),
 );
 
+const stopTicking = startTicking(services);
+
 async function stop(signal: string): Promise<void> {
   log.info('stopping; calls in flight may end', { signal });
+  await stopTicking();
   await shutDown(services, SHUTDOWN_LIMIT_MS, server.shutdown());
   Deno.exit(0);
 }
@@ -30,3 +34,7 @@ async function stop(signal: string): Promise<void> {
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
   Deno.addSignalListener(signal, () => void stop(signal));
 }
+
+// Where the host has cron, it also wakes a process that it had put to sleep.
+const { cron } = Deno as { readonly cron?: typeof Deno.cron };
+cron?.('rungate-tick', '* * * * *', async () => void (await tick(services, 0)));

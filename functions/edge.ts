@@ -1,6 +1,7 @@
 /** The edge: transport, and the headers that every response carries. */
 
 import { canonicalAddress, inCidrs, LOOPBACK } from '../schema/address.ts';
+import { clientAddress } from './config.ts';
 import type { Services } from './services.ts';
 
 /** What is known of the connection that a request came by. */
@@ -53,8 +54,27 @@ export function respondJson(
  * loopback. Anything else is redirected (308) to the public URL, or refused.
  */
 export function secure(services: Services, answer: Fetch): Fetch {
-  return (request, connection) =>
-    misaddressed(request) ?? redirect(services, request, connection) ?? answer(request, connection);
+  return (request, connection) => {
+    sockets.set(request, connection.address);
+    return (
+      misaddressed(request) ??
+      redirect(services, request, connection) ??
+      answer(request, connection)
+    );
+  };
+}
+
+/** The socket's address of each request that is being answered. */
+const sockets = new WeakMap<Request, string | undefined>();
+
+/**
+ * The address that a request came from: its socket's, or what proxies that are configured tell.
+ *
+ * @returns the canonical address; `undefined` where the host does not tell.
+ */
+export function addressOf({ config }: Services, request: Request): string | undefined {
+  const socket = sockets.get(request);
+  return socket && clientAddress(socket, request.headers, config.trustedProxies);
 }
 
 /** A `Host` that is none leaves a URL that two readers could read as two paths (RFC 9112, 3.2). */

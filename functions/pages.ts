@@ -12,7 +12,7 @@ import { respond, respondJson } from './edge.ts';
 import type { Services } from './services.ts';
 
 /** HTML whose values have been escaped. */
-type Markup = ReturnType<typeof html>;
+export type Markup = ReturnType<typeof html>;
 
 /** As strict as that of all other answers, but for one stylesheet of our own. */
 const PAGE_POLICY =
@@ -63,7 +63,13 @@ dl { margin: 0; }
 dt { font-weight: 600; }
 dd { margin: 0; }
 .proof { color: var(--soft); font-size: 0.875rem; }
-code { font: 0.9em ui-monospace, monospace; }
+code, pre { font: 0.9em ui-monospace, monospace; }
+pre { padding: 0.75rem; border: 1px solid var(--line); white-space: pre-wrap; }
+form { display: flex; flex-wrap: wrap; gap: 0.5rem; margin-top: 1.5rem; }
+form label { flex-basis: 100%; font-weight: 600; }
+input, button { padding: 0.5rem 0.75rem; border: 1px solid var(--line); font: inherit; }
+input { flex: 1 1 100%; background: var(--paper); color: inherit; }
+button { border-color: var(--link); background: var(--paper); color: var(--link); cursor: pointer; }
 footer { margin-top: 2.5rem; color: var(--soft); font-size: 0.875rem; }
 `;
 
@@ -216,18 +222,51 @@ async function respondPage(
     (page) => html`<a href="${page}"${page === here ? html` aria-current="page"` : ''}>${page}</a>
 `,
   );
+  const header = html`<header><nav aria-label="Pages">
+${links}</nav></header>
+`;
+  return respondDocument({ title, header, body, root: '', policy: PAGE_POLICY }, status, headers);
+}
+
+/** As {@link PAGE_POLICY}, but forms may be sent to where they came from. */
+const FORM_POLICY = PAGE_POLICY.replace("form-action 'none'", "form-action 'self'");
+
+/**
+ * A page one level below the root that may hold a form, and that nobody keeps: its address is a
+ * secret.
+ */
+export async function respondForm(title: string, body: Markup, status = 200): Promise<Response> {
+  const page = { title, header: html``, body, root: '../', policy: FORM_POLICY };
+  const response = await respondDocument(page, status, { 'cache-control': 'no-store' });
+  response.headers.set('referrer-policy', 'same-origin');
+  return response;
+}
+
+interface Document {
+  readonly title: string;
+  readonly header: Markup;
+  readonly body: Markup;
+  /** The way to the root, relative. */
+  readonly root: string;
+  /** The content security policy. */
+  readonly policy: string;
+}
+
+async function respondDocument(
+  { title, header, body, root, policy }: Document,
+  status: number,
+  headers: Readonly<Record<string, string>>,
+): Promise<Response> {
   const page = await html`<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>${title} · Rungate</title>
-<link rel="stylesheet" href="pages.css">
+<link rel="stylesheet" href="${root}pages.css">
 </head>
 <body>
-<header><nav aria-label="Pages">
-${links}</nav></header>
-<main>
+${header}<main>
 <h1>${title}</h1>
 ${body}
 </main>
@@ -238,6 +277,6 @@ ${body}
   const type = { 'content-type': 'text/html; charset=utf-8' };
   const response = respond(String(page), status, { ...headers, ...type });
   // The policy of all other answers forbids even a stylesheet of our own.
-  response.headers.set('content-security-policy', PAGE_POLICY);
+  response.headers.set('content-security-policy', policy);
   return response;
 }

@@ -6,7 +6,10 @@ import { authenticate, Outdated } from './proxy/authenticate.ts';
 import { type Call, readCall } from './proxy/call.ts';
 import { decide } from './proxy/decide.ts';
 import { forward } from './proxy/forward.ts';
+import { limitRate } from './proxy/pace.ts';
+import { answerParked, findWaiting } from './proxy/park.ts';
 import { reserveBudget } from './proxy/reserve.ts';
+import { checkResults } from './proxy/results.ts';
 import { resolveRun } from './proxy/run.ts';
 import { settle } from './proxy/settle.ts';
 import type { Services } from './services.ts';
@@ -26,7 +29,11 @@ export async function govern(
   return onFacts(call, async (call) => {
     const governed = await resolveRun(call); //                                 402, 403: the run it belongs to
     const permitted = await decide(governed); //                                403: what the policy says
-    const held = await reserveBudget(permitted); //                             402, 429: money, durably held
+    const waiting = await findWaiting(permitted); //                            the same request, asked about before
+    if (waiting) return answerParked(waiting); //                               202, 403: until people have decided
+    await checkResults(permitted); //                                           403: results of calls it was never given
+    const paced = limitRate(permitted); //                                      the limits it counts against
+    const held = await reserveBudget(paced); //                                 402, 429: money and limits, durably held
     const answer = await forward(held); //                                      502: the upstream
     return settle(answer); //                                                   the real cost, before the last byte
   });
@@ -46,6 +53,6 @@ async function onFacts(call: Call, serve: (call: Call) => Promise<Response>): Pr
         throw new Refusal('unavailable', 'Too much changed meanwhile; try again.');
     }
     const caller = await authenticate(call.services, call.request, 'call.create');
-    call = { ...call, ...caller };
+    call = { ...call, ...caller, startedAt: call.startedAt };
   }
 }

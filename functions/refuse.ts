@@ -2,6 +2,7 @@
 
 import { DatabaseError } from '../db/client.ts';
 import { type Dialect, errorBody, Refusal } from '../schema/errors.ts';
+import { limitHeaders } from '../schema/rules/limit.ts';
 import { respondJson } from './edge.ts';
 import { findEndpoint } from './providers/endpoints.ts';
 import { dialectOf, requestIdOf } from './proxy/authenticate.ts';
@@ -15,12 +16,13 @@ const RETRYABLE = new Set([429, 500, 502, 503]);
 export function refuse(services: Services, request: Request, error: unknown): Response {
   const refusal = error instanceof Refusal ? error : unexpected(services, request, error);
   const requestId = requestIdOf(request);
-  const { retryAfterS, runId } = refusal.detail;
+  const { retryAfterS, runId, limits = [] } = refusal.detail;
   return respondJson(errorBody(refusal, dialectFor(request), requestId), refusal.status, {
     'x-request-id': requestId,
     'request-id': requestId,
     ...(RETRYABLE.has(refusal.status) ? {} : { 'x-should-retry': 'false' }),
     ...(retryAfterS === undefined ? {} : { 'retry-after': String(retryAfterS) }),
+    ...limitHeaders(limits),
     ...(runId === undefined ? {} : { 'x-rungate-run-id': encodeURI(runId) }),
   });
 }

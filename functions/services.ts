@@ -8,6 +8,7 @@ import type { Credential } from '../db/tokens.ts';
 import type { RunId } from '../schema/ids.ts';
 import type { Config } from './config.ts';
 import type { Egress } from './egress.ts';
+import type { Deliveries } from './jobs/deliver.ts';
 import type { Log } from './log.ts';
 import type { Flights } from './proxy/flight.ts';
 
@@ -20,6 +21,8 @@ export interface Memory {
   readonly credentials: Memo<Credential>;
   /** The run of an agent's name, or of its window. */
   readonly runs: Memo<KnownRun>;
+  /** Until when an address has failed to sign in too often, Unix milliseconds. */
+  readonly failures: Memo<number>;
 }
 
 /** What of a run never changes. */
@@ -38,7 +41,10 @@ export interface Services {
   readonly secrets: OpenedSecrets;
   readonly egress: Egress;
   readonly flights: Flights;
+  readonly deliveries: Deliveries;
   readonly memory: Memory;
+  /** Aborts when the process is told to end: nobody is kept waiting for a person any longer. */
+  readonly stopping: AbortController;
   /** Unix milliseconds. */
   readonly now: () => number;
 }

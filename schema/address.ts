@@ -57,6 +57,16 @@ export function canonicalAddress(text: string): string | undefined {
 }
 
 /**
+ * What a limit per address counts by: an IPv4 address, or the /64 that a subscriber has of IPv6.
+ *
+ * @param address As {@link canonicalAddress} gives it.
+ */
+export function addressBlock(address: string): string {
+  if (!address.includes(':')) return address;
+  return formatCidr(maskCidr(ipaddr.parse(address), 64));
+}
+
+/**
  * Reads a range such as `10.0.0.0/8`, `2001:db8::/32`, or a lone address; bits after the prefix
  * are dropped.
  *
@@ -135,6 +145,23 @@ export function isAllowedHost(url: URL, allow: AllowList): boolean {
     allow.hosts.has(`${url.hostname}:${port}`) ||
     inCidrs(url.hostname, allow.cidrs)
   );
+}
+
+/**
+ * What is wrong with a URL that a user gives for Rungate to call, as far as it can be told without
+ * a look-up: it must be https and public, or the operator must allow its host.
+ *
+ * @returns undefined for one that may be called, else what it must be.
+ */
+export function judgeUrl(text: string, allow: AllowList): string | undefined {
+  if (!/^https?:\/\/[^/?#\s\\]/.test(text) || !URL.canParse(text)) return 'must be an https URL';
+  const url = new URL(text);
+  if (url.username !== '' || url.password !== '') return 'must not carry a user name or password';
+  if (/[#\s\\]/.test(text)) return 'must not have a fragment, a backslash or spaces';
+  if (isAllowedHost(url, allow)) return undefined;
+  const address = literalAddress(url);
+  const isOpen = url.protocol === 'https:' && (address === undefined || isPublicAddress(address));
+  return isOpen ? undefined : 'must be https and public, unless RUNGATE_EGRESS_ALLOW has its host';
 }
 
 /** The host of a URL when it is an address literal, without brackets; else undefined. */

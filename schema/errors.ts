@@ -65,6 +65,20 @@ export const ERRORS = {
 /** A reason to refuse. */
 export type ErrorCode = keyof typeof ERRORS;
 
+/** How a limit stands, as callers are told. */
+export interface LimitState {
+  /** Whom and what it counts, and over which window: `agent-requests-60s`. */
+  readonly name: string;
+  /** What is counted, a quota unit of the IETF draft on RateLimit fields, or `tokens`. */
+  readonly unit: string;
+  readonly limit: number;
+  readonly remaining: number;
+  /** Seconds until more remains, rounded up. */
+  readonly resetS: number;
+  /** Absent for a limit of concurrent calls. */
+  readonly windowS?: number;
+}
+
 /** What a machine can read about a refusal; sent as the `rungate` object of the error. */
 export interface RefusalDetail {
   /** The rule that decided, as a path in the policy document or a name of a built-in rule. */
@@ -79,6 +93,8 @@ export interface RefusalDetail {
   readonly heldNanos?: number;
   readonly ceilingNanos?: number;
   readonly retryAfterS?: number;
+  /** The limits that apply, the one that refused first; told in headers too. */
+  readonly limits?: readonly LimitState[];
   /** The gates that a person has to decide, and where. */
   readonly gates?: readonly { readonly id: string; readonly tool: string; readonly url?: string }[];
 }

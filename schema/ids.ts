@@ -12,6 +12,8 @@ const PREFIXES = {
   run: 'run_',
   step: 'stp_',
   gate: 'gate_',
+  parked: 'prk_',
+  link: 'lnk_',
   event: 'evt_',
   webhook: 'whk_',
   delivery: 'dlv_',
@@ -40,6 +42,7 @@ export type RunId = Id<'run'>;
 export type StepId = Id<'step'>;
 export type MemberId = Id<'member'>;
 export type GateId = Id<'gate'>;
+export type ParkedId = Id<'parked'>;
 export type EventId = Id<'event'>;
 export type WebhookId = Id<'webhook'>;
 export type DeliveryId = Id<'delivery'>;

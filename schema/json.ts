@@ -200,10 +200,11 @@ function refuseVariants(members: ReadonlyMap<string, Span>, names: ReadonlySet<s
 }
 
 /**
- * Near to toNFKC_Casefold (Unicode Standard 3.13, R5); by way of upper case because `toLowerCase`
- * alone leaves letters such as U+017F apart from their ASCII form.
+ * What texts that differ only in case or compatibility forms have in common. Near to
+ * toNFKC_Casefold (Unicode Standard 3.13, R5); by way of upper case because `toLowerCase` alone
+ * leaves letters such as U+017F apart from their ASCII form.
  */
-function fold(key: string): string {
+export function fold(key: string): string {
   if (/^[\0-\x7f]*$/.test(key)) return key.toLowerCase();
   const compatible = key.normalize('NFKC').replace(/\p{Default_Ignorable_Code_Point}/gu, '');
   return compatible.toUpperCase().toLowerCase().normalize('NFKC');

@@ -39,8 +39,11 @@ describe('readConfig()', () => {
       securityContact: undefined,
       trustedProxies: [],
       egressAllow: { hosts: new Set<string>(), cidrs: [] },
+      schedulerSecret: undefined,
+      caps: { requestsPerMinute: undefined, concurrentCalls: undefined },
       logLevel: 'info',
       isDemo: true,
+      isIntrospected: true,
       isProduction: false,
     });
   });
@@ -60,8 +63,12 @@ describe('readConfig()', () => {
       RUNGATE_PUBLIC_URL: 'https://gate.example.com/',
       RUNGATE_TRUSTED_PROXIES: '10.0.0.0/8,::1',
       RUNGATE_EGRESS_ALLOW: 'llm.lan:80',
+      RUNGATE_SCHEDULER_SECRET: 'tick-'.repeat(8),
+      RUNGATE_MAX_REQUESTS_PER_MINUTE: '600',
+      RUNGATE_MAX_CONCURRENT_CALLS: '50',
       RUNGATE_LOG: 'debug',
       RUNGATE_DEMO: 'on',
+      RUNGATE_INTROSPECTION: 'on',
       NODE_ENV: 'production',
     });
     expect(config).toMatchObject({
@@ -70,8 +77,11 @@ describe('readConfig()', () => {
       database: { url: 'libsql://db.example.com', authToken: 'secret', synchronous: 'normal' },
       masterKeys: KEYS,
       publicUrl: 'https://gate.example.com',
+      schedulerSecret: 'tick-'.repeat(8),
+      caps: { requestsPerMinute: 600, concurrentCalls: 50 },
       logLevel: 'debug',
       isDemo: true,
+      isIntrospected: true,
       isProduction: true,
     });
     expect(config.trustedProxies.length).toBe(2);
@@ -86,6 +96,8 @@ describe('readConfig()', () => {
     ['RUNGATE_PUBLIC_URL', ['gate.example.com', 'ftp://a', 'https://a/?q', 'https://u@a/']],
     ['RUNGATE_TRUSTED_PROXIES', ['10.0.0.0/33', 'proxy.lan', '*']],
     ['RUNGATE_EGRESS_ALLOW', ['*.lan', 'http://a', '10.0.0.0/33']],
+    ['RUNGATE_MAX_REQUESTS_PER_MINUTE', ['0', '-1', '1e3', '1.5', '1000000000']],
+    ['RUNGATE_MAX_CONCURRENT_CALLS', ['0', 'many']],
     ['RUNGATE_LOG', ['verbose', 'INFO']],
     ['RUNGATE_DEMO', ['true', '1']],
   ] as const)('names %s and says what is wanted', (name, values) => {
@@ -135,6 +147,15 @@ describe('readConfig()', () => {
     const config = readConfig({ ...env, RUNGATE_MASTER_KEYS: KEYS });
     expect([config.isProduction, config.isDemo]).toEqual([isNeeded, !isNeeded]);
   });
+
+  test.each(['short', 'x'.repeat(513), `${'x'.repeat(40)} y`, 'é'.repeat(40)])(
+    'takes only a long secret of visible ASCII for ticks, and does not repeat another: %p',
+    (secret) => {
+      const [line = ''] = problems({ RUNGATE_SCHEDULER_SECRET: secret });
+      expect(line).toStartWith('RUNGATE_SCHEDULER_SECRET is a value that is not shown');
+      expect(line).not.toContain(secret);
+    },
+  );
 
   test('either answers or throws a ConfigError, whatever it is given', () => {
     const names = ['PORT', 'HOST', 'RUNGATE_DATABASE_URL', 'RUNGATE_MASTER_KEYS', 'NODE_ENV'];

@@ -276,7 +276,7 @@ describe('the tables of the README', () => {
       ['64 MiB decoded', 'functions/proxy/call.ts', /maxDecodedBytes: 64 \* 1024 \* 1024/],
       ['| 64 MiB |', 'functions/proxy/settle.ts', /MAX_ANSWER_BYTES = 64 \* 1024 \* 1024/],
       ['| 32 MiB |', 'functions/proxy/meter.ts', /MAX_EVENT_BYTES = 32 \* 1024 \* 1024/],
-      ['10 s, 600 s, 300 s', 'functions/proxy/forward.ts', /10_000, .*600_000, .*300_000/],
+      ['10 s, 600 s, 300 s', 'functions/proxy/attempt.ts', /10_000, .*600_000, .*300_000/],
       ['4 MiB, 100,000 characters', 'schema/policy.ts', /MAX_POLICY_LENGTH = 100_000/],
       ['4 MiB, 100,000 characters', 'web/cli/manifest.ts', /MAX_FILE_BYTES = 4 \* 1024 \* 1024/],
       ['200 steps', 'functions/api.ts', /MAX_PAGE = 200/],

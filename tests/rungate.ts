@@ -50,8 +50,8 @@ export interface Deployment {
   cli(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }>;
   /** A connection of the test's own to the database. */
   database(): Promise<Database>;
-  /** Starts a further process on the same database. */
-  serve(): Promise<Running>;
+  /** Starts a further process on the same database, on the same runtime unless told otherwise. */
+  serve(runtime?: Runtime): Promise<Running>;
   /** Everything that the processes have written. */
   logs(): string;
   stop(): Promise<void>;
@@ -100,8 +100,8 @@ export async function deploy(wanted: Wanted = {}): Promise<Deployment> {
     ...wanted.env,
   };
   const servers: Running[] = [];
-  const serve = async () => {
-    const running = await start(COMMANDS[wanted.runtime ?? 'bun'], {
+  const serve = async (runtime = wanted.runtime ?? 'bun') => {
+    const running = await start(COMMANDS[runtime], {
       ready: SERVING,
       env,
       cwd: ROOT,

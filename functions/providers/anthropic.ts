@@ -16,6 +16,7 @@ import type { Rates } from '../../schema/rules/catalogue.ts';
 import { pricesSearches } from '../../schema/rules/price.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import { addUsage, NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
+import { readMessageCalls } from './calls-messages.ts';
 import type { Endpoint, Meter } from './contract.ts';
 import { freeRow, limitMember } from './openai.ts';
 import { memberOf, parseEvent, readingOf, textOf } from './reading.ts';
@@ -289,6 +290,7 @@ export const ANTHROPIC_ENDPOINTS: readonly Endpoint[] = [
     limitOutput: (body, tokens) => limitMember(body, 'max_tokens', tokens),
     askUsage: () => [],
     meter: meterMessage,
+    calls: readMessageCalls,
   },
   freeRow({
     ...anthropic,

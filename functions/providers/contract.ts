@@ -41,6 +41,8 @@ export interface Endpoint {
    */
   askUsage(body: StrictBody): Edit[];
   meter(options: MeterOptions): Meter;
+  /** Reads the tool calls that an answer proposes; absent where no answer proposes any. */
+  calls?(): CallReader;
 }
 
 export interface MeterOptions {
@@ -78,4 +80,53 @@ export interface Meter {
    */
   event(event: SseEvent): 'pass' | 'swallow';
   reading(): Reading;
+}
+
+/** How a call stands in its answer: the type of its item or block, or the member that holds it. */
+export type CallKind =
+  | 'tool_call'
+  | 'tool_use'
+  | 'mcp_approval_request'
+  | 'function_call'
+  | 'custom_tool_call'
+  | `${string}_call`
+  | `${string}_tool_use`;
+
+/** A tool call that an answer asks the caller to run. */
+export interface ProposedCall {
+  readonly kind: CallKind;
+  /** What the result refers to: the call's id; of a former function call its name. */
+  readonly id: string | null;
+  /**
+   * As the model wrote it. A call without a name has that of its tool (`shell`, `local_shell`,
+   * `apply_patch`, `computer`); one of an MCP server is `{server_label}/{name}`.
+   */
+  readonly name: string;
+  /** Undefined where the text is not an object that every reader reads alike. */
+  readonly args: JsonObject | undefined;
+  /** The JSON text that `args` is read from, as the model wrote it; of free text `{"input":…}`. */
+  readonly argsText: string;
+}
+
+/** Reads the tool calls of one answer: one whole body, or one stream event by event. */
+export interface CallReader {
+  /** Takes a whole answer as it was received and returns {@link calls}. */
+  body(bytes: Uint8Array): readonly ProposedCall[];
+  /**
+   * Takes one event of a stream.
+   *
+   * @returns Every name that a reader could give to the calls that the event begins or goes on
+   *   with; an empty one for a call whose name is not known yet. None for all other events.
+   */
+  event(event: SseEvent): readonly string[];
+  /**
+   * The calls so far. Where parts of an answer disagree about a call, each version is one: all of
+   * them have to be permitted before any of the answer may go on.
+   */
+  calls(): readonly ProposedCall[];
+  /**
+   * Why readers could read the answer as different calls, as a clause such as `"an event is not
+   * strict JSON"`; undefined while all is well. With one, nothing more may go on.
+   */
+  readonly fault: string | undefined;
 }

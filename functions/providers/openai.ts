@@ -21,6 +21,7 @@ import {
 import type { Rates } from '../../schema/rules/catalogue.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
+import { readChatCalls } from './calls-chat.ts';
 import type { Endpoint, Meter, MeterOptions } from './contract.ts';
 import { freeMeter, memberOf, parseEvent, readingOf, textOf } from './reading.ts';
 
@@ -289,6 +290,7 @@ export const OPENAI_ENDPOINTS: readonly Endpoint[] = [
     limitOutput: limitChat,
     askUsage: askStreamUsage,
     meter: (options) => meterChat(true, options),
+    calls: readChatCalls,
   },
   {
     ...openai,

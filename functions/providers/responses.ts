@@ -16,6 +16,7 @@ import type { Rates } from '../../schema/rules/catalogue.ts';
 import { pricesSearches } from '../../schema/rules/price.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
+import { readResponseCalls } from './calls-responses.ts';
 import type { Endpoint, Meter, Reading } from './contract.ts';
 import { addImage, freeRow, limitMember } from './openai.ts';
 import { memberOf, parseEvent, readingOf, textOf } from './reading.ts';
@@ -321,6 +322,7 @@ export const RESPONSES_ENDPOINTS: readonly Endpoint[] = [
     limitOutput: (body, tokens) => limitMember(body, 'max_output_tokens', tokens),
     askUsage: () => [],
     meter: meterResponse,
+    calls: readResponseCalls,
   },
   freeRow({
     ...openai,
@@ -328,6 +330,7 @@ export const RESPONSES_ENDPOINTS: readonly Endpoint[] = [
     method: 'GET',
     path: 'responses/{id}',
     meter: meterResponse,
+    calls: readResponseCalls,
   }),
   freeRow({ ...openai, name: 'responses.delete', method: 'DELETE', path: 'responses/{id}' }),
   freeRow({
@@ -336,6 +339,7 @@ export const RESPONSES_ENDPOINTS: readonly Endpoint[] = [
     method: 'POST',
     path: 'responses/{id}/cancel',
     meter: meterResponse,
+    calls: readResponseCalls,
   }),
   freeRow({
     ...openai,
@@ -344,5 +348,6 @@ export const RESPONSES_ENDPOINTS: readonly Endpoint[] = [
     path: 'responses/{id}/input_items',
     // A list says nothing of how its response ended, and so settles nothing.
     meter: meterResponse,
+    calls: readResponseCalls,
   }),
 ];

@@ -1,5 +1,7 @@
 /** Step 1: who is calling. */
 
+import { DatabaseError } from '../../db/client.ts';
+import { countFailure, type FailureLimit } from '../../db/limits.ts';
 import { forOrg, type Org } from '../../db/org.ts';
 import { hashToken, newId } from '../../db/seal.ts';
 import {
@@ -9,9 +11,12 @@ import {
   isTouched,
   touchToken,
 } from '../../db/tokens.ts';
+import { addressBlock } from '../../schema/address.ts';
 import { type Dialect, Refusal } from '../../schema/errors.ts';
 import type { AgentAction } from '../../schema/roles.ts';
+import { retryAfterSOf } from '../../schema/rules/limit.ts';
 import { readToken } from '../../schema/token.ts';
+import { addressOf } from '../edge.ts';
 import type { Services } from '../services.ts';
 
 /** A caller whose token is good for what it asks. */
@@ -59,10 +64,10 @@ export function dialectOf(request: Request): Dialect {
  * Finds the agent of the token in `Authorization` or `x-api-key`. A token with a wrong checksum is
  * refused without a read. A call that will hold money may go by what is remembered of its token,
  * since that write confirms it; all others read the token anew. Either way a revocation counts at
- * once.
+ * once. An address that fails too often is told to wait; a good token from it is still served.
  *
  * @param mayRemember Whether the caller lets the write that holds its money confirm the token.
- * @throws {Refusal} `invalid_token`, `permission_denied`, `agent_suspended`.
+ * @throws {Refusal} `invalid_token`, `rate_limited`, `permission_denied`, `agent_suspended`.
  */
 export async function authenticate(
   services: Services,
@@ -71,14 +76,16 @@ export async function authenticate(
   mayRemember = false,
 ): Promise<Caller> {
   const text = tokenOf(request.headers);
-  if (!text || !readToken(text)) throw unknownToken();
+  if (!text || !readToken(text)) return refuseToken(services, request);
   const hash = hashToken(text);
   const now = services.now();
   const known = mayRemember ? services.memory.credentials.get(hash) : undefined;
   const isRemembered = known !== undefined && isTouched(known, now);
   const credential = isRemembered ? known : await findCredential(services.db, hash);
-  if (!credential || credential.revokedAt !== null || expired(credential, now))
-    throw unknownToken();
+  if (!credential || credential.revokedAt !== null || expired(credential, now)) {
+    return refuseToken(services, request);
+  }
+  refuseSuspended(credential);
   const { agent } = credential;
   if (!agent || !credential.actions.includes(action)) {
     throw new Refusal('permission_denied', `This token does not permit ${action}.`, {
@@ -124,9 +131,74 @@ function expired(credential: Credential, now: number): boolean {
   return credential.expiresAt !== null && credential.expiresAt <= now;
 }
 
-function unknownToken(): Refusal {
-  return new Refusal(
-    'invalid_token',
-    'The Rungate token is missing, mistyped, expired or revoked; send a valid rg_agt_… token as the API key.',
+/** How often an address may fail before it is told to wait. */
+const FAILURES: FailureLimit = { windowMs: 60_000, most: 120 };
+
+/**
+ * Counts the failure against its address.
+ *
+ * @throws {Refusal} `invalid_token`, or `rate_limited` for an address that has failed too often.
+ */
+async function refuseToken(services: Services, request: Request): Promise<never> {
+  const waitMs = await failureWaitMs(services, request);
+  if (waitMs === 0) {
+    throw new Refusal(
+      'invalid_token',
+      'The Rungate token is missing, mistyped, expired or revoked; send a valid rg_agt_… token as the API key.',
+    );
+  }
+  const { most, windowMs } = FAILURES;
+  const resetS = Math.ceil(waitMs / 1_000);
+  const limit = { name: 'address-failures-60s', unit: 'requests', limit: most, remaining: 0 };
+  const state = { ...limit, resetS, windowS: windowMs / 1_000 };
+  throw new Refusal(
+    'rate_limited',
+    `Too many requests from this address had no valid token; try again in ${resetS} s.`,
+    { rule: 'address.failures', limits: [state], retryAfterS: retryAfterSOf(state) },
   );
+}
+
+/** How long the caller's address has to wait; 0 for a failure that was counted or names nobody. */
+async function failureWaitMs(services: Services, request: Request): Promise<number> {
+  const { headers } = request;
+  const hasTried = headers.has('authorization') || headers.has('x-api-key');
+  if (!hasTried) return 0;
+  const { failures } = services.memory;
+  const address = addressOf(services, request);
+  const block = address === undefined ? 'unknown' : addressBlock(address);
+  const now = services.now();
+  const until = failures.get(block) ?? 0;
+  if (until > now) return until - now;
+  const waitMs = await countFailure(services.db, block, FAILURES, now).catch(uncounted);
+  if (waitMs > 0) failures.set(block, now + waitMs);
+  return waitMs;
+}
+
+/** What is refused by its form alone is refused without a database too. */
+function uncounted(error: unknown): 0 {
+  if (error instanceof DatabaseError) return 0;
+  throw error;
+}
+
+/**
+ * The credential of a request's token, of whatever kind, read anew.
+ *
+ * @throws {Refusal} `invalid_token`, `rate_limited`, `permission_denied` of a suspended org.
+ */
+export async function readCredential(services: Services, request: Request): Promise<Credential> {
+  const text = tokenOf(request.headers);
+  const isOurs = text !== undefined && readToken(text) !== undefined;
+  const credential = isOurs ? await findCredential(services.db, hashToken(text)) : undefined;
+  const isGood = credential?.revokedAt === null && !expired(credential, services.now());
+  if (!isGood) return await refuseToken(services, request);
+  refuseSuspended(credential);
+  return credential;
+}
+
+/** @throws {Refusal} `permission_denied` when the operator of the platform has suspended the org. */
+function refuseSuspended({ orgSuspendedAt }: Credential): void {
+  if (orgSuspendedAt === null) return;
+  throw new Refusal('permission_denied', 'The org of this token is suspended.', {
+    rule: 'org.suspended',
+  });
 }

@@ -4,11 +4,16 @@ import type { ProviderKey } from '../../db/provider-keys.ts';
 import { findForeignId, findResponse, type KeptResponse } from '../../db/responses.ts';
 import { readSettings, type Settings } from '../../db/settings.ts';
 import type { JsonObject } from '../../schema/json.ts';
+import type { Policy } from '../../schema/policy.ts';
 import { invalid, isGiven } from '../../schema/rules/bound.ts';
 import { findRates, overrideRates, type Rates } from '../../schema/rules/catalogue.ts';
 import { type Denial, decideModel } from '../../schema/rules/decide.ts';
+import { decideHosted } from '../../schema/rules/hosted.ts';
+import { denyName, governsTools } from '../../schema/rules/tools.ts';
 import { provider as findProvider, type Provider } from '../providers/compatible.ts';
 import type { Endpoint } from '../providers/contract.ts';
+import { declaredTools } from '../providers/declared.ts';
+import { ENDPOINTS } from '../providers/endpoints.ts';
 import { referredItems } from '../providers/responses.ts';
 import { deny, type Governed } from './deny.ts';
 
@@ -24,16 +29,24 @@ export interface Permitted extends Governed {
   readonly rates: Rates | null;
   /** The kept response that the call is about. */
   readonly kept: KeptResponse | undefined;
+  /** Where else the call may go, in the order of trying; empty unless the policy names some. */
+  readonly fallbacks: readonly Target[];
+  /** What the next attempt is on the trail; absent for the first one, a model call. */
+  readonly stepKind?: 'model_call' | 'retry' | 'failover';
 }
 
 /** The longest name of a model, in characters: it goes on the trail and into the answer. */
 const MAX_MODEL_LENGTH = 256;
 
 /** Where a call goes. */
-interface Target {
+export interface Target {
+  readonly endpoint: Endpoint;
   readonly key: ProviderKey;
   readonly provider: Provider;
+  /** As the upstream knows it; `null` for a call that names none. */
   readonly model: string | null;
+  /** What the call costs there; `null` for a call that costs nothing. */
+  readonly rates: Rates | null;
 }
 
 /**
@@ -48,8 +61,41 @@ export async function decide(call: Governed): Promise<Permitted> {
   const settings = await readSettings(call.org, call.credential.revision);
   const kept = await findKept(call);
   const target = await findTarget(call, endpoint, settings, kept);
+  const denial = judgeTools(call.version.policy, endpoint, call.body?.value);
+  if (denial) return denyByPolicy(call, denial);
   const rates = endpoint.spends ? await priceOf(call, target, settings) : null;
-  return { ...call, endpoint, settings, ...target, rates, kept };
+  const fallbacks = kept ? [] : findFallbacks(call, { ...target, rates }, settings);
+  return { ...call, settings, ...target, rates, kept, fallbacks };
+}
+
+/** The first tool that the request declares and the policy never lets through. */
+function judgeTools(
+  policy: Policy,
+  endpoint: Endpoint,
+  body: JsonObject | undefined,
+): Denial | undefined {
+  const isGoverned = governsTools(policy);
+  if (!body || (!isGoverned && !policy.hostedTools)) return undefined;
+  if (isGiven(body.prompt) && endpoint.name === 'responses.create') {
+    return denyPrompt(isGoverned ? 'tools' : 'hostedTools');
+  }
+  for (const { field, name, hosted } of declaredTools(endpoint.name, body)) {
+    const denial = hosted ? decideHosted(policy, hosted) : denyName(policy, name ?? '');
+    if (denial) return { ...denial, field };
+  }
+  return undefined;
+}
+
+/** A stored prompt may declare any tool, and nobody here can read it. */
+function denyPrompt(rule: string): Denial {
+  return {
+    effect: 'deny',
+    rule,
+    field: 'prompt',
+    asked: 'prompt',
+    reason:
+      'The policy governs tools, and a stored prompt can declare tools that are not seen here; send its content instead.',
+  };
 }
 
 function denyRoute(call: Governed): Promise<never> {
@@ -111,7 +157,7 @@ async function findTarget(
   endpoint: Endpoint,
   settings: Settings,
   kept: KeptResponse | undefined,
-): Promise<Target> {
+): Promise<Chosen> {
   const asked = call.body?.value.model;
   const candidates = settings.keys.flatMap((key) => candidate(key, endpoint, kept));
   const isNamed = typeof asked === 'string' && asked.length <= MAX_MODEL_LENGTH;
@@ -128,7 +174,8 @@ async function findTarget(
   return decision.effect === 'allow' ? chosen : denyByPolicy(call, decision);
 }
 
-type Candidate = Omit<Target, 'model'>;
+type Candidate = Omit<Target, 'model' | 'rates'>;
+type Chosen = Omit<Target, 'rates'>;
 
 function candidate(
   key: ProviderKey,
@@ -139,7 +186,7 @@ function candidate(
   const isOffered = endpoint.providers?.has(key.provider) ?? true;
   const fits = isOffered && provider?.dialects.includes(endpoint.dialect);
   const isSame = !kept || kept.providerKey === key.name;
-  return provider && fits && isSame ? [{ key, provider }] : [];
+  return provider && fits && isSame ? [{ endpoint, key, provider }] : [];
 }
 
 /**
@@ -198,21 +245,31 @@ export function ratesOf(
   return overrideRates({ ...own, model, contextWindow });
 }
 
+/** As {@link ratesOf}, or else the explicit price that the policy has for models without one. */
+function tariffOf(
+  call: Governed,
+  settings: Settings,
+  provider: Provider,
+  key: ProviderKey,
+  model: string,
+): Rates | undefined {
+  const { unpriced } = call.version.policy.budget;
+  const rates = ratesOf(settings, provider, key, model, call.startedAt);
+  if (rates || unpriced === 'deny') return rates;
+  const { inputPerMillion, outputPerMillion } = unpriced;
+  return overrideRates({
+    model,
+    inputNanosPerMillion: inputPerMillion,
+    outputNanosPerMillion: outputPerMillion,
+  });
+}
+
 /** What the call costs; a model without a price has the policy's explicit one, or is refused. */
-async function priceOf(call: Governed, target: Target, settings: Settings): Promise<Rates> {
+async function priceOf(call: Governed, target: Chosen, settings: Settings): Promise<Rates> {
   const { key, provider } = target;
   const model = target.model ?? '';
-  const rates = ratesOf(settings, provider, key, model, call.startedAt);
+  const rates = tariffOf(call, settings, provider, key, model);
   if (rates) return rates;
-  const { unpriced } = call.version.policy.budget;
-  if (unpriced !== 'deny') {
-    const { inputPerMillion, outputPerMillion } = unpriced;
-    return overrideRates({
-      model,
-      inputNanosPerMillion: inputPerMillion,
-      outputNanosPerMillion: outputPerMillion,
-    });
-  }
   const name = `${key.name}/${model}`;
   return deny(
     call,
@@ -220,4 +277,52 @@ async function priceOf(call: Governed, target: Target, settings: Settings): Prom
     `The model "${name}" has no known price; an admin can set one for it.`,
     { rule: 'budget.unpriced', field: 'model', asked: name },
   );
+}
+
+/** Endpoints that a call can be said over to, where an upstream speaks another dialect. */
+const COUNTERPARTS: ReadonlyMap<string, string> = new Map([
+  ['chat.completions', 'messages'],
+  ['messages', 'chat.completions'],
+]);
+
+/**
+ * Where else the policy lets the call go. What is denied, has no price or speaks another dialect
+ * that the call can't be said over to is left out, as is a key that the org doesn't have.
+ */
+function findFallbacks(call: Governed, first: Target, settings: Settings): readonly Target[] {
+  const { failover } = call.version.policy;
+  const name = `${first.key.name}/${first.model}`;
+  const entry = first.rates && failover?.find(({ model }) => model === name);
+  if (!entry) return NO_TARGETS;
+  return entry.to.flatMap((model) => fallback(call, first.endpoint, settings, model) ?? []);
+}
+
+const NO_TARGETS: readonly Target[] = [];
+
+/** @param name The model as `key/model`. */
+function fallback(
+  call: Governed,
+  asked: Endpoint,
+  settings: Settings,
+  name: string,
+): Target | undefined {
+  const key = settings.keys.find((each) => name.startsWith(`${each.name}/`));
+  const provider = key && findProvider(key.provider);
+  if (!provider || decideModel(call.version.policy, name).effect === 'deny') return undefined;
+  const endpoint = endpointAt(provider, asked);
+  const model = bare(key, name);
+  const rates = tariffOf(call, settings, provider, key, model);
+  return endpoint && rates && { endpoint, key, provider, model, rates };
+}
+
+/** The endpoint itself, or its counterpart at a provider of the other dialect. */
+function endpointAt(provider: Provider, asked: Endpoint): Endpoint | undefined {
+  const named = COUNTERPARTS.get(asked.name);
+  const endpoint = provider.dialects.includes(asked.dialect)
+    ? asked
+    : ENDPOINTS.find(({ name }) => name === named);
+  const isOffered = endpoint?.providers?.has(provider.name) ?? true;
+  return endpoint && isOffered && provider.dialects.includes(endpoint.dialect)
+    ? endpoint
+    : undefined;
 }

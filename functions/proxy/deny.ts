@@ -1,12 +1,14 @@
 /** Refusing a call whose run is known: the denial goes on the run's trail first. */
 
+import { driftEvents } from '../../db/alerts.ts';
 import type { PolicyVersion } from '../../db/policies.ts';
 import type { Run } from '../../db/runs.ts';
-import { recordRemark } from '../../db/steps.ts';
+import { type Remark, recordRemark } from '../../db/steps.ts';
 import { ERRORS, type ErrorCode, Refusal, type RefusalDetail } from '../../schema/errors.ts';
 import { windowsOf } from '../../schema/rules/budget.ts';
 import { Outdated } from './authenticate.ts';
 import type { Call } from './call.ts';
+import { keepsDigests } from './capture.ts';
 
 /** A call on a run. */
 export interface Governed extends Call {
@@ -34,7 +36,7 @@ export async function deny(
   const { run, services } = call;
   const told = { policy: call.version.label, runId: run.name, ...detail };
   const now = services.now();
-  await recordRemark(call.org, {
+  const remark: Remark = {
     kind: 'denial',
     runId: run.id,
     windows: windowsOf(now),
@@ -44,11 +46,24 @@ export async function deny(
       endpoint: call.endpoint?.name ?? `${call.request.method} ${call.path.slice(0, 200)}`,
       tokenId: call.credential.tokenId,
       ...askedModel(call),
-      ...(call.requestDigest === null ? {} : { requestDigest: call.requestDigest }),
+      ...askedDigest(call),
     },
     answered: { httpStatus: ERRORS[code].status, detail: { message, ...told } },
-  });
+  };
+  await recordRemark(call.org, remark, ...driftOf(call, code, detail, now));
   throw new Refusal(code, message, told);
+}
+
+/** The event of a denial by what the policy lets agents use; none for other refusals. */
+function driftOf(call: Governed, code: ErrorCode, { rule, asked }: RefusalDetail, now: number) {
+  if (code !== 'permission_denied' || rule === undefined) return [];
+  const { run, agent, version } = call;
+  const drift = { runId: run.id, agentId: agent.id, policy: version.label, rule, asked, now };
+  return driftEvents(call.org, drift);
+}
+
+function askedDigest({ requestDigest, version }: Governed): { requestDigest?: string } {
+  return requestDigest !== null && keepsDigests(version.policy) ? { requestDigest } : {};
 }
 
 function askedModel(call: Governed): { model?: string } {

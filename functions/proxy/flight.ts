@@ -3,19 +3,21 @@
 import { type Database, DatabaseError, type Statement } from '../../db/client.ts';
 import type { Org } from '../../db/org.ts';
 import { leaseRenewal, type Settlement, settlement } from '../../db/steps.ts';
-import { expireHolds } from '../../db/system.ts';
-import type { RunId, StepId } from '../../schema/ids.ts';
+import { type EndReason, findEnded } from '../../db/system.ts';
+import type { RunId, StepId, TokenId } from '../../schema/ids.ts';
 import type { Log } from '../log.ts';
 
 /** How long a hold outlives its process, and how often a living process says it is there. */
 export const LEASE_MS = 15_000;
 const RENEW_MS = 5_000;
+/** How often calls in flight are looked up, so that one that is stopped ends within two of these. */
+const LOOK_MS = 500;
 
 const SETTLE_TRIES = 3;
 const SETTLE_PAUSE_MS = 250;
 
 /** Why a call was ended from outside. */
-export type AbortReason = 'client_left' | 'shutdown';
+export type AbortReason = 'client_left' | 'shutdown' | EndReason;
 
 /** A call between its hold and its settlement. */
 export class Flight {
@@ -25,17 +27,32 @@ export class Flight {
   readonly #org: Org;
   readonly #run: RunId;
   readonly #step: StepId;
+  readonly #token: TokenId | null;
   #settled: Promise<void> | undefined;
   #ended: AbortReason | undefined;
   #leaseEndsAt: number;
 
   /** Use {@link Flights.start}. */
-  constructor(flights: Flights, org: Org, run: RunId, step: StepId, leaseEndsAt: number) {
+  constructor(
+    flights: Flights,
+    org: Org,
+    run: RunId,
+    step: StepId,
+    leaseEndsAt: number,
+    token: TokenId | null,
+  ) {
     this.#flights = flights;
     this.#org = org;
     this.#run = run;
     this.#step = step;
     this.#leaseEndsAt = leaseEndsAt;
+    this.#token = token;
+  }
+
+  /** The run and the token that it depends on; undefined for one that is over. */
+  get flying() {
+    const isOver = this.#settled !== undefined || this.#ended !== undefined;
+    return isOver ? undefined : { runId: this.#run, tokenId: this.#token };
   }
 
   /** Aborts once the call is ended, or its exchange gives up. */
@@ -103,18 +120,33 @@ export class Flights {
   readonly log: Log;
   readonly #db: Database;
   readonly #all = new Set<Flight>();
-  readonly #timer: ReturnType<typeof setInterval>;
+  readonly #timers: readonly ReturnType<typeof setInterval>[];
+  /** Those that were in flight at the last look: what is younger is confirmed by its hold. */
+  #older: readonly Flight[] = [];
   #onEmpty: (() => void) | undefined;
 
   constructor(db: Database, log: Log, now: () => number) {
     this.#db = db;
     this.log = log;
-    this.#timer = setInterval(() => void this.#tend(now()), RENEW_MS);
+    this.#timers = [
+      setInterval(() => void this.#tend(now()), RENEW_MS),
+      setInterval(() => void this.#look(), LOOK_MS),
+    ];
   }
 
-  /** Takes charge of a hold. */
-  start(org: Org, run: RunId, step: StepId, leaseEndsAt: number): Flight {
-    const flight = new Flight(this, org, run, step, leaseEndsAt);
+  /**
+   * Takes charge of a hold.
+   *
+   * @param token The token that the call came with: it ends when that is revoked.
+   */
+  start(
+    org: Org,
+    run: RunId,
+    step: StepId,
+    leaseEndsAt: number,
+    token: TokenId | null = null,
+  ): Flight {
+    const flight = new Flight(this, org, run, step, leaseEndsAt, token);
     this.#all.add(flight);
     return flight;
   }
@@ -136,18 +168,33 @@ export class Flights {
     }, limitMs);
     await empty;
     clearTimeout(cutOff);
-    clearInterval(this.#timer);
+    for (const timer of this.#timers) clearInterval(timer);
   }
 
-  /** Renews the leases that are ours, then settles those that nobody has renewed. */
+  /** Ends the calls whose run, agent or token was stopped meanwhile, in whichever process. */
+  async #look(): Promise<void> {
+    const flights = this.#older.filter((flight) => flight.flying);
+    this.#older = [...this.#all];
+    if (flights.length === 0) return;
+    try {
+      const ended = await findEnded(
+        this.#db,
+        flights.map((flight) => flight.flying!),
+      );
+      for (const [at, reason] of ended) flights[at]!.abort(reason);
+    } catch (error) {
+      this.log.error('calls in flight could not be looked up', { count: flights.length, error });
+    }
+  }
+
+  /** Renews the leases that are ours; those that nobody renews are for a scheduled job to settle. */
   async #tend(now: number): Promise<void> {
     const due = [...this.#all].flatMap((flight) => flight.renewal(now) ?? []);
+    if (due.length === 0) return;
     try {
-      if (due.length > 0) await this.#db.write(due);
-      const settled = await expireHolds(this.#db, now);
-      if (settled > 0) this.log.warn('settled holds of calls that are gone', { settled });
+      await this.#db.write(due);
     } catch (error) {
-      this.log.error('leases could not be tended', { count: due.length, error });
+      this.log.error('leases could not be renewed', { count: due.length, error });
     }
   }
 }

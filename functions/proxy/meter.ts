@@ -42,6 +42,11 @@ export class StreamMeter {
     return concat([passed, this.#kept]);
   }
 
+  /** Whether the bytes so far end within an event. */
+  get isMidEvent(): boolean {
+    return this.#parser.pendingBytes > 0;
+  }
+
   #pass(chunk: Uint8Array, events: readonly SseEvent[]): Uint8Array {
     if (!this.#swallows) {
       for (const event of events) this.#meter.event(event);

@@ -1,8 +1,17 @@
-/** Step 5: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
+/** Step 6: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
+import { drawLines } from '../../db/alerts.ts';
 import { blockRun, readRun } from '../../db/runs.ts';
-import { type Asked, type Ceilings, readScopes, reserve } from '../../db/steps.ts';
+import {
+  type Asked,
+  type Ceilings,
+  type Reservation,
+  readScopes,
+  reserve,
+  reserveLimited,
+} from '../../db/steps.ts';
 import { expireHolds } from '../../db/system.ts';
+import type { LimitState } from '../../schema/errors.ts';
 import type { StepId } from '../../schema/ids.ts';
 import { type Edit, type JsonObject, splice } from '../../schema/json.ts';
 import { formatDollars, type Nanos, ZERO } from '../../schema/money.ts';
@@ -15,21 +24,33 @@ import {
   type Windows,
   windowsOf,
 } from '../../schema/rules/budget.ts';
+import { type StopReason, stopSentence } from '../../schema/rules/limit.ts';
 import { fitOutput, pricesSearches, worstCaseOf } from '../../schema/rules/price.ts';
 import { Outdated } from './authenticate.ts';
-import type { Permitted } from './decide.ts';
+import { keepsDigests } from './capture.ts';
 import { deny } from './deny.ts';
 import { type Flight, LEASE_MS } from './flight.ts';
+import {
+  chargesOf,
+  denyPace,
+  type Pace,
+  type Paced,
+  statesOf,
+  type Unfit,
+  unfitOf,
+} from './pace.ts';
 import { refuseClosed } from './run.ts';
 
 /** A call whose money is held, and the very bytes that go upstream. */
-export interface Held extends Permitted {
+export interface Held extends Paced {
   readonly flight: Flight;
   readonly stepId: StepId;
   readonly bound: Bound;
   readonly heldNanos: Nanos;
   readonly outgoing: Uint8Array<ArrayBuffer>;
   readonly askedUsage: boolean;
+  /** How the limits stand that the call counts against, for the caller. */
+  readonly limitStates: readonly LimitState[];
   /** The output limit sent upstream where it was lowered, tokens per choice. */
   readonly outputLimit: number | null;
 }
@@ -45,25 +66,29 @@ interface Attempt {
 }
 
 /**
- * Holds the most that the call can cost in every scope that has a ceiling.
+ * Holds the most that the call can cost in every scope that has a ceiling, and counts the call
+ * against its limits, in one write.
  *
  * @throws {Refusal} `budget_exceeded` when nothing useful fits, `money_held` when it might once
- *   calls in flight have ended, `invalid_body` for a call whose cost has no bound.
+ *   calls in flight have ended, `rate_limited` when a limit is used up, `run_closed` when the run
+ *   has reached a bound of its own, `invalid_body` for a call whose cost has no bound.
  */
-export async function reserveBudget(call: Permitted): Promise<Held> {
+export async function reserveBudget(call: Paced): Promise<Held> {
   let attempt = await firstAttempt(call);
   const windows = windowsOf(call.startedAt);
   const ceilings = ceilingsOf(call.version.policy);
+  const drawing = drawLines(call.org, call.agent.id, call.version, windows);
+  if (drawing) await drawing;
   for (let turn = 0; turn < TRIES; turn++) {
-    const held = await hold(call, attempt, windows, ceilings);
-    if (held) return held;
+    const tried = await hold(call, attempt, windows, ceilings);
+    if (tried.held) return tried.held;
     if (call.isRemembered) throw new Outdated();
-    attempt = await refit(call, attempt, windows, ceilings);
+    attempt = await refit(call, attempt, windows, ceilings, tried.pace);
   }
   return denyHeld(call, undefined);
 }
 
-async function firstAttempt(call: Permitted): Promise<Attempt> {
+async function firstAttempt(call: Paced): Promise<Attempt> {
   const { endpoint, body, rates } = call;
   if (!rates || !body) return { bound: NO_COST, outputLimit: null };
   const bound = endpoint.bound(body.value, call.bytes.length, rates);
@@ -79,24 +104,32 @@ async function firstAttempt(call: Permitted): Promise<Attempt> {
   return { bound, outputLimit: null };
 }
 
-function ceilingsOf({ budget }: Policy): Ceilings {
+/** The ceilings of a policy beside the run's own. */
+export function ceilingsOf({ budget }: Policy): Ceilings {
   const { agentPerDay, agentPerMonth, orgPerMonth } = budget;
   return { agentPerDay, agentPerMonth, orgPerMonth };
 }
 
+/** What came of a try: the hold, or how the limits stood that may have been in the way. */
+interface Tried {
+  readonly held?: Held;
+  readonly pace: Pace | undefined;
+}
+
 async function hold(
-  call: Permitted,
+  call: Paced,
   attempt: Attempt,
   windows: Windows,
   ceilings: Ceilings,
-): Promise<Held | undefined> {
+): Promise<Tried> {
   const { bound, outputLimit } = attempt;
   const heldNanos = call.rates ? worstCaseOf(bound, call.rates) : ZERO;
   // Before anything is held: what a body is refused for here must leave no hold behind.
   const prepared = prepare(call, attempt);
-  const leaseExpiresAt = call.services.now() + LEASE_MS;
-  const stepId = await reserve(call.org, {
-    kind: 'model_call',
+  const now = call.services.now();
+  const leaseExpiresAt = now + LEASE_MS;
+  const { stepId, pace } = await write(call, bound, now, {
+    kind: call.stepKind ?? 'model_call',
     runId: call.run.id,
     windows,
     now: call.startedAt,
@@ -110,27 +143,47 @@ async function hold(
     },
     ceilings,
   });
-  if (!stepId) return undefined;
-  const flight = call.services.flights.start(call.org, call.run.id, stepId, leaseExpiresAt);
-  return { ...call, flight, stepId, bound, heldNanos, outputLimit, ...prepared };
+  if (!stepId) return { pace };
+  const { org, run, credential, services } = call;
+  const flight = services.flights.start(org, run.id, stepId, leaseExpiresAt, credential.tokenId);
+  const limitStates = pace ? statesOf(pace.charges, pace.standings, now) : NO_STATES;
+  const held = { ...call, flight, stepId, bound, heldNanos, outputLimit, limitStates, ...prepared };
+  return { held, pace };
 }
 
-function askedOf(call: Permitted, outputLimit: number | null): Asked {
+const NO_STATES: readonly LimitState[] = [];
+
+async function write(
+  call: Paced,
+  bound: Bound,
+  now: number,
+  reservation: Reservation,
+): Promise<{ stepId: StepId | undefined; pace: Pace | undefined }> {
+  if (call.limits.length === 0) {
+    return { stepId: await reserve(call.org, reservation), pace: undefined };
+  }
+  const charges = chargesOf(call, bound);
+  const { stepId, standings } = await reserveLimited(call.org, reservation, charges, now);
+  return { stepId, pace: { charges, standings, now } };
+}
+
+function askedOf(call: Paced, outputLimit: number | null): Asked {
   const { credential, endpoint, key, model, requestDigest, rates } = call;
+  const isTold = requestDigest !== null && keepsDigests(call.version.policy);
   return {
     endpoint: endpoint.name,
     tokenId: credential.tokenId,
     provider: key.provider,
     providerKey: key.name,
     ...(model === null ? {} : { model }),
-    ...(requestDigest === null ? {} : { requestDigest }),
+    ...(isTold ? { requestDigest } : {}),
     ...(outputLimit === null ? {} : { outputLimit }),
     ...(rates ? { catalogue: rates.catalogue } : {}),
   };
 }
 
 /** The bytes that go upstream: the caller's own, with as few edits as can be. */
-function prepare(call: Permitted, { bound, outputLimit }: Attempt) {
+function prepare(call: Paced, { bound, outputLimit }: Attempt) {
   const { body, endpoint, provider } = call;
   if (!body) return { outgoing: call.bytes, askedUsage: false };
   const usage = provider.streamsUsage ? [] : endpoint.askUsage(body);
@@ -155,13 +208,17 @@ function isLimited(body: JsonObject): boolean {
 
 /** Finds what to try next, or refuses. */
 async function refit(
-  call: Permitted,
+  call: Paced,
   attempt: Attempt,
   windows: Windows,
   ceilings: Ceilings,
+  pace: Pace | undefined,
 ): Promise<Attempt> {
   const run = await readRun(call.org, call.run.id);
   if (run && run.status !== 'open') return refuseClosed(call, run);
+  const unfit = pace && unfitOf(pace);
+  if (unfit?.stop) return stopRun(call, unfit, unfit.stop);
+  if (unfit) return denyPace(call, unfit, pace);
   const place = { runId: call.run.id, agentId: call.agent.id, windows };
   const scope = tightest(await readScopes(call.org, place, ceilings));
   // Something else than money has changed since it was read.
@@ -183,16 +240,27 @@ async function refit(
   return stop(call, scope, windows, attempt);
 }
 
+/** Stops a run that has reached a bound of its own; calls in flight may still end. */
+async function stopRun(call: Paced, { charge }: Unfit, reason: StopReason): Promise<never> {
+  const now = call.services.now();
+  await blockRun(call.org, call.run.id, reason, null, now, { whileHeld: true });
+  const message = stopSentence(call.run.name, reason)!;
+  const { kind, rule, most } = charge.limit;
+  const allowed = kind === 'duration' ? most / 1_000 : most;
+  return deny(call, 'run_closed', message, { rule, asked: call.run.name, allowed });
+}
+
 /** Stops the run, unless a hold has appeared meanwhile: then the next turn looks again. */
 async function stop(
-  call: Permitted,
+  call: Paced,
   scope: Scope,
   windows: Windows,
   attempt: Attempt,
 ): Promise<Attempt> {
   const until = blockedUntil(scope, windows);
   const now = call.services.now();
-  const blocked = await blockRun(call.org, call.run.id, `budget.${scope.name}`, until, now);
+  const reason = `budget.${scope.name}`;
+  const blocked = await blockRun(call.org, call.run.id, reason, until, now, { scope });
   if (!blocked) return attempt;
   const left = `${dollars(scope.spentNanos)} of ${dollars(scope.ceilingNanos)} are spent`;
   return deny(
@@ -203,7 +271,8 @@ async function stop(
   );
 }
 
-function blockedUntil(scope: Scope, windows: Windows): number | null {
+/** When a run that a ceiling stops may go on, Unix milliseconds; `null` for not by itself. */
+export function blockedUntil(scope: Scope, windows: Windows): number | null {
   if (scope.name === 'run') return null;
   return scope.name === 'agent_per_day' ? windows.dayEnds : windows.monthEnds;
 }
@@ -214,7 +283,7 @@ function remedy(until: number | null): string {
     : `The run can go on at ${new Date(until).toISOString()}.`;
 }
 
-function denyHeld(call: Permitted, scope: Scope | undefined): Promise<never> {
+function denyHeld(call: Paced, scope: Scope | undefined): Promise<never> {
   return deny(
     call,
     'money_held',

@@ -1,6 +1,11 @@
 /** Step 3: the run that a call belongs to, and the policy version it opened with. */
 
-import { type PolicyVersion, readAgentPolicy, readPolicyVersion } from '../../db/policies.ts';
+import {
+  type PolicyVersion,
+  readAgentPolicy,
+  readChoices,
+  readPolicyVersion,
+} from '../../db/policies.ts';
 import {
   findRun,
   type NewRun,
@@ -13,11 +18,15 @@ import {
 } from '../../db/runs.ts';
 import { Refusal } from '../../schema/errors.ts';
 import type { RunName } from '../../schema/rules/identity.ts';
+import { stopSentence } from '../../schema/rules/limit.ts';
 import type { Call } from './call.ts';
 import { deny, type Governed } from './deny.ts';
 
 /** Callers that open a window at once settle on one in a turn each; more turns mean a fault. */
 const WINDOW_TRIES = 20;
+
+const POLICY_HEADER = 'x-rungate-policy';
+const MAX_LABEL_LENGTH = 100;
 
 /**
  * Joins the run that the call names, or opens it; without a name, the agent's window.
@@ -28,11 +37,11 @@ export async function resolveRun(call: Call): Promise<Governed> {
   const key = `${call.agent.id}/${call.runName?.name ?? ''}`;
   const { runs } = call.services.memory;
   const known = call.isRemembered && !isNewWanted(call) ? runs.get(key) : undefined;
-  if (known) return onRun(call, known, known.version);
+  if (known) return keepChoice(onRun(call, known, known.version));
   const run = call.runName ? await joinNamed(call, call.runName) : await joinWindow(call);
   const version = await readPolicyVersion(call.org, run.policyVersionId);
   if (!version) throw new Refusal('internal', 'The policy version of this run is missing.');
-  const governed = onRun(call, run, version);
+  const governed = await keepChoice(onRun(call, run, version));
   if (run.status !== 'open') await refuseOrReopen(governed, run);
   runs.set(key, { id: run.id, name: run.name, version });
   return governed;
@@ -41,6 +50,20 @@ export async function resolveRun(call: Call): Promise<Governed> {
 function onRun(call: Call, run: Governed['run'], version: PolicyVersion): Governed {
   const windowSince = call.runName ? null : call.startedAt - idleMsOf(version);
   return { ...call, run, version, windowSince };
+}
+
+/** A run keeps the version that it opened with: whoever asks for another one gets neither. */
+function keepChoice(call: Governed): Governed | Promise<never> {
+  const asked = call.request.headers.get(POLICY_HEADER);
+  const { label } = call.version;
+  if (asked === null || isNamed(label, asked)) return call;
+  const message = `The run "${call.run.name}" is under ${label} and keeps it; choose a policy with a new run id.`;
+  return deny(call, 'permission_denied', message, {
+    rule: 'run.policy',
+    field: POLICY_HEADER,
+    asked: asked.slice(0, MAX_LABEL_LENGTH),
+    allowed: [label],
+  });
 }
 
 function isNewWanted({ request, runName }: Call): boolean {
@@ -85,14 +108,44 @@ async function isCurrent(call: Call, run: Run): Promise<boolean> {
 }
 
 async function newRun(call: Call): Promise<NewRun> {
-  const version = await readAgentPolicy(call.org, call.agent.id);
-  if (!version) throw new Refusal('internal', 'The policy of this agent has no version.');
+  const version = await openingVersion(call);
   return {
     agentId: call.agent.id,
     policyVersionId: version.id,
     ceilingNanos: version.policy.budget.run ?? null,
     now: call.startedAt,
   };
+}
+
+/**
+ * The version that a run opens with: the agent's own, or with `x-rungate-policy` another one that
+ * was allowed for the agent. None is chosen for being as strict: that is the admin's to say.
+ */
+async function openingVersion({ org, agent, request }: Call): Promise<PolicyVersion> {
+  const own = await readAgentPolicy(org, agent.id);
+  if (!own) throw new Refusal('internal', 'The policy of this agent has no version.');
+  const asked = request.headers.get(POLICY_HEADER);
+  if (asked === null || isNamed(own.label, asked)) return own;
+  const choices = await readChoices(org, agent.id);
+  const label = [...choices.keys()].findLast((each) => isNamed(each, asked));
+  const chosen = label && (await readPolicyVersion(org, choices.get(label)!));
+  if (chosen) return chosen;
+  const allowed = [own.label, ...choices.keys()];
+  throw new Refusal(
+    'permission_denied',
+    `This agent may not choose the policy "${asked.slice(0, MAX_LABEL_LENGTH)}"; it may choose: ${allowed.join(', ')}.`,
+    {
+      rule: 'agent.policies',
+      field: POLICY_HEADER,
+      asked: asked.slice(0, MAX_LABEL_LENGTH),
+      allowed,
+    },
+  );
+}
+
+/** Whether a version such as `prod-agents/v4` is asked for, by its label or its policy's name. */
+function isNamed(label: string, asked: string): boolean {
+  return label === asked || label.slice(0, label.lastIndexOf('/')) === asked;
 }
 
 async function refuseOrReopen(call: Governed, run: Run): Promise<void> {
@@ -113,7 +166,9 @@ export function refuseClosed(call: Governed, run: Run): Promise<never> {
       ...(run.ceilingNanos === null ? {} : { ceilingNanos: run.ceilingNanos }),
     });
   }
-  return deny(call, 'run_closed', `The run "${run.name}" is ${run.status}; use a new run id.`, {
+  const stopped = run.status === 'blocked' ? stopSentence(run.name, run.closedReason) : undefined;
+  const message = stopped ?? `The run "${run.name}" is ${run.status}; use a new run id.`;
+  return deny(call, 'run_closed', message, {
     rule: 'run.status',
     asked: run.name,
     allowed: 'open',

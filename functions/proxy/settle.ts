@@ -1,17 +1,30 @@
-/** Step 7: the answer goes to the caller; its real cost is durable before its last byte. */
+/** Step 8: the answer goes to the caller; its real cost is durable before its last byte. */
 
+import { capture } from '../../db/captures.ts';
+import type { Statement } from '../../db/client.ts';
 import { digest } from '../../db/seal.ts';
 import { readStep } from '../../db/steps.ts';
+import { concat } from '../../schema/bytes.ts';
 import { Refusal } from '../../schema/errors.ts';
 import type { Json, JsonObject } from '../../schema/json.ts';
 import { isObject } from '../../schema/rules/bound.ts';
+import type { Denial } from '../../schema/rules/decide.ts';
+import { asksPeople } from '../../schema/rules/gate.ts';
+import { limitHeaders } from '../../schema/rules/limit.ts';
+import { governsTools } from '../../schema/rules/tools.ts';
 import { SseTooLarge } from '../../schema/sse.ts';
 import { respond } from '../edge.ts';
 import { EgressError } from '../egress.ts';
 import type { Meter, Reading } from '../providers/contract.ts';
+import { Untranslatable } from '../providers/translate/contract.ts';
+import { captured, keepsBodies } from './capture.ts';
+import { Course } from './course.ts';
+import { deny } from './deny.ts';
 import type { Answer } from './forward.ts';
+import { type Consequence, consequenceOf, judgeCalls, judgeKept, type Verdict } from './gate.ts';
 import { downstreamHeaders, holds, withoutSecret } from './headers.ts';
-import { StreamMeter } from './meter.ts';
+import { errorEvent, interruption } from './interrupt.ts';
+import { answerParked, joinParked, preferenceHeaders, prefersAsync, waitInStream } from './park.ts';
 import { bindResponse, type End, settleHold, settleKept } from './settlement.ts';
 import { relay } from './stream.ts';
 
@@ -20,20 +33,31 @@ const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
 /** How long a background response may take before it is charged at its bound. */
 const BACKGROUND_LEASE_MS = 24 * 3_600_000;
 
+const ALLOWED: Verdict = { effect: 'allow', callIds: [] };
+
 /**
  * Turns the upstream's answer into the caller's. Always settles: a JSON answer before it is sent,
- * a stream before it ends, and either when it breaks or the caller leaves.
+ * a stream before it ends, and either when it breaks or the caller leaves. Where the policy
+ * governs tools, the calls that the answer proposes are decided before any of them is sent.
  *
- * @throws {Refusal} `upstream_failed` for an answer that broke before anything of it was sent.
+ * @throws {Refusal} `upstream_failed` for an answer that broke before anything of it was sent;
+ *   `permission_denied`, `approval_pending` and the like for one that may not be sent.
  */
 export async function settle(answer: Answer): Promise<Response> {
-  const { upstream, endpoint, askedUsage } = answer;
+  const { upstream, upstreamEndpoint, askedUsage } = answer;
   if (upstream.status === 401) return refuseCredential(answer);
-  const meter = endpoint.meter({ askedUsage });
+  const meter = upstreamEndpoint.meter({ askedUsage });
   const type = upstream.headers.get('content-type') ?? '';
   const isStream = upstream.status < 300 && type.startsWith('text/event-stream');
   const body = isStream ? upstream.body : null;
-  return body ? stream(answer, meter, body) : whole(answer, meter);
+  if (!body) return whole(answer, meter);
+  const isWanted = asksPeople(answer.version.policy) && prefersAsync(answer);
+  return isWanted ? buffer(answer, meter, body) : stream(answer, meter, body);
+}
+
+/** Whether the calls of this answer are decided on. */
+function isGoverned({ endpoint, version }: Answer): boolean {
+  return endpoint.calls !== undefined && governsTools(version.policy);
 }
 
 /** The upstream's own words on the org's credential are not the agent's to read. */
@@ -52,62 +76,222 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
   const { status } = answer.upstream;
   const isError = status >= 300;
   const received = await readAnswer(answer);
-  const bytes = isError ? withoutSecret(received, answer.secret) : received;
+  const known = isError ? withoutSecret(received, answer.secret) : received;
   answer.detach();
-  const value = isError ? undefined : parseObject(bytes);
+  const value = isError ? undefined : parseObject(known);
   if (value) meter.body(value);
-  await finish(answer, {
+  const end: End = {
     ...beginning(answer),
     outcome: isError ? `upstream_${status}` : 'ok',
     isFree: isError,
     reading: meter.reading(),
-    responseDigest: digest(bytes),
-  });
+    responseDigest: digest(known),
+    ...(keepsBodies(answer.version.policy) ? { response: capture(known) } : {}),
+  };
+  const bytes = await translated(answer, end, known);
+  const verdict = isError || !isGoverned(answer) ? ALLOWED : judgeWhole(answer, bytes);
+  return conclude(answer, end, verdict, { status, headers: headersFor(answer), bytes });
+}
+
+/** The answer in the caller's dialect; one that can't be said in it is settled and refused. */
+async function translated(
+  answer: Answer,
+  end: End,
+  bytes: Uint8Array<ArrayBuffer>,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const { translation, upstream } = answer;
+  if (!translation) return bytes;
+  try {
+    return end.isFree ? translation.error(upstream.status, bytes) : translation.answer(bytes);
+  } catch (error) {
+    await finish(answer, end);
+    throw error instanceof Untranslatable ? unsayable(answer, error) : error;
+  }
+}
+
+function unsayable({ key, run }: Answer, { field, message }: Untranslatable): Refusal {
+  const text = `The answer of the upstream "${key.name}" can't be said in the caller's dialect: ${message}.`;
+  return new Refusal('upstream_failed', text, { rule: 'failover', field, runId: run.name });
+}
+
+function judgeWhole({ endpoint, version }: Answer, bytes: Uint8Array): Verdict {
+  if (bytes.length === 0) return ALLOWED;
+  const reader = endpoint.calls!();
+  const calls = reader.body(bytes);
+  return judgeKept(judgeCalls(version.policy, calls, reader.fault), bytes.length);
+}
+
+/** An answer that has been received whole. */
+interface Complete {
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+}
+
+/** Settles, and does as the verdict says. */
+async function conclude(
+  answer: Answer,
+  end: End,
+  verdict: Verdict,
+  complete: Complete,
+): Promise<Response> {
+  const { parkedId } = await finishWith(answer, end, verdict, () => complete);
+  if (verdict.effect === 'deny') return denyCalls(answer, verdict);
+  if (verdict.effect === 'ask') return answerParked(await joinParked(answer, parkedId));
+  const { status, headers, bytes } = complete;
   const hasBody = bytes.length > 0 && status !== 204;
-  return respond(hasBody ? bytes : null, status, headersFor(answer));
+  return respond(hasBody ? bytes : null, status, { ...headers, ...preferred(answer) });
+}
+
+/** Settles together with what follows from a verdict; settles even where that can't be had. */
+async function finishWith(
+  answer: Answer,
+  end: End,
+  verdict: Verdict,
+  complete: () => Complete,
+): Promise<Consequence> {
+  try {
+    const consequence = await consequenceOf(answer, verdict, complete);
+    await finish(answer, end, ...consequence.statements);
+    return consequence;
+  } catch (error) {
+    await finish(answer, end);
+    throw error;
+  }
+}
+
+/** The model's work is paid for; the calls it proposed are not given out. */
+function denyCalls(answer: Answer, { rule, field, asked, allowed, reason }: Denial) {
+  const call = { ...answer, isRemembered: false };
+  return deny(call, 'permission_denied', reason, { rule, field, asked, allowed });
+}
+
+function preferred(answer: Answer): Record<string, string> {
+  return asksPeople(answer.version.policy) ? preferenceHeaders(answer) : {};
+}
+
+/** Reads a stream to its end before anything of it is sent, so that it can still be told 202. */
+async function buffer(
+  answer: Answer,
+  meter: Meter,
+  body: ReadableStream<Uint8Array>,
+): Promise<Response> {
+  const course = courseOf(answer, meter);
+  const parts: Uint8Array[] = [];
+  try {
+    let length = 0;
+    for await (const chunk of body) {
+      parts.push(course.push(chunk));
+      length += chunk.length;
+      if (length > MAX_ANSWER_BYTES) throw new EgressError('too_large', 'the stream is too long');
+    }
+    parts.push(course.end(), course.withheld);
+    if (!meter.reading().complete) throw new EgressError('broken', 'the stream ended too early');
+  } catch (error) {
+    answer.detach();
+    await finish(answer, endOf(answer, meter, course, outcomeOf(error, answer)));
+    throw interruptionOf(answer, error) ?? brokenOff(answer);
+  }
+  answer.detach();
+  const end = endOf(answer, meter, course, 'ok');
+  const headers = { ...headersFor(answer), ...STREAM_HEADERS };
+  const bytes = new Uint8Array(concat(parts));
+  const complete = { status: answer.upstream.status, headers, bytes };
+  return conclude(answer, end, course.verdict(), complete);
+}
+
+const STREAM_HEADERS = { 'cache-control': 'no-cache, no-transform', 'x-accel-buffering': 'no' };
+
+function courseOf(answer: Answer, meter: Meter): Course {
+  const { translation, endpoint, version, askedUsage } = answer;
+  return new Course(meter, askedUsage, {
+    copies: keepsBodies(version.policy),
+    ...(translation ? { translator: translation.stream() } : {}),
+    ...(isGoverned(answer) ? { policy: version.policy, reader: endpoint.calls!() } : {}),
+  });
+}
+
+function endOf(answer: Answer, meter: Meter, course: Course, outcome: string): End {
+  return {
+    ...beginning(answer),
+    outcome,
+    reading: meter.reading(),
+    streamedBytes: course.receivedBytes,
+    responseDigest: course.digest(),
+    ...(course.copy ? { response: course.copy.body() } : {}),
+  };
 }
 
 function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>): Response {
   answer.detach();
-  const metered = new StreamMeter(meter, answer.askedUsage);
-  const end = (outcome: string): End => ({
-    ...beginning(answer),
-    outcome,
-    reading: meter.reading(),
-    streamedBytes: metered.bytes,
-    responseDigest: metered.digest(),
-  });
-  let closing: Promise<void> | undefined;
-  const close = (outcome: string): Promise<void> => {
-    closing ??= finish(answer, end(outcome));
+  const course = courseOf(answer, meter);
+  const left = new AbortController();
+  const headers = { ...headersFor(answer), ...STREAM_HEADERS, ...preferred(answer) };
+  let closing: Promise<unknown> | undefined;
+  const close = (outcome: string): Promise<unknown> => {
+    closing ??= finish(answer, endOf(answer, meter, course, outcome));
     return closing;
   };
+  const { flight, upstream } = answer;
   const relayed = relay(body, {
-    chunk: (bytes) => metered.push(bytes),
-    async end() {
-      const rest = metered.end();
+    chunk: (bytes) => course.push(bytes),
+    async *end() {
+      const rest = course.end();
       // A clean end too early reads as success in every client: it has to look broken instead.
       if (!meter.reading().complete) throw new EgressError('broken', 'the stream ended too early');
-      await close('ok');
-      return rest;
+      if (closing) throw new EgressError('aborted', 'the call was ended');
+      const verdict = course.verdict();
+      const complete = () => ({ status: upstream.status, headers, bytes: course.whole() });
+      const settled = finishWith(answer, endOf(answer, meter, course, 'ok'), verdict, complete);
+      closing ??= settled;
+      const { parkedId } = await settled;
+      yield rest;
+      if (verdict.effect === 'allow') yield course.withheld;
+      else yield* afterward(answer, course, verdict, parkedId, left.signal);
     },
-    broken: (error) => close(outcomeOf(error, answer)),
+    async broken(error) {
+      left.abort();
+      await close(outcomeOf(error, answer));
+      const refusal = interruptionOf(answer, error);
+      return refusal && course.interrupt(errorEvent(refusal, answer.endpoint, answer.requestId));
+    },
   });
   // A caller who has stopped reading would not notice that the call was ended.
-  const { flight } = answer;
-  const leave = () => void (flight.ended && close(flight.ended));
-  flight.signal.addEventListener('abort', leave, { once: true });
-  const headers = {
-    ...headersFor(answer),
-    'cache-control': 'no-cache, no-transform',
-    'x-accel-buffering': 'no',
+  const leave = () => {
+    if (flight.ended) void close(flight.ended).finally(relayed.stop);
   };
-  return respond(relayed, answer.upstream.status, headers);
+  flight.signal.addEventListener('abort', leave, { once: true });
+  return respond(relayed.stream, upstream.status, headers);
+}
+
+/** What a stream's caller gets after the part of it that could pass at once. */
+async function* afterward(
+  answer: Answer,
+  course: Course,
+  verdict: Exclude<Verdict, { effect: 'allow' }>,
+  parkedId: Consequence['parkedId'],
+  left: AbortSignal,
+): AsyncGenerator<Uint8Array, void, void> {
+  try {
+    if (verdict.effect === 'deny') await denyCalls(answer, verdict);
+    else yield* waitInStream(await joinParked(answer, parkedId, course.passed()), left);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    yield errorEvent(error, answer.endpoint, answer.requestId);
+  }
+}
+
+/** What a caller is told of an answer that was ended, where there is anything to tell. */
+function interruptionOf(answer: Answer, error: unknown): Refusal | undefined {
+  const { flight, run } = answer;
+  if (error instanceof Untranslatable) return unsayable(answer, error);
+  return interruption(flight.ended, run.name);
 }
 
 function outcomeOf(error: unknown, { flight }: Answer): string {
   if (flight.ended) return flight.ended;
   if (error instanceof SseTooLarge) return 'too_large';
+  if (error instanceof Untranslatable) return 'not_translatable';
   return error instanceof EgressError ? error.code : 'client_left';
 }
 
@@ -115,12 +299,13 @@ function outcomeOf(error: unknown, { flight }: Answer): string {
  * Settles, or leaves the hold of a response still being made in the background to whoever fetches
  * it; one that was fetched settles the step that made it.
  */
-async function finish(answer: Answer, end: End): Promise<void> {
+async function finish(answer: Answer, end: End, ...also: Statement[]): Promise<void> {
   const { flight, services, kept, org, endpoint } = answer;
   const reading = end.reading!;
-  const bound = bindResponse(answer, reading);
+  const bound = [...bindResponse(answer, reading), ...also];
   if (isPending(answer, reading)) {
-    return flight.handOver(BACKGROUND_LEASE_MS, services.now(), ...bound);
+    const bodies = keepsBodies(answer.version.policy) ? await captured(answer, end.response) : [];
+    return flight.handOver(BACKGROUND_LEASE_MS, services.now(), ...bodies, ...bound);
   }
   const isFetched = kept && endpoint.name !== 'responses.create';
   // The call itself must settle even so; the maker's hold is then left to its lease.
@@ -141,12 +326,16 @@ async function readAnswer(answer: Answer): Promise<Uint8Array<ArrayBuffer>> {
   } catch (error) {
     answer.detach();
     await settleHold(answer, { ...beginning(answer), outcome: outcomeOf(error, answer) });
-    throw new Refusal(
-      'upstream_failed',
-      `The answer of the upstream "${answer.key.name}" broke off; the call is charged at its bound.`,
-      { rule: 'upstream', asked: answer.key.name, runId: answer.run.name },
-    );
+    throw interruptionOf(answer, error) ?? brokenOff(answer);
   }
+}
+
+function brokenOff({ key, run }: Answer): Refusal {
+  return new Refusal(
+    'upstream_failed',
+    `The answer of the upstream "${key.name}" broke off; the call is charged at its bound.`,
+    { rule: 'upstream', asked: key.name, runId: run.name },
+  );
 }
 
 const decoder = new TextDecoder();
@@ -168,12 +357,18 @@ function beginning({ upstream, firstByteMs, secret }: Answer) {
   return { httpStatus: status, firstByteMs, ...(isSafe ? { upstreamRequestId } : {}) };
 }
 
-function headersFor({ upstream, requestId, run, outputLimit, stepId, secret }: Answer) {
+function headersFor(answer: Answer) {
+  const { upstream, requestId, run, outputLimit, stepId, secret } = answer;
   const headers = downstreamHeaders(upstream.headers, secret);
   headers['x-request-id'] = requestId;
   headers['request-id'] = requestId;
   headers['x-rungate-run-id'] = encodeURI(run.name);
   headers['x-rungate-step-id'] = stepId;
+  if (answer.attempts > 1) {
+    headers['x-rungate-attempts'] = String(answer.attempts);
+    headers['x-rungate-served-by'] = encodeURI(`${answer.key.name}/${answer.model}`);
+  }
   if (outputLimit !== null) headers['x-rungate-output-limit'] = String(outputLimit);
+  Object.assign(headers, limitHeaders(answer.limitStates));
   return headers;
 }

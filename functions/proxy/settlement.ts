@@ -1,5 +1,6 @@
 /** What a call cost in the end: as the upstream reported, else the most it can have cost. */
 
+import type { Body } from '../../db/captures.ts';
 import type { Statement } from '../../db/client.ts';
 import { keptResponse } from '../../db/responses.ts';
 import { type Answered, type Settlement, type Step, settlement } from '../../db/steps.ts';
@@ -9,6 +10,7 @@ import { findRates, type Rates } from '../../schema/rules/catalogue.ts';
 import { costOf } from '../../schema/rules/price.ts';
 import { NO_USAGE, type Usage } from '../../schema/usage.ts';
 import type { Reading } from '../providers/contract.ts';
+import { captured, keepsBodies, keepsDigests } from './capture.ts';
 import { type Permitted, ratesOf } from './decide.ts';
 import type { Held } from './reserve.ts';
 
@@ -24,6 +26,8 @@ export interface End {
   readonly httpStatus?: number;
   readonly firstByteMs?: number;
   readonly responseDigest?: string;
+  /** What came from upstream, where the policy keeps it. */
+  readonly response?: Body;
   readonly upstreamRequestId?: string | null;
 }
 
@@ -36,7 +40,9 @@ interface Charge {
 
 /** Settles a call's hold, durably, together with what else the answer changes. */
 export async function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
-  await call.flight.settle(settlementOf(call, end, chargeFor(call, end), call.startedAt), ...also);
+  const final = settlementOf(call, end, chargeFor(call, end), call.startedAt);
+  const kept = keepsBodies(call.version.policy) ? await captured(call, end.response) : [];
+  await call.flight.settle(final, ...kept, ...also);
 }
 
 /** Binds a response that the upstream keeps to the agent that made it. */
@@ -70,6 +76,7 @@ export function settleKept(call: Held, maker: Step, end: End): Statement[] {
 
 function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): Settlement {
   const { reading } = end;
+  const isTold = end.responseDigest !== undefined && keepsDigests(call.version.policy);
   const now = call.services.now();
   const answered: Answered = {
     ...(end.httpStatus === undefined ? {} : { httpStatus: end.httpStatus }),
@@ -79,7 +86,7 @@ function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): 
     ...(charge.estimated ? { estimated: true } : {}),
     ...(end.firstByteMs === undefined ? {} : { firstByteMs: end.firstByteMs }),
     latencyMs: now - startedAt,
-    ...(end.responseDigest === undefined ? {} : { responseDigest: end.responseDigest }),
+    ...(isTold ? { responseDigest: end.responseDigest! } : {}),
     ...(end.upstreamRequestId ? { upstreamRequestId: end.upstreamRequestId.slice(0, 200) } : {}),
   };
   return { now, spentNanos: charge.spentNanos, outcome: end.outcome, answered };

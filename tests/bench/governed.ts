@@ -16,20 +16,33 @@ import { authenticate } from '../../functions/proxy/authenticate.ts';
 import { type Call, readCall } from '../../functions/proxy/call.ts';
 import { decide } from '../../functions/proxy/decide.ts';
 import { forward } from '../../functions/proxy/forward.ts';
+import { limitRate } from '../../functions/proxy/pace.ts';
 import { reserveBudget } from '../../functions/proxy/reserve.ts';
 import { resolveRun } from '../../functions/proxy/run.ts';
 import { settle } from '../../functions/proxy/settle.ts';
 import { settleHold } from '../../functions/proxy/settlement.ts';
 import type { Services } from '../../functions/services.ts';
 import { nanos } from '../../schema/money.ts';
+import type { PolicyDocument } from '../../schema/policy.ts';
 import type { Stage, StageOptions } from './stage.ts';
 
-const ACTOR = 'bench';
+const ACTOR = 'operator';
 
 /** A policy with a rule of each kind, under which every call of the benchmark is admitted. */
 const POLICY = {
   models: { allow: ['upstream/*'], deny: ['upstream/secret-*'] },
   budget: { run: '4000000', agentPerDay: '4000000', orgPerMonth: '4000000' },
+};
+
+/** The same with a limit of each kind. */
+export const LIMITED: PolicyDocument = {
+  ...POLICY,
+  limits: [
+    { per: 'agent', requests: 1_000_000_000, windowS: 60 },
+    { per: 'org', tokens: 1_000_000_000_000, windowS: 60 },
+    { per: 'policy', concurrent: 1_000_000 },
+  ],
+  run: { maxSteps: 1_000_000 },
 };
 
 /** How far a call goes before it is passed on as the bare pass-through does. */
@@ -45,7 +58,7 @@ type Cut =
   | 'whole';
 
 /** A stage that runs Rungate's steps up to a cut. */
-export function governed(cut: Cut) {
+export function governed(cut: Cut, policy: PolicyDocument = POLICY) {
   return async (options: StageOptions): Promise<Stage> => {
     const folder = await mkdtemp(join(tmpdir(), 'rungate-bench-'));
     const services = await boot({
@@ -54,7 +67,7 @@ export function governed(cut: Cut) {
       RUNGATE_EGRESS_ALLOW: options.upstream.host,
       RUNGATE_LOG: 'error',
     });
-    const token = await furnish(services, options.upstream);
+    const token = await furnish(services, options.upstream, policy);
     const app =
       cut === 'whole' ? makeApp(services) : secure(services, cutOff(cut, services, options));
     return {
@@ -68,10 +81,14 @@ export function governed(cut: Cut) {
   };
 }
 
-async function furnish(services: Services, upstream: URL): Promise<string> {
+async function furnish(
+  services: Services,
+  upstream: URL,
+  document: PolicyDocument,
+): Promise<string> {
   const { id } = await createOrg(services.db, services.master, ACTOR, 'Bench', 'bench@example.com');
   const org = forOrg(services.db, id);
-  const policy = await addPolicyVersion(org, ACTOR, 'bench', JSON.stringify(POLICY));
+  const policy = await addPolicyVersion(org, ACTOR, 'bench', JSON.stringify(document));
   await putProviderKey(org, services.master, ACTOR, {
     name: 'upstream',
     provider: 'openai-compatible',
@@ -105,7 +122,7 @@ function cutOff(cut: Cut, services: Services, { upstream }: StageOptions) {
     if (cut === 'run') return pass(request, call.bytes);
     const permitted = await decide(governed);
     if (cut === 'decide') return pass(request, call.bytes);
-    const held = await reserveBudget(permitted);
+    const held = await reserveBudget(limitRate(permitted));
     if (cut === 'hold') {
       const response = await pass(request, held.outgoing);
       await settleHold(held, { outcome: 'ok', isFree: true });

@@ -1,7 +1,7 @@
 /** A server that is measured, as a process: `--stage <name> --upstream <url>`. */
 
 import { parseArgs } from 'node:util';
-import { governed } from './governed.ts';
+import { governed, LIMITED } from './governed.ts';
 import type { Stage, StageOptions } from './stage.ts';
 
 /**
@@ -29,7 +29,9 @@ const STAGES: Readonly<Record<string, (options: StageOptions) => Stage | Promise
   run: governed('run'),
   decide: governed('decide'),
   hold: governed('hold'),
+  limit: governed('hold', LIMITED),
   rungate: governed('whole'),
+  limited: governed('whole', LIMITED),
 };
 
 const { values } = parseArgs({

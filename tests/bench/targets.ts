@@ -42,7 +42,9 @@ export const TARGETS: readonly Target[] = [
   stage('+ run', 'run'),
   stage('+ policy', 'decide'),
   stage('+ hold, settle (normal)', 'hold', 'normal'),
+  stage('+ limits (normal)', 'limit', 'normal'),
   stage('rungate (normal)', 'rungate', 'normal'),
+  stage('rungate, limits (normal)', 'limited', 'normal'),
   stage('rungate (full)', 'rungate', 'full'),
 ];
 

@@ -5,12 +5,19 @@ import { Command } from 'commander';
 import manifest from '../../package.json' with { type: 'json' };
 import { addAgentCommands } from './agent.ts';
 import { addApplyCommand } from './apply.ts';
+import { addAuditCommands } from './audit.ts';
 import { EXIT_FAILED, explain, Failure } from './failure.ts';
+import { addGateCommands } from './gates.ts';
 import { addKeyCommands } from './keys.ts';
 import { addOrgCommands } from './org.ts';
 import { printNote } from './output.ts';
+import { addPlatformCommands } from './platform.ts';
+import { addRolesCommand } from './roles.ts';
 import { addRunCommands } from './run.ts';
 import { addServerCommands } from './server.ts';
+import { addTickCommand } from './tick.ts';
+import { addTokenCommands } from './token.ts';
+import { addWebhookCommands } from './webhooks.ts';
 
 const EXIT_CODES = `
 Exit codes:
@@ -27,11 +34,18 @@ function makeProgram(): Command {
     // Errors are told in one place, below.
     .configureOutput({ outputError() {} });
   addServerCommands(program);
+  addTickCommand(program);
+  addWebhookCommands(program);
   addOrgCommands(program);
   addApplyCommand(program);
   addAgentCommands(program);
   addRunCommands(program);
+  addGateCommands(program);
   addKeyCommands(program);
+  addAuditCommands(program);
+  addPlatformCommands(program);
+  addTokenCommands(program);
+  addRolesCommand(program);
   return program;
 }
 

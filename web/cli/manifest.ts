@@ -4,13 +4,10 @@ import { Buffer } from 'node:buffer';
 import { createReadStream } from 'node:fs';
 import { stdin } from 'node:process';
 import { z } from 'zod';
+import { MAX_WEBHOOKS } from '../../db/webhooks.ts';
 import { authHeaders, PROVIDERS, type Provider } from '../../functions/providers/compatible.ts';
-import {
-  type AllowList,
-  isAllowedHost,
-  isPublicAddress,
-  literalAddress,
-} from '../../schema/address.ts';
+import { type AllowList, judgeUrl } from '../../schema/address.ts';
+import { subscriptionSchema } from '../../schema/events.ts';
 import { InvalidJson, type JsonObject, parseStrict } from '../../schema/json.ts';
 import {
   dollars,
@@ -18,11 +15,13 @@ import {
   type PolicyDocument,
   policySchema,
 } from '../../schema/policy.ts';
+import { formatPlace, type Problem, problemsOf } from '../../schema/problems.ts';
 import { EXIT_USAGE, Failure } from './failure.ts';
 
 const MAX_FILE_BYTES = 4 * 1024 * 1024;
 const MAX_LIST = 1_000;
 const MAX_URL_CHARS = 1_000;
+const MAX_WEBHOOK_URL_CHARS = 2_000;
 const MAX_SECRET_CHARS = 4_096;
 const MAX_SHOWN_PROBLEMS = 5;
 
@@ -70,13 +69,31 @@ const policy = z.strictObject({
   document: z.custom<PolicyDocument>().superRefine(checkPolicy),
 });
 
-const agent = z.strictObject({ name, policy: name });
+const choice = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?:\/v[1-9]\d{0,8})?$/, 'must be a policy, or policy/v2');
+
+const agent = z.strictObject({
+  name,
+  policy: name,
+  /** The version to keep to; without it, the newest. */
+  policyVersion: z.int().min(1).max(999_999_999).optional(),
+  /** What callers may choose instead with `x-rungate-policy`. */
+  policies: z.array(choice).max(50).default([]),
+});
+
+const webhook = z.strictObject({
+  url: z.string().max(MAX_WEBHOOK_URL_CHARS),
+  events: subscriptionSchema.default(['*']),
+  description: z.string().max(300).optional(),
+});
 
 const manifestSchema = z.strictObject({
   providerKeys: z.array(providerKey).max(MAX_LIST).default([]),
   prices: z.array(price).max(MAX_LIST).default([]),
   policies: z.array(policy).max(MAX_LIST).default([]),
   agents: z.array(agent).max(MAX_LIST).default([]),
+  webhooks: z.array(webhook).max(MAX_WEBHOOKS).default([]),
 });
 
 type Parsed = z.output<typeof manifestSchema>;
@@ -98,6 +115,7 @@ export interface Manifest {
   readonly prices: Parsed['prices'];
   readonly policies: Parsed['policies'];
   readonly agents: Parsed['agents'];
+  readonly webhooks: Parsed['webhooks'];
 }
 
 /** Where a manifest's secrets come from, and which hosts may be named that are not public. */
@@ -114,11 +132,17 @@ export interface Surroundings {
  */
 export async function readManifest(path: string, surroundings: Surroundings): Promise<Manifest> {
   const parsed = manifestSchema.safeParse(parseFile(path, await readBytes(path)));
-  if (!parsed.success) throw invalidManifest(path, parsed.error.issues.map(formatIssue));
+  if (!parsed.success) {
+    throw invalidManifest(path, problemsOf(parsed.error.issues).map(formatProblem));
+  }
   const problems = findRepeats(parsed.data);
   const providerKeys = parsed.data.providerKeys.map((key, at) =>
     completeKey(key, surroundings, (problem) => problems.push(`providerKeys[${at}]${problem}`)),
   );
+  for (const [at, { url }] of parsed.data.webhooks.entries()) {
+    const problem = judgeUrl(url, surroundings.allow);
+    if (problem) problems.push(`webhooks[${at}].url: ${problem}`);
+  }
   if (problems.length > 0) throw invalidManifest(path, problems);
   return { ...parsed.data, providerKeys };
 }
@@ -170,8 +194,8 @@ function parseFile(path: string, bytes: Uint8Array): JsonObject {
 /** The document is kept as it is written; what the schema makes of it is made again on reading. */
 function checkPolicy(document: unknown, context: z.core.$RefinementCtx): void {
   const parsed = policySchema.safeParse(document);
-  for (const { path, message } of parsed.error?.issues ?? []) {
-    context.addIssue({ code: 'custom', path, message });
+  for (const { path, message } of problemsOf(parsed.error?.issues ?? [])) {
+    context.addIssue({ code: 'custom', path: [...path], message });
   }
   if (parsed.success && JSON.stringify(document).length > MAX_POLICY_LENGTH) {
     const message = `must be at most ${MAX_POLICY_LENGTH} characters`;
@@ -179,12 +203,8 @@ function checkPolicy(document: unknown, context: z.core.$RefinementCtx): void {
   }
 }
 
-function formatIssue({ path, message }: z.core.$ZodIssue): string {
-  const place = path.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`));
-  const text = message
-    .replace(/^Invalid input: expected (.*), received undefined$/, 'is missing; wanted: $1')
-    .replace(/^[A-Z]/, (letter) => letter.toLowerCase());
-  return `${place.join('').replace(/^\./, '') || 'the file'}: ${text}`;
+function formatProblem({ path, message }: Problem): string {
+  return `${formatPlace(path) || 'the file'}: ${message}`;
 }
 
 function findRepeats(manifest: Parsed): string[] {
@@ -193,6 +213,7 @@ function findRepeats(manifest: Parsed): string[] {
     ['prices', 'model', manifest.prices.map((each) => each.model)],
     ['policies', 'name', manifest.policies.map((each) => each.name)],
     ['agents', 'name', manifest.agents.map((each) => each.name)],
+    ['webhooks', 'url', manifest.webhooks.map((each) => each.url)],
   ];
   return names.flatMap(([section, field, values]) =>
     values.flatMap((value, at) =>
@@ -208,7 +229,7 @@ function completeKey(
   report: (problem: string) => void,
 ): WantedKey {
   const provider = findProvider(key.provider);
-  const urlProblem = provider && judgeUrl(provider, key.baseUrl, allow);
+  const urlProblem = provider && judgeBaseUrl(provider, key.baseUrl, allow);
   if (urlProblem) report(`.baseUrl: ${urlProblem}`);
   const secret = readSecret(key.secret, env);
   const secretProblem = provider && judgeSecret(provider, key.secret, secret);
@@ -217,23 +238,15 @@ function completeKey(
   return { name: key.name, provider: key.provider, baseUrl, secret: secret ?? '' };
 }
 
-function judgeUrl(
+function judgeBaseUrl(
   provider: Provider,
   text: string | undefined,
   allow: AllowList,
 ): string | undefined {
   if (provider.auth === 'none') return text === undefined ? undefined : 'must be left out';
   if (text === undefined) return provider.baseUrl ? undefined : 'is needed for this provider';
-  if (!/^https?:\/\/[^/?#\s\\]/.test(text) || !URL.canParse(text)) {
-    return 'must be an https URL';
-  }
-  const url = new URL(text);
-  if (url.username !== '' || url.password !== '') return 'must not carry a user name or password';
-  if (/[?#\s\\]/.test(text)) return 'must not have a query, a fragment or spaces';
-  if (isAllowedHost(url, allow)) return undefined;
-  const address = literalAddress(url);
-  const isOpen = url.protocol === 'https:' && (address === undefined || isPublicAddress(address));
-  return isOpen ? undefined : 'must be https and public, unless RUNGATE_EGRESS_ALLOW has its host';
+  const isPlain = !/[?#\s\\]/.test(text);
+  return judgeUrl(text, allow) ?? (isPlain ? undefined : 'must not have a query');
 }
 
 function readSecret(

@@ -58,3 +58,18 @@ export function parseAmount(text: string): Nanos {
     throw new InvalidArgumentError('It must be an amount in dollars, such as 5.00.');
   }
 }
+
+const LIFE = /^([1-9]\d{0,3})([dh])$/;
+const MAX_LIFE_HOURS = 366 * 24;
+
+/**
+ * A time such as `12h` or `30d`, at most 366 days, in milliseconds.
+ *
+ * @throws {InvalidArgumentError} for anything else.
+ */
+export function parseLife(text: string): number {
+  const [, count, unit] = LIFE.exec(text) ?? [];
+  const hours = Number(count) * (unit === 'd' ? 24 : 1);
+  if (hours <= MAX_LIFE_HOURS) return hours * 3_600_000;
+  throw new InvalidArgumentError('It must be hours or days such as 12h or 30d, at most 366d.');
+}

@@ -1,17 +1,18 @@
-/** `rungate run`: a run with its money and its trail, and its ceiling. */
+/** `rungate run`: a run with its money, its trail and its bodies, its ceiling, and its end. */
 
 import type { Command } from 'commander';
 import { agentNames, findAgent } from '../../db/agents.ts';
+import { type Body, type BodyKind, noteReading, readBodies } from '../../db/captures.ts';
 import type { Org } from '../../db/org.ts';
 import { readPolicyVersion } from '../../db/policies.ts';
-import { findRun, type Run, readRun, searchRuns, setCeiling } from '../../db/runs.ts';
+import { cancelRun, findRun, type Run, readRun, searchRuns, setCeiling } from '../../db/runs.ts';
 import { listSteps, type Step } from '../../db/steps.ts';
 import { isId } from '../../schema/ids.ts';
 import { formatDollars, type Nanos } from '../../schema/money.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addGroup, addOrgCommand, integerBetween, parseAmount, parseName } from './options.ts';
 import { type OutputOptions, printNote, printResult } from './output.ts';
-import { OPERATOR, withOrg } from './session.ts';
+import { OPERATOR, readMasterKeys, type Session, withOrg } from './session.ts';
 import { alignTable, type Column } from './table.ts';
 
 interface RunOptions extends OutputOptions {
@@ -21,6 +22,7 @@ interface RunOptions extends OutputOptions {
 
 interface ShowOptions extends RunOptions {
   readonly limit: number;
+  readonly bodies?: boolean;
 }
 
 interface CeilingOptions extends RunOptions {
@@ -31,7 +33,7 @@ const MAX_STEPS = 1_000_000;
 const DEFAULT_STEPS = 10_000;
 const PAGE = 500;
 
-/** Adds `run show` and `run ceiling`. */
+/** Adds `run show`, `run cancel` and `run ceiling`. */
 export function addRunCommands(program: Command): void {
   const run = addGroup(program, 'run', 'runs and their trails');
   const add = (name: string, description: string) =>
@@ -40,25 +42,91 @@ export function addRunCommands(program: Command): void {
       .option('--agent <name>', 'the agent, where runs of several go by this name', parseName);
   add('show', 'print a run, its money and its steps')
     .option('--limit <steps>', 'the most steps', integerBetween(0, MAX_STEPS), DEFAULT_STEPS)
+    .option('--bodies', 'the kept bodies of calls and answers, too; the audit trail says so')
     .action(show);
+  add('cancel', 'end a run for good, with its calls in flight').action(cancel);
   add('ceiling', 'set the most that a run may spend; a run that it had blocked re-opens')
     .requiredOption('--set <dollars>', 'the ceiling, such as 5.00', parseAmount)
     .action(setRunCeiling);
 }
 
 async function show(id: string, options: ShowOptions): Promise<void> {
-  const { run, steps } = await withOrg(options.org, async (org) => {
+  const { run, steps, bodies } = await withOrg(options.org, async (org, session) => {
     const found = await findOneRun(org, id, options.agent);
-    return {
-      run: await describeRun(org, found),
-      steps: await readSteps(org, found, options.limit),
-    };
+    const steps = await readSteps(org, found, options.limit);
+    const bodies = options.bodies ? await readKept(org, session, found, steps) : undefined;
+    return { run: await describeRun(org, found), steps, bodies };
   });
-  const lines = [...runLines(run), '', ...alignTable(COLUMNS, steps.map(stepCells))];
-  printResult({ run, steps: steps.map(describeStep) }, lines, options);
+  const table = alignTable(COLUMNS, steps.map(stepCells));
+  const lines = [...runLines(run), '', ...table, ...(bodies ? bodyLines(bodies) : [])];
+  const described = steps.map((step) => ({ ...describeStep(step), ...bodies?.get(step.id) }));
+  printResult({ run, steps: described }, lines, options);
   if (steps.length < run.stepCount) {
     printNote(`these are the first ${steps.length} of ${run.stepCount} steps; see --limit.`);
   }
+}
+
+/** A body as it is shown: text, or base64 of what is none. */
+interface ShownBody {
+  readonly text?: string;
+  readonly base64?: string;
+  /** Of the whole body, also where only its beginning is kept. */
+  readonly totalBytes: number;
+  readonly truncated: boolean;
+}
+
+type ShownBodies = ReadonlyMap<string, Partial<Readonly<Record<BodyKind, ShownBody>>>>;
+
+async function readKept(
+  org: Org,
+  { config }: Session,
+  run: Run,
+  steps: readonly Step[],
+): Promise<ShownBodies> {
+  const master = await readMasterKeys(config);
+  await noteReading(org, OPERATOR, run.id);
+  const shown = new Map<string, Partial<Record<BodyKind, ShownBody>>>();
+  for (const { id } of steps) {
+    const bodies = Object.entries(await readBodies(org, master, run.id, id));
+    if (bodies.length === 0) continue;
+    shown.set(id, Object.fromEntries(bodies.map(([kind, body]) => [kind, showBody(body)])));
+  }
+  return shown;
+}
+
+function showBody({ bytes, totalBytes }: Body): ShownBody {
+  const facts = { totalBytes, truncated: bytes.length < totalBytes };
+  const text = new TextDecoder().decode(bytes);
+  // The last character of a body that was cut off may be half there.
+  const isText = facts.truncated || !text.includes('\ufffd');
+  return isText ? { text, ...facts } : { base64: bytes.toBase64(), ...facts };
+}
+
+function bodyLines(bodies: ShownBodies): string[] {
+  return [...bodies].flatMap(([step, kinds]) =>
+    Object.entries(kinds).flatMap(([kind, { text, base64, totalBytes, truncated }]) => [
+      '',
+      `${step} ${kind}, ${totalBytes} bytes${truncated ? ', of which the first are kept' : ''}`,
+      printable(text ?? base64 ?? ''),
+    ]),
+  );
+}
+
+/** Bodies are strangers' text: what a terminal would obey is shown as what it is. */
+function printable(text: string): string {
+  return text.replace(/(?![\n\t])\p{Cc}/gu, (character) => {
+    return `\\u{${character.codePointAt(0)!.toString(16)}}`;
+  });
+}
+
+async function cancel(id: string, options: RunOptions): Promise<void> {
+  const run = await withOrg(options.org, async (org) => {
+    const found = await findOneRun(org, id, options.agent);
+    await cancelRun(org, OPERATOR, found.id);
+    return await describeRun(org, (await readRun(org, found.id)) ?? found);
+  });
+  printResult({ run }, runLines(run), options);
+  if (run.status !== 'cancelled') printNote(`the run is ${run.status} already: it stays so.`);
 }
 
 async function setRunCeiling(id: string, options: CeilingOptions): Promise<void> {

@@ -1,0 +1,516 @@
+/** Gates: decisions that people have to make, each bound to one proposed call and used once. */
+
+import type {
+  AgentId,
+  GateId,
+  MemberId,
+  ParkedId,
+  PolicyVersionId,
+  RunId,
+  StepId,
+  TokenId,
+} from '../schema/ids.ts';
+import { windowsOf } from '../schema/rules/budget.ts';
+import {
+  type GateStand,
+  type GateStatus,
+  type GateSubject,
+  statusAt,
+  subjectText,
+} from '../schema/rules/gate.ts';
+import { type Actor, auditEntry } from './audit.ts';
+import type { Database, Row, Statement } from './client.ts';
+import { forOrg, type Org } from './org.ts';
+import { announce } from './outbox.ts';
+import { digestText, newId } from './seal.ts';
+import type { Shelf, Vault } from './vault.ts';
+
+/** A gate as it stands; times are Unix milliseconds. */
+export interface Gate extends GateStand {
+  readonly agentId: AgentId;
+  readonly runId: RunId;
+  readonly policyVersionId: PolicyVersionId;
+  /** The call that proposed it; `null` for one asked about before a local tool runs. */
+  readonly stepId: StepId | null;
+  readonly parkedId: ParkedId | null;
+  /** SHA-256 of what it is bound to, in hex. */
+  readonly digest: string;
+  /** The rule that asks, as a path in the policy document, and its name there. */
+  readonly rule: string;
+  readonly ruleName: string;
+  readonly reason: string;
+  /** Approvals that are needed, and those that have been given. */
+  readonly approvals: number;
+  readonly given: number;
+  readonly createdAt: number;
+  readonly decidedAt: number | null;
+  readonly decidedBy: string | null;
+  /** Sealed: see {@link openArgs}. */
+  readonly args: string;
+}
+
+/** What a gate is opened with. */
+export interface NewGate {
+  readonly id: GateId;
+  readonly subject: GateSubject;
+  readonly stepId: StepId | null;
+  readonly parkedId: ParkedId | null;
+  /** The token of the call: who made it can't decide. */
+  readonly tokenId: TokenId;
+  readonly rule: string;
+  readonly ruleName: string;
+  readonly reason: string;
+  readonly approvals: number;
+  readonly expiresAt: number;
+  /** From {@link sealArgs}. */
+  readonly args: string;
+  /** The signed link that the event carries. */
+  readonly url?: string;
+}
+
+/** The longest arguments that a person can be asked about, in characters: escaped, they still fit. */
+export const MAX_ARGS_CHARS = 128 * 1024;
+
+const shelfOf = (gate: GateId): Shelf => ({ table: 'gates', column: 'args', row: gate });
+
+/** Seals the exact text of a gate's arguments; commit the vault's count with it. */
+export function sealArgs(vault: Vault, gate: GateId, argsText: string): Promise<string> {
+  // As a JSON string: arguments may hold lone surrogates, which are no text.
+  return vault.seal(shelfOf(gate), JSON.stringify(argsText));
+}
+
+/** The exact text of a gate's arguments, for those who may decide on it. */
+export async function openArgs(vault: Vault, gate: Pick<Gate, 'id' | 'args'>): Promise<string> {
+  return JSON.parse(await vault.open(shelfOf(gate.id), gate.args)) as string;
+}
+
+/**
+ * The statements that open a gate, with its step and its event. A gate of a parked answer is
+ * opened only if that answer was parked in the same transaction; one without is opened only if
+ * none is open for the same digest.
+ */
+export function gateOpening(org: Org, gate: NewGate, now: number): Statement[] {
+  const { subject } = gate;
+  return [
+    org.statement(
+      `insert into gates (
+         org_id, id, agent_id, run_id, policy_version_id, step_id, parked_id, token_id, caused_by,
+         tool, args, digest, rule, rule_name, reason, approvals, created_at, expires_at
+       ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
+         coalesce((select created_by from tokens where org_id = ?1 and id = ?8), ''),
+         ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17
+       where ?7 is null or exists (select 1 from parked where org_id = ?1 and id = ?7)
+       on conflict do nothing`,
+      gate.id,
+      subject.agentId,
+      subject.runId,
+      subject.policyVersionId,
+      gate.stepId,
+      gate.parkedId,
+      gate.tokenId,
+      subject.tool,
+      gate.args,
+      digestText(subjectText(subject)),
+      gate.rule,
+      gate.ruleName,
+      gate.reason,
+      gate.approvals,
+      now,
+      gate.expiresAt,
+    ),
+    gateStep(org, gate.id, 'approval_pending', now),
+    // A run that idles out while a person decides would give the same request another run.
+    org.statement(
+      `update runs set active_at = max(active_at, ?3) where org_id = ?1 and id = ?2
+         and changes() > 0`,
+      subject.runId,
+      gate.expiresAt,
+    ),
+    announce(
+      org,
+      'approval.pending',
+      {
+        gateId: gate.id,
+        runId: subject.runId,
+        agentId: subject.agentId,
+        tool: subject.tool,
+        rule: gate.rule,
+        expiresAt: new Date(gate.expiresAt).toISOString(),
+        ...(gate.url === undefined ? {} : { url: gate.url }),
+      },
+      now,
+      { ifChanged: true },
+    ),
+  ];
+}
+
+/** The step that tells of a gate, if the statement before it in the transaction changed a row. */
+function gateStep(org: Org, gate: GateId, outcome: string, now: number, by?: string): Statement {
+  return org.statement(
+    `insert into steps (
+       org_id, id, run_id, agent_id, kind, day, started_at, settled_at, outcome, asked, answered
+     ) select ?1, ?3, run_id, agent_id, 'gate', ?4, ?5, ?5, ?6,
+       json_object('endpoint', 'gate', 'tokenId', token_id),
+       json_object('detail', json_object(
+         'gate', id, 'tool', tool, 'rule', rule, 'ruleName', rule_name, 'step', step_id, 'by', ?7
+       ))
+     from gates where org_id = ?1 and id = ?2 and changes() > 0`,
+    gate,
+    newId('step', now),
+    windowsOf(now).day,
+    now,
+    outcome,
+    by ?? null,
+  );
+}
+
+/**
+ * Opens a gate for a call asked about before it runs, or finds the one of the same call: while it
+ * is open, for good once it is rejected, and a single time after it has expired.
+ *
+ * @param urlOf Signs the link that the event carries.
+ * @throws {SealError} when the arguments can't be sealed.
+ */
+export async function openAsk(
+  org: Org,
+  vault: Vault,
+  ask: Omit<NewGate, 'id' | 'args' | 'parkedId' | 'stepId' | 'url'>,
+  urlOf: (gate: GateId) => Promise<string>,
+  now: number,
+): Promise<Gate> {
+  const digest = digestText(subjectText(ask.subject));
+  const present = await findAsk(org, digest);
+  const isDue = present !== undefined && statusAt(present, now) === 'expired';
+  if (present && !isDue && present.status !== 'released') return present;
+  if (isDue && (await tellExpiry(org, present, now))) return { ...present, status: 'expired' };
+  const id = newId('gate', now);
+  const args = await sealArgs(vault, id, ask.subject.argsText);
+  const gate = { ...ask, id, args, parkedId: null, stepId: null, url: await urlOf(id) };
+  await org.write(vault.count(), ...gateOpening(org, gate, now));
+  // Another caller may have been first with the same call: then theirs is the gate.
+  return (await findAsk(org, digest))!;
+}
+
+/** The newest gate of a call. */
+async function findAsk(org: Org, digest: string): Promise<Gate | undefined> {
+  const row = await org.first(
+    `${SELECT} where g.org_id = ?1 and g.digest = ?2 and g.parked_id is null
+     order by g.status in ('pending', 'approved') desc, g.created_at desc, g.id desc limit 1`,
+    digest,
+  );
+  return row && toGate(row);
+}
+
+/** Notes that who asked has been told of a gate's expiry; only the first time succeeds. */
+export async function tellExpiry(org: Org, gate: Gate, now: number): Promise<boolean> {
+  if (gate.status !== 'expired') await expireGate(org, gate, now);
+  const [result] = await org.write(
+    org.statement(
+      'update gates set told_at = ?3 where org_id = ?1 and id = ?2 and told_at is null',
+      gate.id,
+      now,
+    ),
+  );
+  return result!.changes > 0;
+}
+
+/** Uses an approved gate that no answer is parked behind; only the first use succeeds. */
+export async function useGate(org: Org, id: GateId, now: number): Promise<boolean> {
+  const [result] = await org.write(
+    org.statement(
+      `update gates set status = 'released'
+       where org_id = ?1 and id = ?2 and parked_id is null and status = 'approved'
+         and expires_at > ?3`,
+      id,
+      now,
+    ),
+    gateStep(org, id, 'released', now),
+  );
+  return result!.changes > 0;
+}
+
+const SELECT = `select g.*, (
+    select count(*) from gate_decisions d
+    where d.org_id = ?1 and d.gate_id = g.id and d.decision = 'approve'
+  ) as given from gates g`;
+
+/** Whether the run of a gate may still use it: one that was blocked or idle can be taken up again. */
+const GOES_ON = `(r.status in ('open', 'blocked') or r.closed_reason = 'idle')`;
+
+/** A gate by its id. */
+export async function readGate(org: Org, id: GateId): Promise<Gate | undefined> {
+  const row = await org.first(`${SELECT} where g.org_id = ?1 and g.id = ?2`, id);
+  return row && toGate(row);
+}
+
+/** Which gates are listed. */
+export interface GateQuery {
+  /** Whether those that are decided are listed too. */
+  readonly all: boolean;
+  readonly limit: number;
+  /** Only those older than this one. */
+  readonly before?: GateId;
+}
+
+/** An org's gates, the newest first; unless all are asked for, those that wait for a decision. */
+export async function listGates(org: Org, query: GateQuery, now: number): Promise<Gate[]> {
+  const rows = await org.read(
+    `${SELECT} join runs r on r.org_id = ?1 and r.id = g.run_id
+     where g.org_id = ?1 and g.id < ?4
+       and (?2 or g.status = 'pending' and g.expires_at > ?3 and ${GOES_ON})
+     order by g.id desc limit ?5`,
+    query.all ? 1 : 0,
+    now,
+    query.before ?? '~',
+    query.limit,
+  );
+  return rows.map(toGate);
+}
+
+/** A person's decision on a gate. */
+export interface Verdict {
+  readonly actor: Actor;
+  /** The member in whose name the operator decides. */
+  readonly memberId?: MemberId;
+  readonly decision: 'approve' | 'reject';
+  readonly reason?: string;
+}
+
+/**
+ * What a decision did:
+ * - `decided`: the gate is approved or rejected by it.
+ * - `counted`: it counts, but further approvals are needed.
+ * - `repeated`: this decider has decided on the gate before; nothing changed.
+ * - `own`: the decider caused the call, and so may not decide.
+ * - `closed`: the gate is decided or expired, or its run is over.
+ * - `missing`: the org has no such gate.
+ */
+export type Decided = 'decided' | 'counted' | 'repeated' | 'own' | 'closed' | 'missing';
+
+/**
+ * Decides on a gate, with its audit entry, its step and its event. A decider counts once: a member
+ * with all of his tokens, the operator, or a signed link.
+ */
+export async function decideGate(
+  org: Org,
+  id: GateId,
+  verdict: Verdict,
+  now: number,
+): Promise<{ readonly outcome: Decided; readonly gate?: Gate }> {
+  const before = await readGate(org, id);
+  if (!before) return { outcome: 'missing' };
+  const siblings = verdict.decision === 'reject' ? await siblingsOf(org, before) : [];
+  const results = await org.write(
+    ...decisionOf(org, before, verdict, now),
+    ...siblings.flatMap((gate) => rejectionWith(org, before.id, gate, verdict, now)),
+    ...(verdict.decision === 'reject' ? [settledActivity(org, before.runId, now)] : []),
+  );
+  const gate = (await readGate(org, id)) ?? before;
+  if (results[2]!.changes > 0) return { outcome: 'decided', gate };
+  if (results[0]!.changes > 0) return { outcome: 'counted', gate };
+  const outcome = await whyNot(org, id, verdict);
+  const asked = { outcome: 'refused' } as const;
+  await org.write(
+    auditEntry(org, verdict.actor, `gate.${verdict.decision}`, id, { refused: outcome }, asked),
+  );
+  return { outcome, gate };
+}
+
+/** Each statement goes by whether the one before it changed a row. */
+function decisionOf(org: Org, gate: Gate, verdict: Verdict, now: number): Statement[] {
+  const { actor, decision, reason } = verdict;
+  const status = decision === 'approve' ? 'approved' : 'rejected';
+  const decider = deciderOf(verdict);
+  const states = { by: decider, ...(reason === undefined ? {} : { reason }) };
+  return [
+    vote(org, gate.id, verdict, now),
+    auditEntry(org, actor, `gate.${decision}`, gate.id, states, { ifChanged: true }),
+    org.statement(
+      `update gates set status = ?3, decided_at = ?4, decided_by = ?5
+       where org_id = ?1 and id = ?2 and status = 'pending' and changes() > 0
+         and (?3 = 'rejected' or approvals <= (
+           select count(*) from gate_decisions
+           where org_id = ?1 and gate_id = ?2 and decision = 'approve'
+         ))`,
+      gate.id,
+      status,
+      now,
+      decider,
+    ),
+    gateStep(org, gate.id, status, now, decider),
+    announce(org, `approval.${status}`, { ...eventOf(gate), decidedBy: decider }, now, {
+      ifChanged: true,
+    }),
+  ];
+}
+
+/** The other open gates of the same answer: with one call of it rejected, none can pass. */
+async function siblingsOf(org: Org, { id, parkedId }: Gate): Promise<Gate[]> {
+  const rows = await org.read(
+    `${SELECT} where g.org_id = ?1 and g.parked_id = ?2 and g.id <> ?3
+       and g.status in ('pending', 'approved')`,
+    parkedId,
+    id,
+  );
+  return rows.map(toGate);
+}
+
+function rejectionWith(
+  org: Org,
+  rejected: GateId,
+  gate: Gate,
+  verdict: Verdict,
+  now: number,
+): Statement[] {
+  const decider = deciderOf(verdict);
+  return [
+    org.statement(
+      `update gates set status = 'rejected', decided_at = ?4, decided_by = ?5
+       where org_id = ?1 and id = ?2 and status in ('pending', 'approved') and exists (
+         select 1 from gates where org_id = ?1 and id = ?3 and status = 'rejected'
+       )`,
+      gate.id,
+      rejected,
+      now,
+      decider,
+    ),
+    gateStep(org, gate.id, 'rejected', now, decider),
+    announce(org, 'approval.rejected', { ...eventOf(gate), decidedBy: decider }, now, {
+      ifChanged: true,
+    }),
+  ];
+}
+
+/** A run was held active while people decided: from now on it idles like any other. */
+export function settledActivity(org: Org, run: RunId, now: number): Statement {
+  return org.statement(
+    `update runs set active_at = coalesce((
+       select max(expires_at) from gates
+       where org_id = ?1 and run_id = ?2 and status in ('pending', 'approved')
+     ), ?3)
+     where org_id = ?1 and id = ?2 and active_at > ?3`,
+    run,
+    now,
+  );
+}
+
+/** The decision itself, while the gate is open and the decider is not who caused the call. */
+function vote(org: Org, id: GateId, verdict: Verdict, now: number): Statement {
+  return org.statement(
+    `insert into gate_decisions (org_id, gate_id, decider, decision, reason, decided_at)
+     select ?1, g.id, ?3, ?5, ?6, ?7 from gates g join runs r on r.id = g.run_id and r.org_id = ?1
+     where g.org_id = ?1 and g.id = ?2 and g.status = 'pending' and g.expires_at > ?7
+       and ${GOES_ON} and not ${IS_OWN}
+     on conflict do nothing`,
+    id,
+    deciderOf(verdict),
+    JSON.stringify(namesOf(verdict)),
+    verdict.decision,
+    verdict.reason ?? null,
+    now,
+  );
+}
+
+/** Who counts as one decider. */
+function deciderOf({ actor, memberId }: Verdict): string {
+  if (typeof actor === 'string') return memberId ?? actor;
+  return actor.kind === 'link' ? `link:${actor.id}` : (actor.memberId ?? actor.id);
+}
+
+/**
+ * Everything that a decider goes by. The operator makes tokens in an org's name and answers for no
+ * call, so that he goes by nothing.
+ */
+function namesOf({ actor, memberId }: Verdict): string[] {
+  const names =
+    typeof actor === 'string' ? [memberId] : [actor.id, actor.memberId, actor.tokenId, memberId];
+  return names.filter((name) => name !== undefined);
+}
+
+/** The agent and its tokens, the person who made the token, as a user and as a member. */
+const IS_OWN = `exists (
+  select 1 from json_each(?4) where value in (g.agent_id, g.caused_by)
+    or value in (select id from tokens where org_id = ?1 and agent_id = g.agent_id)
+    or value in (select id from members where org_id = ?1 and user_id = g.caused_by)
+)`;
+
+async function whyNot(org: Org, id: GateId, verdict: Verdict): Promise<Decided> {
+  const row = await org.first(
+    `select ${IS_OWN} as own, exists (
+       select 1 from gate_decisions where org_id = ?1 and gate_id = ?2 and decider = ?3
+     ) as repeated from gates g where g.org_id = ?1 and g.id = ?2`,
+    id,
+    deciderOf(verdict),
+    JSON.stringify(namesOf(verdict)),
+  );
+  if (row?.own) return 'own';
+  return row?.repeated ? 'repeated' : 'closed';
+}
+
+const BATCH = 200;
+
+/** Ends gates that nobody has used in time, in every org. @returns how many. */
+export async function expireGates(db: Database, now: number): Promise<number> {
+  let total = 0;
+  for (;;) {
+    const rows = await db.read(
+      `select * from gates where status in ('pending', 'approved') and expires_at <= ?1
+       order by expires_at limit ?2`,
+      [now, BATCH],
+    );
+    for (const row of rows) {
+      await expireGate(forOrg(db, row.org_id as Org['id']), toGate({ ...row, given: 0 }), now);
+    }
+    total += rows.length;
+    if (rows.length < BATCH) return total;
+  }
+}
+
+/** Ends a gate that nobody has used in time; one that has ended already stays as it is. */
+export async function expireGate(org: Org, gate: Gate, now: number): Promise<void> {
+  await org.write(
+    org.statement(
+      `update gates set status = 'expired'
+       where org_id = ?1 and id = ?2 and status in ('pending', 'approved') and expires_at <= ?3`,
+      gate.id,
+      now,
+    ),
+    gateStep(org, gate.id, 'approval_expired', now),
+    announce(org, 'approval.expired', eventOf(gate), now, { ifChanged: true }),
+  );
+}
+
+function eventOf(gate: Gate) {
+  return {
+    gateId: gate.id,
+    runId: gate.runId,
+    agentId: gate.agentId,
+    tool: gate.tool,
+    rule: gate.rule,
+    expiresAt: new Date(gate.expiresAt).toISOString(),
+  };
+}
+
+function toGate(row: Row): Gate {
+  return {
+    id: row.id as GateId,
+    agentId: row.agent_id as AgentId,
+    runId: row.run_id as RunId,
+    policyVersionId: row.policy_version_id as PolicyVersionId,
+    stepId: row.step_id as StepId | null,
+    parkedId: row.parked_id as ParkedId | null,
+    tool: String(row.tool),
+    digest: String(row.digest),
+    rule: String(row.rule),
+    ruleName: String(row.rule_name),
+    reason: String(row.reason),
+    approvals: row.approvals as number,
+    given: row.given as number,
+    status: row.status as GateStatus,
+    createdAt: row.created_at as number,
+    expiresAt: row.expires_at as number,
+    decidedAt: row.decided_at as number | null,
+    decidedBy: row.decided_by as string | null,
+    args: String(row.args),
+  };
+}

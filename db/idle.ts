@@ -1,0 +1,69 @@
+/** Idle runs: completed once nobody has called in them for as long as their policy says. */
+
+import type { AgentId, OrgId, RunId } from '../schema/ids.ts';
+import type { Database, Row } from './client.ts';
+import { forOrg } from './org.ts';
+import { announce } from './outbox.ts';
+
+const BATCH = 200;
+
+/**
+ * Completes open runs that have been idle for as long as their policy's `run.idleTimeoutS` says. A
+ * run with a call in flight, or with a gate that waits, is not idle.
+ *
+ * @param defaultIdleS For policies that don't say.
+ * @returns how many.
+ */
+export async function closeIdleRuns(
+  db: Database,
+  now: number,
+  defaultIdleS: number,
+): Promise<number> {
+  let total = 0;
+  for (;;) {
+    const rows = await db.read(
+      `select r.org_id, r.id, r.name, r.agent_id, r.active_at, r.spent_nanos,
+         p.name || '/v' || v.number as policy
+       from runs r
+       join policy_versions v on v.id = r.policy_version_id and v.org_id = r.org_id
+       join policies p on p.id = v.policy_id and p.org_id = v.org_id
+       where r.status = 'open' and r.opened_at <= ?1 and r.held_nanos = 0
+         and r.active_at
+           + 1000 * coalesce(json_extract(v.document, '$.run.idleTimeoutS'), ?2) <= ?1
+         and not exists (
+           select 1 from gates g where g.org_id = r.org_id and g.run_id = r.id
+             and g.status in ('pending', 'approved') and g.expires_at > ?1
+         )
+       limit ?3`,
+      [now, defaultIdleS, BATCH],
+    );
+    let closed = 0;
+    for (const row of rows) closed += await closeRun(db, row, now);
+    total += closed;
+    if (closed < BATCH) return total;
+  }
+}
+
+/** Nothing happens to a run that somebody has called in meanwhile. */
+async function closeRun(db: Database, row: Row, now: number): Promise<number> {
+  const org = forOrg(db, row.org_id as OrgId);
+  const told = {
+    runId: row.id as RunId,
+    run: String(row.name),
+    agentId: row.agent_id as AgentId,
+    policy: String(row.policy),
+    reason: 'idle',
+    spentNanos: Number(row.spent_nanos),
+  };
+  const [closed] = await org.write(
+    org.statement(
+      `update runs set status = 'completed', closed_at = ?3, closed_reason = 'idle'
+       where org_id = ?1 and id = ?2 and status = 'open' and active_at = ?4 and held_nanos = 0`,
+      told.runId,
+      now,
+      row.active_at!,
+    ),
+    announce(org, 'run.completed', told, now, { ifChanged: true }),
+  );
+  return closed!.changes;
+}

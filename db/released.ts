@@ -1,0 +1,90 @@
+/** Released calls: the tool calls that a run was given, and results that answer none of them. */
+
+import type { ParkedId, RunId, TokenId } from '../schema/ids.ts';
+import { windowsOf } from '../schema/rules/budget.ts';
+import type { Statement } from './client.ts';
+import type { Org } from './org.ts';
+import { newId } from './seal.ts';
+
+/** The run that calls are released to: by its id, or as that of a parked answer just released. */
+export type ReleasedTo = { readonly runId: RunId } | { readonly parkedId: ParkedId };
+
+/** The statements that remember released calls; none where there are none. */
+export function releasedCalls(
+  org: Org,
+  to: ReleasedTo,
+  callIds: readonly string[],
+  now: number,
+): Statement[] {
+  if (callIds.length === 0) return [];
+  const run =
+    'runId' in to
+      ? 'select id as run_id from runs where org_id = ?1 and id = ?2'
+      : 'select run_id from parked where org_id = ?1 and id = ?2 and ended_at = ?4';
+  return [
+    org.statement(
+      `insert into released_calls (org_id, run_id, call_id, was_released, created_at)
+       select ?1, run_id, value, 1, ?4 from (${run}), json_each(?3) where true
+       on conflict do update set was_released = 1`,
+      'runId' in to ? to.runId : to.parkedId,
+      JSON.stringify(callIds),
+      now,
+    ),
+  ];
+}
+
+/** A result that a run sent, though it was never given the call. */
+export interface UnreleasedResult {
+  readonly callId: string;
+  /** Whether it has been flagged before. */
+  readonly isKnown: boolean;
+}
+
+/** Which of these ids are of no call that the run was given. */
+export async function findUnreleased(
+  org: Org,
+  run: RunId,
+  callIds: readonly string[],
+): Promise<UnreleasedResult[]> {
+  const rows = await org.read(
+    `select distinct value as id, c.was_released from json_each(?3)
+     left join released_calls c on c.org_id = ?1 and c.run_id = ?2 and c.call_id = value
+     where coalesce(c.was_released, 0) = 0`,
+    run,
+    JSON.stringify(callIds),
+  );
+  return rows.map((row) => ({ callId: String(row.id), isKnown: row.was_released !== null }));
+}
+
+/** Flags results on the trail, each once per run. */
+export async function flagResults(
+  org: Org,
+  run: RunId,
+  tokenId: TokenId,
+  callIds: readonly string[],
+  now: number,
+): Promise<void> {
+  await org.write(
+    org.statement(
+      `insert into released_calls (org_id, run_id, call_id, was_released, created_at)
+       select ?1, ?2, value, 0, ?4 from json_each(?3) where true on conflict do nothing`,
+      run,
+      JSON.stringify(callIds),
+      now,
+    ),
+    org.statement(
+      `insert into steps (
+         org_id, id, run_id, agent_id, kind, day, started_at, settled_at, outcome, asked, answered
+       ) select ?1, ?3, id, agent_id, 'note', ?4, ?5, ?5, 'unreleased_result',
+         json_object('endpoint', 'tool_results', 'tokenId', ?6),
+         json_object('detail', json_object('callIds', json(?7)))
+       from runs where org_id = ?1 and id = ?2 and changes() > 0`,
+      run,
+      newId('step', now),
+      windowsOf(now).day,
+      now,
+      tokenId,
+      JSON.stringify(callIds),
+    ),
+  );
+}

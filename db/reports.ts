@@ -1,0 +1,103 @@
+/** Reports: what agents tell of tools that they ran themselves, as steps with a cost of their own. */
+
+import type { RunId, StepId, TokenId } from '../schema/ids.ts';
+import type { Nanos } from '../schema/money.ts';
+import type { Statement } from './client.ts';
+import type { Org } from './org.ts';
+import { digestText, newId } from './seal.ts';
+import { type Asked, type Place, readStep, type Step, settlement } from './steps.ts';
+
+/** A tool that was run. */
+export interface Report extends Place {
+  readonly tokenId: TokenId;
+  /** What makes the same report known when it comes again; `null` for none. */
+  readonly key: string | null;
+  /** `ok`, or what went wrong. */
+  readonly outcome: string;
+  /** Unix milliseconds. */
+  readonly startedAt: number;
+  readonly latencyMs: number;
+  readonly spentNanos: Nanos;
+  /** The tool's name, and whatever else is told of it. */
+  readonly detail: object;
+}
+
+/** What became of a report. */
+export interface Reported {
+  readonly step: Step;
+  /**
+   * - `recorded`: it is on the trail, and its money counts.
+   * - `repeated`: it was there before; nothing changed.
+   * - `other`: its key stands for another report.
+   */
+  readonly outcome: 'recorded' | 'repeated' | 'other';
+}
+
+/**
+ * Writes a report on a run's trail, whatever the run's status and ceilings: the money is gone.
+ *
+ * @returns undefined for a run that isn't there.
+ */
+export async function recordReport(org: Org, report: Report): Promise<Reported | undefined> {
+  const { runId, key } = report;
+  const id = newId('step');
+  const digest = digestText(
+    JSON.stringify([report.outcome, report.latencyMs, report.spentNanos, report.detail]),
+  );
+  await org.write(...(key === null ? [] : [claimKey(org, runId, key, id, digest)]), ...writing());
+  const kept = key === null ? undefined : await readKey(org, runId, key);
+  const step = await readStep(org, runId, kept?.stepId ?? id);
+  if (!step) return undefined;
+  if (!kept || kept.stepId === id) return { step, outcome: 'recorded' };
+  return { step, outcome: kept.digest === digest ? 'repeated' : 'other' };
+
+  /** In two steps, since only what is settled is looked at for alerts. */
+  function writing(): Statement[] {
+    return [
+      insertion(org, id, report),
+      settlement(org, runId, id, {
+        now: report.now,
+        spentNanos: report.spentNanos,
+        outcome: report.outcome,
+        answered: { latencyMs: report.latencyMs, detail: report.detail },
+      }),
+    ];
+  }
+}
+
+function claimKey(org: Org, run: RunId, key: string, step: StepId, digest: string): Statement {
+  return org.statement(
+    `insert into reports (org_id, run_id, key, step_id, digest)
+     values (?1, ?2, ?3, ?4, ?5) on conflict do nothing`,
+    run,
+    key,
+    step,
+    digest,
+  );
+}
+
+async function readKey(org: Org, run: RunId, key: string) {
+  const row = await org.first(
+    'select step_id, digest from reports where org_id = ?1 and run_id = ?2 and key = ?3',
+    run,
+    key,
+  );
+  return row && { stepId: row.step_id as StepId, digest: String(row.digest) };
+}
+
+/** With a key only where the statement before it has claimed that. */
+function insertion(org: Org, id: StepId, report: Report): Statement {
+  const asked: Asked = { endpoint: 'runs.steps', tokenId: report.tokenId };
+  return org.statement(
+    `insert into steps (
+       org_id, id, run_id, agent_id, kind, day, started_at, held_nanos, asked
+     ) select ?1, ?2, id, agent_id, 'tool_call', ?4, ?5, 0, ?6 from runs
+     where org_id = ?1 and id = ?3 and (?7 or changes() > 0)`,
+    id,
+    report.runId,
+    report.windows.day,
+    report.startedAt,
+    JSON.stringify(asked),
+    report.key === null ? 1 : 0,
+  );
+}

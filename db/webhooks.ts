@@ -1,0 +1,280 @@
+/** Webhook endpoints: where an org is told of events, and the secrets that prove who tells it. */
+
+import { Refusal } from '../schema/errors.ts';
+import type { OrgId, WebhookId } from '../schema/ids.ts';
+import { formatSecret, SECRET_BYTES } from '../schema/signature.ts';
+import { type Actor, actorName, auditEntry } from './audit.ts';
+import { DatabaseError, type Row, type Statement } from './client.ts';
+import type { Org } from './org.ts';
+import {
+  checkSeals,
+  hashToken,
+  type MasterKeys,
+  newId,
+  randomEntropy,
+  type SealContext,
+  type Sealed,
+  seal,
+} from './seal.ts';
+
+/** An endpoint as it stands, without its secrets. */
+export interface Webhook {
+  readonly id: WebhookId;
+  readonly url: string;
+  readonly description: string;
+  /** Types of events, or `*` alone. */
+  readonly events: readonly string[];
+  readonly status: 'enabled' | 'disabled';
+  /** `gone`, `failing` or `by_hand`. */
+  readonly disabledReason: string | null;
+  /** Since when nothing has got through; null after a success. Unix milliseconds, as all times. */
+  readonly failingSince: number | null;
+  /** Until when the secret before the present one signs too. */
+  readonly previousUntil: number | null;
+  readonly createdBy: string;
+  readonly createdAt: number;
+  readonly updatedAt: number;
+}
+
+/** What an endpoint is made with; its URL has been judged and its events validated. */
+export interface NewWebhook {
+  readonly url: string;
+  readonly events: readonly string[];
+  readonly description: string;
+}
+
+/** What can be changed of an endpoint. */
+export type WebhookChange = Partial<NewWebhook> & { readonly status?: Webhook['status'] };
+
+/** An endpoint's secret, to be shown once. */
+export interface ShownSecret {
+  readonly id: WebhookId;
+  /** `whsec_` and the base64 of the 32 bytes of the HMAC's key. */
+  readonly secret: string;
+}
+
+/** The most endpoints of an org. */
+export const MAX_WEBHOOKS = 100;
+/** The longest that an old secret can sign beside a new one. */
+export const MAX_GRACE_MS = 7 * 86_400_000;
+
+/** Where a webhook's secrets belong; both columns share it, since one moves to the other. */
+export function webhookSecretContext(org: OrgId, id: WebhookId): SealContext {
+  return { org, table: 'webhooks', column: 'secret', row: id };
+}
+
+/** Every endpoint of an org, the oldest first. */
+export async function listWebhooks(org: Org): Promise<Webhook[]> {
+  const rows = await org.read('select * from webhooks where org_id = ?1 order by id');
+  return rows.map(toWebhook);
+}
+
+/** The endpoint that has this id, this URL, or this secret, be it the one before a rotation. */
+export async function findWebhook(org: Org, text: string): Promise<Webhook | undefined> {
+  const row = await org.first(
+    `select * from webhooks where org_id = ?1
+       and (id = ?2 or url = ?2 or secret_hash = ?3 or previous_hash = ?3)`,
+    text,
+    hashToken(text),
+  );
+  return row && toWebhook(row);
+}
+
+/**
+ * Makes an endpoint.
+ *
+ * @throws {Refusal} `invalid_request` when the org has one of this URL, or too many.
+ * @throws {SealError} when the org's key is gone, or has sealed as often as it may.
+ */
+export async function createWebhook(
+  org: Org,
+  master: MasterKeys,
+  actor: Actor,
+  wanted: NewWebhook,
+): Promise<ShownSecret> {
+  await checkCount(org);
+  const id = newId('webhook');
+  const { secret, sealed, count } = await newSecret(org, master, id);
+  const { url, events, description } = wanted;
+  const now = Date.now();
+  const insertion = org.statement(
+    `insert into webhooks (
+       org_id, id, url, description, events, secret, secret_hash, created_by, created_at, updated_at
+     ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)`,
+    id,
+    url,
+    description,
+    JSON.stringify(events),
+    sealed,
+    hashToken(secret),
+    actorName(actor),
+    now,
+  );
+  const entry = auditEntry(org, actor, 'webhook.create', id, { url, events });
+  await writeUnique(org, count, insertion, entry);
+  return { id, secret };
+}
+
+/**
+ * Changes an endpoint; enabling it again forgets its failures.
+ *
+ * @returns whether there is such an endpoint.
+ * @throws {Refusal} `invalid_request` when another endpoint has the URL.
+ */
+export async function updateWebhook(
+  org: Org,
+  actor: Actor,
+  id: WebhookId,
+  change: WebhookChange,
+): Promise<boolean> {
+  const present = await findWebhook(org, id);
+  if (!present) return false;
+  const { url, events, description, status } = { ...present, ...change };
+  const update = org.statement(
+    `update webhooks set url = ?3, events = ?4, description = ?5, status = ?6, updated_at = ?7,
+       disabled_reason = case
+         when ?6 = 'enabled' then null when status = 'enabled' then 'by_hand' else disabled_reason
+       end,
+       failing_since = iif(status = 'disabled' and ?6 = 'enabled', null, failing_since)
+     where org_id = ?1 and id = ?2`,
+    id,
+    url,
+    JSON.stringify(events),
+    description,
+    status,
+    Date.now(),
+  );
+  const before = Object.fromEntries(
+    Object.keys(change).map((key) => [key, present[key as keyof WebhookChange]]),
+  );
+  const entry = auditEntry(org, actor, 'webhook.update', id, change, { before });
+  const ended = status === 'disabled' ? [abandonDeliveries(org, id, Date.now())] : [];
+  await writeUnique(org, update, entry, ...ended);
+  return true;
+}
+
+/** The statement by which what is due to a disabled endpoint is given up. */
+export function abandonDeliveries(org: Org, id: WebhookId, now: number): Statement {
+  return org.statement(
+    `update deliveries set
+       status = 'dead', reason = 'webhook_disabled', leased_by = null, ended_at = ?3
+     where org_id = ?1 and webhook_id = ?2 and status = 'pending' and exists (
+       select 1 from webhooks where org_id = ?1 and id = ?2 and status = 'disabled'
+     )`,
+    id,
+    now,
+  );
+}
+
+/** Deletes an endpoint with everything that was delivered to it. @returns whether it was there. */
+export async function deleteWebhook(org: Org, actor: Actor, id: WebhookId): Promise<boolean> {
+  const present = await findWebhook(org, id);
+  if (!present) return false;
+  const { url, events } = present;
+  await org.write(
+    org.statement(
+      `delete from delivery_attempts where org_id = ?1 and delivery_id in (
+         select id from deliveries where org_id = ?1 and webhook_id = ?2
+       )`,
+      id,
+    ),
+    org.statement('delete from deliveries where org_id = ?1 and webhook_id = ?2', id),
+    org.statement('delete from webhooks where org_id = ?1 and id = ?2', id),
+    auditEntry(org, actor, 'webhook.delete', id, undefined, { before: { url, events } }),
+  );
+  return true;
+}
+
+/** A secret just rotated. */
+export interface RotatedSecret extends ShownSecret {
+  /** Until when the secret before it signs too; null when it no longer does. */
+  readonly previousUntil: number | null;
+}
+
+/**
+ * Gives an endpoint a new secret; the present one signs too for `graceMs`, and any older one no
+ * longer.
+ *
+ * @param graceMs 0 to {@link MAX_GRACE_MS}.
+ * @returns undefined when there is no such endpoint.
+ * @throws {SealError} when the org's key is gone, or has sealed as often as it may.
+ */
+export async function rotateWebhookSecret(
+  org: Org,
+  master: MasterKeys,
+  actor: Actor,
+  id: WebhookId,
+  graceMs: number,
+): Promise<RotatedSecret | undefined> {
+  const present = await findWebhook(org, id);
+  if (!present) return undefined;
+  const { secret, sealed, count } = await newSecret(org, master, present.id);
+  const now = Date.now();
+  const previousUntil = graceMs > 0 ? now + graceMs : null;
+  await org.write(
+    count,
+    org.statement(
+      `update webhooks set
+         previous_secret = iif(?5 is null, null, secret),
+         previous_hash = iif(?5 is null, null, secret_hash),
+         previous_until = ?5, secret = ?3, secret_hash = ?4, updated_at = ?6
+       where org_id = ?1 and id = ?2`,
+      present.id,
+      sealed,
+      hashToken(secret),
+      previousUntil,
+      now,
+    ),
+    auditEntry(org, actor, 'webhook.rotate_secret', present.id, { previousUntil }),
+  );
+  return { id: present.id, secret, previousUntil };
+}
+
+interface NewSecret {
+  readonly secret: string;
+  readonly sealed: Sealed;
+  /** The statement that counts the seal. */
+  readonly count: Statement;
+}
+
+async function newSecret(org: Org, master: MasterKeys, id: WebhookId): Promise<NewSecret> {
+  const secret = formatSecret(randomEntropy(SECRET_BYTES));
+  const orgKey = await org.first('select wrapped, seals from org_keys where org_id = ?1');
+  checkSeals(Number(orgKey?.seals ?? Number.NaN));
+  const context = webhookSecretContext(org.id, id);
+  const sealed = await seal(master, String(orgKey?.wrapped), context, secret);
+  const count = org.statement('update org_keys set seals = seals + 1 where org_id = ?1');
+  return { secret, sealed, count };
+}
+
+async function checkCount(org: Org): Promise<void> {
+  const row = await org.first('select count(*) as count from webhooks where org_id = ?1');
+  if (Number(row?.count) < MAX_WEBHOOKS) return;
+  throw new Refusal('invalid_request', `An org can have at most ${MAX_WEBHOOKS} webhooks.`);
+}
+
+async function writeUnique(org: Org, ...statements: Statement[]): Promise<void> {
+  try {
+    await org.write(...statements);
+  } catch (error) {
+    if (!(error instanceof DatabaseError && error.conflict)) throw error;
+    const message = 'This org has a webhook with that URL already.';
+    throw new Refusal('invalid_request', message, { field: 'url' });
+  }
+}
+
+function toWebhook(row: Row): Webhook {
+  return {
+    id: row.id as WebhookId,
+    url: String(row.url),
+    description: String(row.description),
+    events: JSON.parse(String(row.events)) as string[],
+    status: row.status as Webhook['status'],
+    disabledReason: row.disabled_reason as string | null,
+    failingSince: row.failing_since as number | null,
+    previousUntil: row.previous_until as number | null,
+    createdBy: String(row.created_by),
+    createdAt: row.created_at as number,
+    updatedAt: row.updated_at as number,
+  };
+}

@@ -1,0 +1,121 @@
+/** Admins: who calls the admin routes, by token or by session, and whether he may do what is asked. */
+
+import { type Principal, refuse } from '../db/audit.ts';
+import { forOrg, type Org } from '../db/org.ts';
+import { findSession } from '../db/sessions.ts';
+import { isTouched, touchToken } from '../db/tokens.ts';
+import { Refusal } from '../schema/errors.ts';
+import type { Viewer } from '../schema/graphql/context.ts';
+import { type AdminAction, actionsOf, isAdminAction } from '../schema/roles.ts';
+import { addressOf } from './edge.ts';
+import { readCredential, requestIdOf } from './proxy/authenticate.ts';
+import type { Services } from './services.ts';
+
+/** An admin: his org, who he is on the audit trail, and what he may do. */
+export interface Admin {
+  readonly org: Org;
+  readonly actor: Principal;
+  readonly viewer: Viewer;
+}
+
+/** The cookie of a session; with the prefix, no other host and no plain http can set it. */
+export const SESSION_COOKIES = ['__Host-rungate', 'rungate'] as const;
+
+/**
+ * Finds who calls: the admin token in `Authorization: Bearer rg_adm_…`, else the session of the
+ * cookie; both are read anew.
+ *
+ * @throws {Refusal} `invalid_token`, `rate_limited`, `permission_denied`.
+ */
+export async function identifyAdmin(services: Services, request: Request): Promise<Admin> {
+  const secret = request.headers.has('authorization') ? undefined : sessionSecret(request);
+  return secret === undefined
+    ? await identifyByToken(services, request)
+    : await identifyBySession(services, request, secret);
+}
+
+/**
+ * Finds who calls, and refuses and records what he may not do.
+ *
+ * @param target What the action is on, for the record.
+ * @throws {Refusal} as {@link identifyAdmin}.
+ */
+export async function authenticateAdmin(
+  services: Services,
+  request: Request,
+  action: AdminAction,
+  target: string,
+): Promise<Admin> {
+  const admin = await identifyAdmin(services, request);
+  if (admin.viewer.actions.has(action)) return admin;
+  return await refuse(admin.org, admin.actor, action, target, notPermitted(action));
+}
+
+async function identifyByToken(services: Services, request: Request): Promise<Admin> {
+  const credential = await readCredential(services, request);
+  const org = forOrg(services.db, credential.orgId);
+  if (credential.kind !== 'admin') {
+    const message = "This token is an agent's; use an rg_adm_… token.";
+    throw new Refusal('permission_denied', message, { rule: 'token.kind' });
+  }
+  const { tokenId, member } = credential;
+  const actions = credential.actions.filter(isAdminAction);
+  const now = services.now();
+  if (!isTouched(credential, now)) await touchToken(org, credential, now);
+  return {
+    org,
+    actor: {
+      ...{ kind: 'token', id: tokenId, tokenId, actions },
+      ...(member && { memberId: member.id, role: member.role }),
+      ...seenFrom(services, request),
+    },
+    viewer: {
+      ...{ tokenId, sessionId: null, actions: new Set(actions) },
+      ...{ memberId: member?.id ?? null, role: member?.role ?? null },
+    },
+  };
+}
+
+async function identifyBySession(
+  services: Services,
+  request: Request,
+  secret: string,
+): Promise<Admin> {
+  const session = await findSession(services.db, secret, services.now());
+  if (!session) throw new Refusal('invalid_token', 'The session has ended; sign in again.');
+  if (session.orgSuspendedAt !== null) {
+    throw new Refusal('permission_denied', 'The org is suspended.', { rule: 'org.suspended' });
+  }
+  const { memberId, role, userId } = session;
+  const actions = actionsOf(role);
+  return {
+    org: forOrg(services.db, session.orgId),
+    actor: { kind: 'user', id: userId, memberId, role, actions, ...seenFrom(services, request) },
+    viewer: { memberId, role, actions: new Set(actions), tokenId: null, sessionId: session.id },
+  };
+}
+
+function seenFrom(services: Services, request: Request) {
+  const address = addressOf(services, request);
+  const userAgent = request.headers.get('user-agent');
+  return {
+    requestId: requestIdOf(request),
+    ...(address === undefined ? {} : { address }),
+    ...(userAgent === null ? {} : { userAgent }),
+  };
+}
+
+/** The session's secret from the cookie, if there is one. */
+export function sessionSecret(request: Request): string | undefined {
+  const cookies = (request.headers.get('cookie') ?? '').split(/;\s*/);
+  for (const name of SESSION_COOKIES) {
+    const cookie = cookies.find((text) => text.startsWith(`${name}=`));
+    if (cookie) return cookie.slice(name.length + 1);
+  }
+  return undefined;
+}
+
+function notPermitted(action: AdminAction): Refusal {
+  const message = `This token does not permit ${action}; use an rg_adm_… token that does.`;
+  return new Refusal('permission_denied', message, { rule: 'token.actions', asked: action });
+}

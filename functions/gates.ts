@@ -1,0 +1,179 @@
+/** Gates over HTTP: how one stands, for its agent, and the pages where holders of a link decide. */
+
+import { html } from 'hono/html';
+import { agentNames } from '../db/agents.ts';
+import { type Decided, decideGate, type Gate, openArgs, readGate } from '../db/gates.ts';
+import { readRun } from '../db/runs.ts';
+import { Refusal } from '../schema/errors.ts';
+import { isId } from '../schema/ids.ts';
+import { indentJson } from '../schema/indent.ts';
+import { statusAt } from '../schema/rules/gate.ts';
+import { respondJson } from './edge.ts';
+import { type Link, LinkError, openLink } from './links.ts';
+import { type Markup, respondForm } from './pages.ts';
+import { authenticate } from './proxy/authenticate.ts';
+import { readBody } from './proxy/body.ts';
+import type { Services } from './services.ts';
+
+/** A gate of the calling agent: how it stands, but not what it holds back. */
+export async function showGate(
+  services: Services,
+  request: Request,
+  id: string,
+): Promise<Response> {
+  const { org, agent } = await authenticate(services, request, 'gate.read');
+  const gate = isId('gate', id) ? await readGate(org, id) : undefined;
+  // Another agent's gate answers like one that doesn't exist.
+  if (gate?.agentId !== agent.id) {
+    throw new Refusal('not_found', 'This agent has no gate with that id.');
+  }
+  const run = await readRun(org, gate.runId);
+  const { tool, rule, ruleName, approvals, given, stepId } = gate;
+  return respondJson({
+    ...{ id: gate.id, status: statusAt(gate, services.now()), tool, rule, ruleName },
+    ...{ approvals, given, stepId, runId: run?.name ?? gate.runId },
+    createdAt: isoTime(gate.createdAt),
+    expiresAt: isoTime(gate.expiresAt),
+    decidedAt: gate.decidedAt === null ? null : isoTime(gate.decidedAt),
+  });
+}
+
+const isoTime = (millis: number): string => new Date(millis).toISOString();
+
+/** Says of a link that can't be used why not, on a page. */
+async function onLink(
+  services: Services,
+  token: string,
+  answer: (link: Link, gate: Gate) => Promise<Response>,
+): Promise<Response> {
+  try {
+    const link = await openLink(services, token);
+    const gate = await readGate(link.org, link.gateId);
+    if (!gate) throw new LinkError('invalid', 'This link is not valid.');
+    return await answer(link, gate);
+  } catch (error) {
+    if (!(error instanceof LinkError)) throw error;
+    const isExpired = error.code === 'expired';
+    const title = isExpired ? 'This link has expired' : 'This link is not valid';
+    const advice = isExpired ? 'What it asked for was not decided in time.' : 'Ask for a new one.';
+    return respondForm(title, html`<p>${advice}</p>`, isExpired ? 410 : 404);
+  }
+}
+
+/** `GET /approvals/{token}`: what a gate holds back, and a form to decide on it. Decides nothing. */
+export function showApproval(services: Services, token: string): Promise<Response> {
+  return onLink(services, token, async (link, gate) => {
+    const status = statusAt(gate, services.now());
+    const form = status === 'pending' ? DECISION_FORM : html`<p>This gate is ${status}.</p>`;
+    const facts = await factsOf(link, gate, status);
+    return respondForm('A tool call needs approval', html`${facts}\n${form}`);
+  });
+}
+
+async function factsOf({ org, vault }: Link, gate: Gate, status: string): Promise<Markup> {
+  const [names, run, args] = await Promise.all([
+    agentNames(org),
+    readRun(org, gate.runId),
+    openArgs(vault, gate),
+  ]);
+  const entries = [
+    ['Tool', gate.tool],
+    ['Agent', names.get(gate.agentId) ?? gate.agentId],
+    ['Run', run?.name ?? gate.runId],
+    ['Rule', gate.ruleName === gate.rule ? gate.rule : `${gate.ruleName} (${gate.rule})`],
+    ['Why', gate.reason],
+    ['Status', `${status}, ${gate.given} of ${gate.approvals} approvals`],
+    ['Expires', isoTime(gate.expiresAt)],
+  ];
+  return html`<dl class="facts">
+${entries.map(([name, value]) => html`<div><dt>${name}</dt><dd>${visible(value ?? '')}</dd></div>\n`)}</dl>
+<h2>Arguments</h2>
+<pre>${visible(indentJson(args))}</pre>`;
+}
+
+/** Characters that hide others or change their order are shown as what they are. */
+function visible(text: string): string {
+  return text.replace(/[\p{Cf}\p{Cs}\p{Co}\u2028\u2029]|(?![\n\t])\p{Cc}/gu, (character) => {
+    return `\\u{${character.codePointAt(0)!.toString(16)}}`;
+  });
+}
+
+const DECISION_FORM = html`<form method="post">
+<label for="reason">Reason (optional)</label>
+<input id="reason" name="reason" maxlength="500" autocomplete="off">
+<button name="decision" value="approve">Approve</button>
+<button name="decision" value="reject">Reject</button>
+</form>
+<p class="proof">This link decides once. Whoever holds it can use it.</p>`;
+
+const FORM_LIMITS = { maxEncodedBytes: 16_384, maxDecodedBytes: 16_384 };
+const MAX_REASON_CHARS = 500;
+
+/**
+ * `POST /approvals/{token}`: decides on a gate, once per link.
+ *
+ * @throws {Refusal} `invalid_request` for a form that decides nothing, `permission_denied` for one
+ *   that another site sent.
+ */
+export function decideApproval(
+  services: Services,
+  request: Request,
+  token: string,
+): Promise<Response> {
+  return onLink(services, token, async (link, gate) => {
+    refuseOtherSites(services, request);
+    const { decision, reason } = await readDecision(request);
+    const actor = { kind: 'link', id: link.id } as const;
+    const verdict = { actor, decision, ...(reason === '' ? {} : { reason }) };
+    const decided = await decideGate(link.org, gate.id, verdict, services.now());
+    return respondDecided(decided.outcome, decided.gate ?? gate, decision);
+  });
+}
+
+async function readDecision(request: Request) {
+  const form = new URLSearchParams(new TextDecoder().decode(await readBody(request, FORM_LIMITS)));
+  const decision = form.get('decision');
+  const reason = (form.get('reason') ?? '').trim();
+  if ((decision === 'approve' || decision === 'reject') && reason.length <= MAX_REASON_CHARS) {
+    return { decision, reason } as const;
+  }
+  throw new Refusal(
+    'invalid_request',
+    `Send decision=approve or decision=reject, and a reason of at most ${MAX_REASON_CHARS} characters.`,
+    { field: 'decision' },
+  );
+}
+
+/** The token in the path can't be guessed; a browser still says where a form was sent from. */
+function refuseOtherSites({ config }: Services, { headers, url }: Request): void {
+  const site = headers.get('sec-fetch-site');
+  const origin = headers.get('origin');
+  const hosts = [url, config.publicUrl].flatMap((known) => (known ? [new URL(known).host] : []));
+  const isForeign = origin !== null && !hosts.includes(URL.parse(origin)?.host ?? '');
+  if (isForeign || (site !== null && site !== 'same-origin' && site !== 'none')) {
+    throw new Refusal('permission_denied', 'Decide on the page of the link itself.', {
+      rule: 'approvals.origin',
+    });
+  }
+}
+
+const CLOSED: Readonly<Record<Exclude<Decided, 'decided' | 'counted'>, readonly [number, string]>> =
+  {
+    repeated: [409, 'This link has been used before.'],
+    own: [403, 'Who caused the call can’t decide on it.'],
+    closed: [410, 'This gate is decided or expired already.'],
+    missing: [404, 'There is no such gate.'],
+  };
+
+function respondDecided(outcome: Decided, gate: Gate, decision: string): Promise<Response> {
+  if (outcome === 'decided') {
+    const title = decision === 'approve' ? 'Approved' : 'Rejected';
+    return respondForm(title, html`<p>The call of ${visible(gate.tool)} is ${gate.status}.</p>`);
+  }
+  if (outcome === 'counted') {
+    const count = `${gate.given} of ${gate.approvals}`;
+    return respondForm('Counted', html`<p>Your approval counts: ${count} are given.</p>`);
+  }
+  const [status, message] = CLOSED[outcome];
+  return respondForm('Nothing was decided', html`<p>${message}</p>`, status);
+}

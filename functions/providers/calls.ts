@@ -1,0 +1,202 @@
+/** Reading the tool calls of an answer so that no client can read another call than was judged. */
+
+import {
+  fold,
+  InvalidJson,
+  type Json,
+  type JsonObject,
+  parseStrict,
+} from '../../schema/json.ts';
+import { isObject } from '../../schema/rules/bound.ts';
+import type { SseEvent } from '../../schema/sse.ts';
+import type { CallReader, ProposedCall } from './contract.ts';
+import { sourcesOf } from './source.ts';
+
+/** An answer that clients could read as different calls. */
+export class Unreadable extends Error {
+  override readonly name = 'Unreadable';
+}
+
+/** The most calls, each of its versions counted, of one answer. */
+const MAX_CALLS = 4_096;
+/** The most characters of arguments that are put together from the events of one answer. */
+export const MAX_ARGS_CHARS = 16 * 1024 * 1024;
+
+/** One checked JSON object: an event's data or a whole answer. */
+export interface Passage {
+  readonly value: JsonObject;
+  /** The event's name where it has one that tells anything. */
+  readonly event: string | undefined;
+  /** The source text of an object or array in it. */
+  source(part: JsonObject | Json[]): string;
+}
+
+/** What a dialect knows of calls. */
+export interface Gatherer {
+  /**
+   * What a text holds that has to do with a call, whatever its JSON looks like otherwise; in any
+   * case, for some decoders ignore the case of keys.
+   */
+  readonly hint: RegExp;
+  /**
+   * Takes a passage; returns names as {@link CallReader.event} does.
+   *
+   * @throws {Unreadable}
+   */
+  take(passage: Passage): string[];
+  /** @throws {Unreadable} */
+  calls(): ProposedCall[];
+}
+
+/** Keys by which calls are found and put together. */
+const KEYS = new Set([
+  ...['type', 'id', 'index', 'name', 'arguments', 'input', 'delta', 'message', 'content'],
+  ...['choices', 'tool_calls', 'function_call', 'function', 'custom'],
+  ...['response', 'output', 'item', 'data', 'output_index', 'item_id', 'call_id', 'namespace'],
+  ...['server_label', 'action', 'actions', 'operation', 'execution', 'command_index'],
+  ...['content_block', 'partial_json'],
+]);
+const LONGEST_KEY = 16;
+
+/**
+ * Turns away keys that are spelled almost like those by which calls are found: some decoders take
+ * them for the same.
+ *
+ * @throws {Unreadable}
+ */
+export function refuseVariants(value: JsonObject): void {
+  for (const key in value) {
+    if (KEYS.has(key) || key.length > LONGEST_KEY || !KEYS.has(fold(key))) continue;
+    throw new Unreadable('a key differs from a known one in case only');
+  }
+}
+
+/** Arguments as an object; undefined where two readers could read them as two things. */
+export function parseArgs(text: string): JsonObject | undefined {
+  try {
+    return parseStrict(encoder.encode(text), NO_KEYS).value;
+  } catch (error) {
+    if (error instanceof InvalidJson) return undefined;
+    throw error;
+  }
+}
+
+/** The arguments of a tool that takes free text. */
+export function freeText(input: string): Pick<ProposedCall, 'args' | 'argsText'> {
+  return { args: { input }, argsText: JSON.stringify({ input }) };
+}
+
+/** Text that a JSON escape or a lenient decoder could turn into a key or a name. */
+const DISGUISE = /\\u|\0/;
+const NO_KEYS: ReadonlySet<string> = new Set();
+const NONE: readonly string[] = [];
+const encoder = new TextEncoder();
+const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+
+/** Reads the calls of one answer by what a dialect knows of them. */
+export class StrictReader implements CallReader {
+  readonly #gatherer: Gatherer;
+  #fault: string | undefined;
+
+  constructor(gatherer: Gatherer) {
+    this.#gatherer = gatherer;
+  }
+
+  get fault(): string | undefined {
+    return this.#fault;
+  }
+
+  body(bytes: Uint8Array): readonly ProposedCall[] {
+    const text = decoder.decode(bytes);
+    if (this.#mayHold(text)) this.#take(bytes, undefined);
+    return this.calls();
+  }
+
+  event({ event, data }: SseEvent): readonly string[] {
+    const name = event === 'message' || event === '' ? undefined : event;
+    if (!this.#mayHold(data) && !(name && this.#gatherer.hint.test(name))) return NONE;
+    if (data.includes('\n')) this.#refuseLines(data);
+    return this.#take(encoder.encode(data), name);
+  }
+
+  calls(): readonly ProposedCall[] {
+    const known = new Map<string, ProposedCall>();
+    this.#attempt(() => {
+      for (const call of this.#gatherer.calls()) {
+        known.set(JSON.stringify([call.kind, call.id, call.name, call.argsText]), call);
+        if (known.size > MAX_CALLS) throw new Unreadable('it proposes too many calls');
+      }
+    });
+    return [...known.values()];
+  }
+
+  #mayHold(text: string): boolean {
+    return this.#gatherer.hint.test(text) || DISGUISE.test(text);
+  }
+
+  #take(bytes: Uint8Array, event: string | undefined): readonly string[] {
+    return this.#attempt(() => this.#gatherer.take(readPassage(bytes, event))) ?? NONE;
+  }
+
+  /** Some clients take each `data` line for an event of its own. */
+  #refuseLines(data: string): void {
+    const isEvent = data.split('\n').some((line) => this.#mayHold(line) && parseArgs(line));
+    if (isEvent) this.#fault ??= 'an event has several lines, one of which is an event by itself';
+  }
+
+  #attempt<Result>(read: () => Result): Result | undefined {
+    try {
+      return read();
+    } catch (error) {
+      if (!(error instanceof Unreadable)) throw error;
+      this.#fault ??= error.message;
+      return undefined;
+    }
+  }
+}
+
+function readPassage(bytes: Uint8Array, event: string | undefined): Passage {
+  const { value, text } = parse(bytes);
+  let sources: ReadonlyMap<Json, string> | undefined;
+  return {
+    value,
+    event,
+    source(part) {
+      sources ??= sourcesOf(text, value);
+      return sources.get(part) ?? JSON.stringify(part);
+    },
+  };
+}
+
+function parse(bytes: Uint8Array) {
+  try {
+    return parseStrict(bytes, KEYS);
+  } catch (error) {
+    if (error instanceof InvalidJson) throw new Unreadable('its JSON can be read in several ways');
+    throw error;
+  }
+}
+
+/**
+ * What a passage says it is: its `type`, else the name of its event.
+ *
+ * @throws {Unreadable} where the two differ, for clients go by either.
+ */
+export function typeOf({ value, event }: Passage): string {
+  const type = typeof value.type === 'string' ? value.type : undefined;
+  if (type !== undefined && event !== undefined && type !== event) {
+    throw new Unreadable('the name of an event differs from its type');
+  }
+  return type ?? event ?? '';
+}
+
+/** The objects of a member that is a list. */
+export function objectsOf(value: Json | undefined): JsonObject[] {
+  return Array.isArray(value) ? value.filter(isObject) : [];
+}
+
+/** A member that is a string; empty where it is not. */
+export function stringOf(value: JsonObject, key: string): string {
+  const member = value[key];
+  return typeof member === 'string' ? member : '';
+}

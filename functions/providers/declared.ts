@@ -1,0 +1,163 @@
+/** The tools that a request declares or names, in every dialect, and who runs each of them. */
+
+import type { Json, JsonObject } from '../../schema/json.ts';
+import { isGiven, isObject, readList } from '../../schema/rules/bound.ts';
+import type { HostedTool } from '../../schema/rules/hosted.ts';
+import { memberOf } from './reading.ts';
+
+/** A tool that a request declares or names. */
+export interface Declared {
+  /** Where it stands in the body: `tools[2]`. */
+  readonly field: string;
+  /** The name by which the agent will be asked to run it; absent for a tool that runs upstream. */
+  readonly name?: string;
+  readonly hosted?: HostedTool;
+}
+
+type Reader = (body: JsonObject) => readonly Declared[];
+
+/** Readers by the endpoint's name. */
+const READERS: ReadonlyMap<string, Reader> = new Map([
+  ['chat.completions', declaredInChat],
+  ['responses.create', declaredInResponses],
+  ['messages', declaredInMessages],
+  ['messages.count_tokens', declaredInMessages],
+]);
+
+/** Client tools of the Responses API that have no name: what a call of each is called. */
+const NAMELESS: ReadonlyMap<string, string> = new Map([
+  ['local_shell', 'local_shell'],
+  ['apply_patch', 'apply_patch'],
+  ['computer', 'computer'],
+  ['computer-preview', 'computer'],
+  ['computer_use_preview', 'computer'],
+]);
+
+/** Anthropic's tools that the caller runs, whose types have versions. */
+const CLIENT_TYPE = /^(?:bash|text_editor|computer|memory|(?:browser|computer)_toolset)_\d+$/;
+/** Items of a conversation that bring tools with them. */
+const LOADING_ITEMS = new Set(['tool_search_output', 'additional_tools']);
+
+/**
+ * The tools of a request, those that its `tool_choice` names included.
+ *
+ * @param endpoint The endpoint's name; there are none where it takes no tools.
+ * @throws {Refusal} `invalid_body` for lists that are none.
+ */
+export function declaredTools(endpoint: string, body: JsonObject): readonly Declared[] {
+  return READERS.get(endpoint)?.(body) ?? [];
+}
+
+function declaredInChat(body: JsonObject): Declared[] {
+  const search = { field: 'web_search_options', hosted: { type: 'web_search' } };
+  return [
+    ...readList(body, 'tools').map((tool, at) => chatTool(tool, `tools[${at}]`)),
+    ...readList(body, 'functions').map((tool, at) => byName(tool, `functions[${at}]`)),
+    ...chosen(body.tool_choice, chatTool),
+    ...(isObject(body.function_call) ? [byName(body.function_call, 'function_call')] : []),
+    ...(isGiven(body.web_search_options) ? [search] : []),
+  ];
+}
+
+function chatTool(tool: Json, field: string): Declared {
+  if (!isObject(tool)) return { field, name: '' };
+  const type = typeOf(tool) ?? 'function';
+  if (type === 'function' || type === 'custom') return byName(memberOf(tool, type), field);
+  return { field, hosted: { type } };
+}
+
+function declaredInResponses(body: JsonObject): Declared[] {
+  const items = Array.isArray(body.input) ? body.input : [];
+  const loaded = items.flatMap((item, at) => {
+    if (!isObject(item) || !LOADING_ITEMS.has(typeOf(item) ?? '')) return [];
+    return responseTools(item.tools, `input[${at}].tools`);
+  });
+  return [
+    ...readList(body, 'tools').flatMap((tool, at) => responseTool(tool, `tools[${at}]`)),
+    ...loaded,
+    ...chosen(body.tool_choice, (tool, field) => responseTool(tool, field)[0]),
+  ];
+}
+
+function responseTools(tools: Json | undefined, field: string): Declared[] {
+  if (!Array.isArray(tools)) return [];
+  return tools.flatMap((tool, at) => responseTool(tool, `${field}[${at}]`));
+}
+
+function responseTool(tool: Json, field: string): Declared[] {
+  if (!isObject(tool)) return [{ field, name: '' }];
+  const type = typeOf(tool) ?? 'function';
+  if (type === 'function' || type === 'custom') return [byName(tool, field)];
+  if (type === 'namespace') return responseTools(tool.tools, `${field}.tools`);
+  if (type === 'mcp')
+    return [mcpTool(tool.server_label, tool.server_url ?? tool.connector_id, field)];
+  if (type === 'shell' && memberOf(tool, 'environment').type === 'local') {
+    return [{ field, name: 'shell' }];
+  }
+  const name = NAMELESS.get(type);
+  return [name === undefined ? { field, hosted: { type } } : { field, name }];
+}
+
+function declaredInMessages(body: JsonObject): Declared[] {
+  const servers = readList(body, 'mcp_servers');
+  return [
+    ...readList(body, 'tools').map((tool, at) => messageTool(tool, servers, `tools[${at}]`)),
+    ...servers.map((server, at) => {
+      const { name, url } = isObject(server) ? server : {};
+      return mcpTool(name, url, `mcp_servers[${at}]`);
+    }),
+    ...chosen(body.tool_choice, byName),
+  ];
+}
+
+function messageTool(tool: Json, servers: readonly Json[], field: string): Declared {
+  if (!isObject(tool)) return { field, name: '' };
+  const type = typeOf(tool) ?? 'custom';
+  if (type === 'custom') return byName(tool, field);
+  if (type === 'mcp_toolset') {
+    const label = tool.mcp_server_name;
+    const server = servers.find((each) => isObject(each) && each.name === label);
+    return mcpTool(label, isObject(server) ? server.url : undefined, field);
+  }
+  if (!CLIENT_TYPE.test(type)) return { field, hosted: { type } };
+  return isGiven(tool.name) ? byName(tool, field) : { field, name: type.replace(/_\d+$/, '') };
+}
+
+function byName(tool: Json, field: string): Declared {
+  const name = isObject(tool) ? tool.name : undefined;
+  return { field, name: typeof name === 'string' ? name : '' };
+}
+
+function mcpTool(label: Json | undefined, place: Json | undefined, field: string): Declared {
+  const hosted = {
+    type: 'mcp',
+    ...(typeof label === 'string' ? { label } : {}),
+    ...(typeof place === 'string' ? { place } : {}),
+  };
+  return { field, hosted };
+}
+
+/**
+ * The tools that a `tool_choice` names: one, or those of a list of allowed ones. Those that run
+ * upstream it can only choose from what is declared.
+ *
+ * @param read Reads one tool as it is named in the dialect.
+ */
+function chosen(
+  choice: Json | undefined,
+  read: (tool: JsonObject, field: string) => Declared | undefined,
+): Declared[] {
+  if (!isObject(choice)) return [];
+  const list = choice.tools ?? memberOf(choice, 'allowed_tools').tools;
+  const named = Array.isArray(list) ? list : [choice];
+  return named.flatMap((tool) => {
+    const isNamed =
+      isObject(tool) && ['name', 'function', 'custom'].some((key) => isGiven(tool[key]));
+    const declared = isNamed ? read(tool, 'tool_choice') : undefined;
+    return declared?.name === undefined ? [] : [declared];
+  });
+}
+
+function typeOf(tool: JsonObject): string | undefined {
+  return typeof tool.type === 'string' ? tool.type : undefined;
+}

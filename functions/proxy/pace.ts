@@ -1,0 +1,118 @@
+/** Step 5: which limits the call counts against; the write that holds its money enforces them. */
+
+import type { Charge } from '../../db/limits.ts';
+import type { LimitState } from '../../schema/errors.ts';
+import type { Bound } from '../../schema/rules/bound.ts';
+import {
+  countsAttempts,
+  fits,
+  type Limit,
+  limitsOf,
+  refusedStateOf,
+  retryAfterSOf,
+  type Standing,
+  type StopReason,
+  stateOf,
+  stopReasonOf,
+  tightestFirst,
+} from '../../schema/rules/limit.ts';
+import type { Permitted } from './decide.ts';
+import { deny } from './deny.ts';
+
+/** A call, and the limits that it has to fit into. */
+export interface Paced extends Permitted {
+  readonly limits: readonly Limit[];
+}
+
+/** Finds the limits of the policy, of the run and of the operator that apply to a call. */
+export function limitRate(call: Permitted): Paced {
+  const { version, services, run, requestDigest } = call;
+  const limits = limitsOf(version.policy, services.config.caps, {
+    agent: call.agent.id,
+    policy: version.policyId,
+    org: call.org.id,
+    run: run.id,
+    requestDigest,
+  });
+  return { ...call, limits };
+}
+
+/**
+ * How much of each of its limits a call takes that can consume so much. A further attempt of a call
+ * is no further request.
+ */
+export function chargesOf(
+  { limits, stepKind = 'model_call' }: Paced,
+  { inputTokens, outputTokens }: Bound,
+): Charge[] {
+  return limits.map((limit) => {
+    if (stepKind !== 'model_call' && !countsAttempts(limit)) return { limit, amount: 0 };
+    return { limit, amount: limit.kind === 'tokens' ? inputTokens + outputTokens : 1 };
+  });
+}
+
+/** The limits as callers are told of them, the tightest first. */
+export function statesOf(
+  charges: readonly Charge[],
+  standings: readonly Standing[],
+  nowMillis: number,
+): LimitState[] {
+  return tightestFirst(
+    charges.flatMap(({ limit }, at) => stateOf(limit, standings[at]!, nowMillis) ?? []),
+  );
+}
+
+/** What a call took of its limits, and how they stood at that moment. */
+export interface Pace {
+  readonly charges: readonly Charge[];
+  readonly standings: readonly Standing[];
+  /** Unix milliseconds. */
+  readonly now: number;
+}
+
+/** The limit that a call did not fit into, and what follows. */
+export interface Unfit {
+  readonly charge: Charge;
+  readonly standing: Standing;
+  /** Why the run has to be stopped; absent where waiting helps. */
+  readonly stop: StopReason | undefined;
+}
+
+/** The first limit that did not let a call in; one that stops the run before all others. */
+export function unfitOf({ charges, standings }: Pace): Unfit | undefined {
+  const unfit = charges.flatMap((charge, at) => {
+    const standing = standings[at]!;
+    const isFit = fits(charge.limit, charge.amount, standing);
+    return isFit ? [] : [{ charge, standing, stop: stopReasonOf(charge.limit) }];
+  });
+  return unfit.find(({ stop }) => stop) ?? unfit[0];
+}
+
+/**
+ * Refuses a call that has to wait.
+ *
+ * @throws {Refusal} `rate_limited`, with the state of all limits.
+ */
+export function denyPace(
+  call: Paced,
+  { charge: { limit, amount }, standing }: Unfit,
+  { charges, standings, now }: Pace,
+): Promise<never> {
+  const refused = refusedStateOf(limit, amount, standing, now)!;
+  const others = statesOf(charges, standings, now).filter(({ name }) => name !== refused.name);
+  return deny(call, 'rate_limited', sentence(limit, refused), {
+    rule: limit.rule,
+    limits: [refused, ...others],
+    retryAfterS: retryAfterSOf(refused),
+  });
+}
+
+const WHOSE = { agent: 'this agent', policy: 'this policy', org: 'this org' };
+
+function sentence({ kind, per, most }: Limit, { windowS, resetS }: LimitState): string {
+  const whose = per === 'deployment' || per === 'run' ? 'all callers' : WHOSE[per];
+  if (kind === 'concurrent') {
+    return `${most} calls of ${whose} are in flight, as many as may be; try again when one has ended.`;
+  }
+  return `The limit of ${most} ${kind} per ${windowS} s for ${whose} is used up; try again in ${resetS} s.`;
+}

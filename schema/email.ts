@@ -1,0 +1,16 @@
+/** E-mail addresses: one spelling for each, so that a person is one user. */
+
+import { z } from 'zod';
+
+/** An address, trimmed and in lower case. */
+export const EMAIL = z.string().trim().toLowerCase().max(254).pipe(z.email());
+
+/** The one spelling of an address. @returns undefined for what is none. */
+export function normalizeEmail(text: string): string | undefined {
+  return EMAIL.safeParse(text).data;
+}
+
+/** The domain of an address in its one spelling. */
+export function domainOf(email: string): string {
+  return email.slice(email.lastIndexOf('@') + 1);
+}

@@ -1,0 +1,43 @@
+/** What a resolver may use: the viewer, the door to his org's rows, and the functions of the store. */
+
+import type { Actor } from '../../db/audit.ts';
+import type { Org } from '../../db/org.ts';
+import type { MasterKeys } from '../../db/seal.ts';
+import type { AllowList } from '../address.ts';
+import type { MemberId, SessionId, TokenId } from '../ids.ts';
+import type { AdminAction, Role } from '../roles.ts';
+import type { UserError } from './errors.ts';
+import type { Loaders, Store } from './store.ts';
+
+/** Who asks, after authentication. */
+export interface Viewer {
+  readonly memberId: MemberId | null;
+  readonly role: Role | null;
+  /** What he may do now: what his role may, and with a token at most what that was given. */
+  readonly actions: ReadonlySet<AdminAction>;
+  readonly tokenId: TokenId | null;
+  readonly sessionId: SessionId | null;
+}
+
+/** The context of one request. */
+export interface Context {
+  readonly viewer: Viewer;
+  /** The viewer's org: no resolver can name another. */
+  readonly org: Org;
+  /** Whoever acts, as the audit trail has him. */
+  readonly actor: Actor;
+  readonly store: Store;
+  /** Batched reads, remembered for this request only. */
+  readonly loaders: Loaders;
+  readonly master: MasterKeys;
+  /** Hosts that may be named although they are not public. */
+  readonly egressAllow: AllowList;
+  /** Where people reach this deployment, without a slash at the end. */
+  readonly publicUrl: string;
+  /** Unix milliseconds at which the request came. */
+  readonly now: number;
+  /** What went wrong, where it is the input's fault. */
+  explain(error: unknown): UserError | undefined;
+  /** Mutations that were refused; the audit trail has them before the request is answered. */
+  readonly refused: { readonly field: string; readonly action: AdminAction }[];
+}

@@ -1,0 +1,289 @@
+/** Conditions on the arguments of a tool call, in CEL, at a cost that is known before they run. */
+
+import { type ASTNode, Environment } from '@marcbachmann/cel-js';
+import type { Json, JsonObject } from '../json.ts';
+
+/** What a condition reads, as `tool.name`, `tool.args` and `args`. */
+export interface Subject {
+  readonly name: string;
+  readonly args: JsonObject;
+  /** The JSON text that `args` was read from, where there is one. */
+  readonly argsText?: string;
+}
+
+/**
+ * A compiled condition.
+ *
+ * @returns Whether it holds; undefined where that can't be told: a missing or unsuitable argument,
+ *   a number that a double can't hold, or arguments that would cost too much to look at.
+ */
+export type Condition = (subject: Subject) => boolean | undefined;
+
+/** The longest condition, in characters. */
+export const MAX_CONDITION_LENGTH = 2_000;
+
+/** A condition that can't be used; the message says why, in a clause. */
+export class InvalidCondition extends Error {
+  override readonly name = 'InvalidCondition';
+}
+
+const LIMITS = {
+  maxAstNodes: 250,
+  maxDepth: 32,
+  maxListElements: 100,
+  maxMapEntries: 50,
+  maxCallArguments: 4,
+} as const;
+
+/** A loop over a list in a loop over a list, and no deeper. */
+const MAX_LOOPS = 2;
+/** Each one turn of a node, the reading of one value or of 64 characters: about 50 ns. */
+const MAX_STEPS = 1_000_000;
+const CHARS_PER_STEP = 64;
+const MAX_ARGS_DEPTH = 64;
+const MAX_VALUES = 20_000;
+
+const LOOPS = new Set(['all', 'exists', 'exists_one', 'filter', 'map']);
+
+/**
+ * What may be called. Left out: regular expressions, which can take exponential time; what makes
+ * large values of small ones (`join`, `split`, `cel.bind`); and what depends on the host's locale.
+ */
+const FUNCTIONS = new Set([
+  ...['has', 'size', 'type', 'dyn', 'int', 'uint', 'double', 'string', 'bool'],
+  ...['timestamp', 'duration', 'contains', 'startsWith', 'endsWith', 'indexOf', 'lastIndexOf'],
+  ...['substring', 'lowerAscii', 'upperAscii', 'trim'],
+  ...LOOPS,
+]);
+
+type Calculate = (left: number, right: number) => number;
+
+/** CEL reads JSON's numbers as doubles, and has no arithmetic between those and whole literals. */
+const ARITHMETIC: Readonly<Record<string, Calculate>> = {
+  '+': (left, right) => left + right,
+  '-': (left, right) => left - right,
+  '*': (left, right) => left * right,
+  '/': (left, right) => left / right,
+};
+
+const environment = makeEnvironment();
+
+/**
+ * Compiles a condition, such as `args.amount_usd > 500` (Common Expression Language).
+ *
+ * @throws {InvalidCondition} for what can't be parsed, is not of type bool, names anything but
+ *   `args`, `tool.name` and `tool.args`, or has no bound on its cost.
+ */
+export function compileCondition(source: string): Condition {
+  if (source.length > MAX_CONDITION_LENGTH) {
+    throw new InvalidCondition(`is longer than ${MAX_CONDITION_LENGTH} characters`);
+  }
+  const program = parse(source);
+  const weight = weigh(program.ast);
+  const { valid, type, error } = program.check();
+  if (!valid) throw new InvalidCondition(`is not valid CEL: ${summarize(error)}`);
+  if (type !== 'bool' && type !== 'dyn') {
+    throw new InvalidCondition(`must be true or false, but is of type ${type}`);
+  }
+  return (subject) => {
+    const args = readArgs(subject, weight);
+    if (!args) return undefined;
+    const tool = new Map<string, unknown>([
+      ['name', subject.name],
+      ['args', args],
+    ]);
+    try {
+      const result: unknown = program({ args, tool });
+      return typeof result === 'boolean' ? result : undefined;
+    } catch {
+      return undefined;
+    }
+  };
+}
+
+function makeEnvironment(): Environment {
+  const made = new Environment({ homogeneousAggregateLiterals: false, limits: LIMITS });
+  for (const [operator, calculate] of Object.entries(ARITHMETIC)) {
+    const mixed = (left: number | bigint, right: number | bigint) =>
+      calculate(Number(left), Number(right));
+    made.registerOperator(`double ${operator} int`, mixed);
+    made.registerOperator(`int ${operator} double`, mixed);
+  }
+  return made.registerVariable('args', 'map').registerVariable('tool', 'map');
+}
+
+function parse(source: string) {
+  try {
+    return environment.parse(source);
+  } catch (error) {
+    throw new InvalidCondition(`is not valid CEL: ${summarize(error)}`);
+  }
+}
+
+/** The library's reason in one line, without the excerpt that it adds. */
+function summarize(error: unknown): string {
+  const message = error instanceof Error ? error.message : String(error);
+  return (message.split('\n', 1)[0] ?? '').slice(0, 300);
+}
+
+/** What an operation reads: no more than a value, one text, or all that there is. */
+type Reach = 'value' | 'text' | 'whole';
+
+/** What an expression can cost, whatever it is asked about. */
+interface Weight {
+  /** How many nodes of each reach stand in no loop, in one, and in a loop within a loop. */
+  readonly nodes: Record<Reach, number>[];
+  /** Elements of the longest list that stands in the expression. */
+  longest: number;
+  /** How many times its largest argument a value can get by being added to others. */
+  growth: number;
+}
+
+const WHOLE = new Set(['==', '!=', 'in', '+']);
+const VALUE = new Set(['id', 'value', '.', '[]', 'list', 'map', '?:', '&&', '||', '!_', '-_']);
+
+function reachOf(node: ASTNode): Reach {
+  if (WHOLE.has(node.op)) return 'whole';
+  return VALUE.has(node.op) || isLoop(node) ? 'value' : 'text';
+}
+
+function weigh(root: ASTNode): Weight {
+  const nodes = Array.from({ length: MAX_LOOPS + 1 }, () => ({ value: 0, text: 0, whole: 0 }));
+  const weight = { nodes, longest: 1, growth: 1 };
+  const rest: [node: ASTNode, loops: number][] = [[root, 0]];
+  for (let next = rest.pop(); next; next = rest.pop()) {
+    const [node, loops] = next;
+    refuseUnbounded(node, loops);
+    nodes[loops]![reachOf(node)] += 1;
+    if (node.op === 'list') weight.longest = Math.max(weight.longest, node.args.length);
+    if (node.op === '+') weight.growth += 1;
+    for (const child of nodesIn(node.args)) {
+      const isBody = isLoop(node) && child !== node.args[1];
+      rest.push([child, isBody ? loops + 1 : loops]);
+    }
+  }
+  return weight;
+}
+
+function isLoop(node: ASTNode): node is ASTNode & { op: 'rcall' } {
+  return node.op === 'rcall' && LOOPS.has(node.args[0]);
+}
+
+function refuseUnbounded(node: ASTNode, loops: number): void {
+  const called = node.op === 'call' || node.op === 'rcall' ? node.args[0] : undefined;
+  if (called !== undefined && !FUNCTIONS.has(called)) {
+    throw new InvalidCondition(
+      `may not call ${called}(); it may call ${[...FUNCTIONS].join(', ')}`,
+    );
+  }
+  if (isLoop(node) && loops === MAX_LOOPS) {
+    throw new InvalidCondition(`has more than ${MAX_LOOPS} loops inside each other`);
+  }
+  if (node.op !== '.' || node.args[0].op !== 'id' || node.args[0].args !== 'tool') return;
+  if (node.args[1] !== 'name' && node.args[1] !== 'args') {
+    throw new InvalidCondition(`names tool.${node.args[1]}; there are tool.name and tool.args`);
+  }
+}
+
+/** The nodes among a node's arguments, which the library nests in arrays. */
+function nodesIn(args: unknown): ASTNode[] {
+  if (Array.isArray(args)) return args.flatMap(nodesIn);
+  return typeof args === 'object' && args !== null && 'op' in args ? [args as ASTNode] : [];
+}
+
+/** What a walk over arguments has seen. */
+interface Size {
+  values: number;
+  chars: number;
+  /** Members of the largest list or object. */
+  longest: number;
+  longestText: number;
+  hasNumbers: boolean;
+}
+
+/** Thrown within a walk over arguments that no condition can be asked about. */
+class Unfit extends Error {}
+
+/** The arguments as CEL reads them; undefined where asking would be dear, or the answer wrong. */
+function readArgs({ args, argsText }: Subject, weight: Weight): Args | undefined {
+  const size: Size = { values: 0, chars: 0, longest: 1, longestText: 0, hasNumbers: false };
+  try {
+    const map = toMap(args, size, 0);
+    if (stepsOf(size, weight) > MAX_STEPS) return undefined;
+    return size.hasNumbers && argsText && !isFaithful(argsText) ? undefined : map;
+  } catch (error) {
+    if (error instanceof Unfit) return undefined;
+    throw error;
+  }
+}
+
+/** Every node works as often as the loops around it turn, on at most what it can reach. */
+function stepsOf({ values, chars, longest, longestText }: Size, weight: Weight): number {
+  const { growth } = weight;
+  const text = 1 + (longestText * growth) / CHARS_PER_STEP;
+  const whole = (values + chars / CHARS_PER_STEP) * growth;
+  const turns = Math.max(longest * growth, weight.longest);
+  return weight.nodes.reduce((sum, nodes, loops) => {
+    const once = nodes.value + nodes.text * text + nodes.whole * Math.max(text, whole);
+    return sum + once * turns ** loops;
+  }, 0);
+}
+
+type Args = ReadonlyMap<string, unknown>;
+
+/** Maps in place of objects, in which a key such as `constructor` would mislead the library. */
+function toMap(value: JsonObject, size: Size, depth: number): Args {
+  const keys = Object.keys(value);
+  countMembers(keys.length, size, depth);
+  const map = new Map<string, unknown>();
+  for (const key of keys) {
+    countChars(key, size);
+    map.set(key, toCel(value[key]!, size, depth + 1));
+  }
+  return map;
+}
+
+function toCel(value: Json, size: Size, depth: number): unknown {
+  if (typeof value === 'string') countChars(value, size);
+  else if (typeof value === 'number') {
+    size.hasNumbers = true;
+    if (Math.abs(value) > Number.MAX_SAFE_INTEGER) throw new Unfit();
+  } else if (Array.isArray(value)) {
+    countMembers(value.length, size, depth);
+    return value.map((element) => toCel(element, size, depth + 1));
+  } else if (value !== null && typeof value === 'object') return toMap(value, size, depth);
+  return value;
+}
+
+function countMembers(count: number, size: Size, depth: number): void {
+  size.values += 1 + count;
+  size.longest = Math.max(size.longest, count);
+  if (depth > MAX_ARGS_DEPTH || size.values > MAX_VALUES) throw new Unfit();
+}
+
+function countChars({ length }: string, size: Size): void {
+  size.chars += length;
+  if (length > size.longestText) size.longestText = length;
+}
+
+const STRINGS_AND_NUMBERS = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
+/** As many digits as any decimal can have and still come back from a double unchanged. */
+const SAFE_DIGITS = 15;
+
+/** Whether every number of a JSON text is, digit for digit, the double that it is read as. */
+function isFaithful(text: string): boolean {
+  for (const [token] of text.matchAll(STRINGS_AND_NUMBERS)) {
+    if (token.startsWith('"') || token.length <= SAFE_DIGITS) continue;
+    if (digitsOf(token) !== digitsOf(String(Number(token)))) return false;
+  }
+  return true;
+}
+
+/** The digits of a number and the place of its point, however it is written. */
+function digitsOf(number: string): string {
+  const [mantissa = '', exponent = '0'] = number.toLowerCase().replace('-', '').split('e');
+  const [whole = '', fraction = ''] = mantissa.split('.');
+  const digits = (whole + fraction).replace(/^0+/, '');
+  const kept = digits.replace(/0+$/, '');
+  return `${kept}e${Number(exponent) - fraction.length + digits.length - kept.length}`;
+}

@@ -1,0 +1,241 @@
+/** What a policy says of a tool call: it may pass, it may not, or a person is asked. */
+
+import { fold, type JsonObject } from '../json.ts';
+import type { Policy } from '../policy.ts';
+import { type Condition, compileCondition } from './condition.ts';
+import type { Denial } from './decide.ts';
+import { findGlob, matchesGlob } from './glob.ts';
+
+/** A call that a model proposes, or that an agent wants to make. */
+export interface ToolCall {
+  readonly name: string;
+  /** `undefined`: absent, or not to be parsed strictly. */
+  readonly args: JsonObject | undefined;
+  /** The JSON text of `args`, where there is one: it tells numbers that a double can't hold. */
+  readonly argsText?: string;
+}
+
+/** A call that a person has to approve. */
+export interface Ask {
+  readonly effect: 'ask';
+  /** The rule that asks, as a path in the policy document: `tools.requireApproval[0]`. */
+  readonly rule: string;
+  /** What the rule is called, or else its path. */
+  readonly ruleName: string;
+  readonly field: string;
+  readonly asked: unknown;
+  readonly allowed?: unknown;
+  /** One sentence a person can act on. */
+  readonly reason: string;
+  /** How many people have to approve. */
+  readonly approvals: number;
+  readonly expiresAfterS: number;
+}
+
+/** What a policy says of a tool call. */
+export type ToolDecision = { readonly effect: 'allow' } | Denial | Ask;
+
+/** What a policy says of a name, whatever the arguments will be. */
+export type NameJudgement = 'allow' | 'deny' | 'depends';
+
+/** Names are longer at no provider; no glob is tried on what is. */
+const MAX_NAME_LENGTH = 512;
+/** How many judgements are remembered per policy. */
+const MAX_REMEMBERED = 1_000;
+const MAX_SHOWN_CHARS = 200;
+
+const ALLOW = { effect: 'allow' } as const;
+
+/** Whether a policy says anything of tools that the agent runs: if not, answers need no look. */
+export function governsTools({ tools }: Policy): boolean {
+  return (
+    tools?.allow !== undefined || Boolean(tools?.deny?.length || tools?.requireApproval?.length)
+  );
+}
+
+/**
+ * Decides on a tool call. The first that applies: a rule that denies, a rule that asks, a list of
+ * what is allowed, which denies everything else. A condition that can't be told makes its rule
+ * apply.
+ */
+export function decideTool(policy: Policy, call: ToolCall): ToolDecision {
+  const rules = rulesOf(policy);
+  if (call.name.length > MAX_NAME_LENGTH) return denyLength(call);
+  const name = foldName(call.name);
+  const denial = rules.deny.find((rule) => covers(rule, call.name, name) && applies(rule, call));
+  if (denial) return denyByRule(policy, denial, call);
+  const asking = rules.ask.filter((rule) => covers(rule, call.name, name) && applies(rule, call));
+  // Where several rules ask, all must be content.
+  const [strictest] = asking.sort((one, other) => other.approvals - one.approvals);
+  if (strictest) return ask(strictest, call);
+  return isAllowed(policy, call.name) ? ALLOW : denyUnlisted(policy, call);
+}
+
+/** The denial of a tool that no call could pass for, whatever its arguments: see {@link judgeName}. */
+export function denyName(policy: Policy, name: string): Denial | undefined {
+  if (judgeName(policy, name) !== 'deny') return undefined;
+  const call = { name, args: undefined };
+  if (name.length > MAX_NAME_LENGTH) return denyLength(call);
+  const folded = foldName(name);
+  const rule = rulesOf(policy).deny.find((each) => !each.condition && covers(each, name, folded));
+  return rule ? denyByRule(policy, rule, call) : denyUnlisted(policy, call);
+}
+
+/**
+ * Judges by name alone: `allow` is never denied nor asked about, whatever the arguments; `deny` is
+ * denied whatever they are; `depends` has to wait for them, as does a name that is still empty.
+ */
+export function judgeName(policy: Policy, name: string): NameJudgement {
+  if (name.length > MAX_NAME_LENGTH) return 'deny';
+  const { judged } = rulesOf(policy);
+  const known = judged.get(name);
+  if (known) return known;
+  if (judged.size >= MAX_REMEMBERED) judged.clear();
+  const judgement = judge(policy, name);
+  judged.set(name, judgement);
+  return judgement;
+}
+
+function judge(policy: Policy, raw: string): NameJudgement {
+  if (raw === '') return 'depends';
+  const rules = rulesOf(policy);
+  const name = foldName(raw);
+  const denials = rules.deny.filter((rule) => covers(rule, raw, name));
+  if (denials.some((rule) => !rule.condition)) return 'deny';
+  if (rules.ask.some((rule) => covers(rule, raw, name))) return 'depends';
+  if (!isAllowed(policy, raw)) return 'deny';
+  return denials.length > 0 ? 'depends' : 'allow';
+}
+
+/** A rule of the document, ready to be asked. */
+interface Rule {
+  readonly path: string;
+  readonly label: string;
+  readonly glob: string;
+  readonly folded: string;
+  readonly condition: Condition | undefined;
+}
+
+interface AskingRule extends Rule {
+  readonly approvals: number;
+  readonly expiresAfterS: number;
+}
+
+interface Rules {
+  readonly deny: readonly Rule[];
+  readonly ask: readonly AskingRule[];
+  readonly judged: Map<string, NameJudgement>;
+}
+
+const compiled = new WeakMap<Policy, Rules>();
+
+function rulesOf(policy: Policy): Rules {
+  let rules = compiled.get(policy);
+  if (!rules) {
+    const { deny = [], requireApproval = [] } = policy.tools ?? {};
+    rules = {
+      deny: deny.map((rule, at) =>
+        compileRule(typeof rule === 'string' ? { tool: rule } : rule, `tools.deny[${at}]`),
+      ),
+      ask: requireApproval.map((rule, at) => ({
+        ...compileRule(rule, `tools.requireApproval[${at}]`),
+        approvals: rule.approvals,
+        expiresAfterS: rule.expiresAfterS,
+      })),
+      judged: new Map(),
+    };
+    compiled.set(policy, rules);
+  }
+  return rules;
+}
+
+interface WrittenRule {
+  readonly tool: string;
+  readonly name?: string | undefined;
+  readonly when?: string | undefined;
+}
+
+function compileRule({ tool, name, when }: WrittenRule, path: string): Rule {
+  return {
+    path,
+    label: name ?? path,
+    glob: tool,
+    folded: foldName(tool),
+    condition: when === undefined ? undefined : compileCondition(when),
+  };
+}
+
+/** Clients may trim names, and hosts may ignore what can't be seen. */
+function foldName(name: string): string {
+  return fold(name.replace(/[\s\p{Cc}\p{Default_Ignorable_Code_Point}]/gu, ''));
+}
+
+function covers({ glob, folded }: Rule, raw: string, name: string): boolean {
+  return matchesGlob(folded, name) || matchesGlob(glob, raw);
+}
+
+function applies({ condition }: Rule, { name, args, argsText }: ToolCall): boolean {
+  if (!condition) return true;
+  if (!args) return true;
+  return condition({ name, args, ...(argsText === undefined ? {} : { argsText }) }) ?? true;
+}
+
+function isAllowed({ tools }: Policy, name: string): boolean {
+  return tools?.allow === undefined || findGlob(tools.allow, name) !== undefined;
+}
+
+function ask(rule: AskingRule, call: ToolCall): Ask {
+  const { path, label, approvals, expiresAfterS } = rule;
+  const people = approvals === 1 ? 'a person' : `${approvals} people`;
+  const called = label === path ? path : `${path}, "${label}"`;
+  return {
+    effect: 'ask',
+    rule: path,
+    ruleName: label,
+    field: 'tool',
+    asked: shown(call.name),
+    reason: `The tool "${shown(call.name)}" needs the approval of ${people} (rule ${called}).`,
+    approvals,
+    expiresAfterS,
+  };
+}
+
+function denyByRule(policy: Policy, { path, label }: Rule, call: ToolCall): Denial {
+  const called = label === path ? path : `${path}, "${label}"`;
+  return {
+    effect: 'deny',
+    rule: path,
+    field: 'tool',
+    asked: shown(call.name),
+    allowed: policy.tools?.allow ?? ['*'],
+    reason: `The policy denies the tool "${shown(call.name)}" (rule ${called}).`,
+  };
+}
+
+function denyUnlisted({ tools }: Policy, call: ToolCall): Denial {
+  const allowed = tools?.allow ?? [];
+  const listed = allowed.slice(0, 20).join(', ') || 'none';
+  return {
+    effect: 'deny',
+    rule: 'tools.allow',
+    field: 'tool',
+    asked: shown(call.name),
+    allowed,
+    reason: `The policy does not allow the tool "${shown(call.name)}"; it allows: ${listed}.`,
+  };
+}
+
+function denyLength({ name }: ToolCall): Denial {
+  return {
+    effect: 'deny',
+    rule: 'tools.name',
+    field: 'tool',
+    asked: shown(name),
+    allowed: `at most ${MAX_NAME_LENGTH} characters`,
+    reason: `The name of the tool "${shown(name)}" is longer than ${MAX_NAME_LENGTH} characters.`,
+  };
+}
+
+function shown(name: string): string {
+  return name.length > MAX_SHOWN_CHARS ? `${name.slice(0, MAX_SHOWN_CHARS)}…` : name;
+}

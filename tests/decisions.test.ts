@@ -1,0 +1,569 @@
+/** Decisions on tools: pure, in CEL where there are conditions, and over declared tools on the wire. */
+
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import type { JsonObject } from '../schema/json.ts';
+import { type PolicyDocument, policySchema } from '../schema/policy.ts';
+import { compileCondition, InvalidCondition } from '../schema/rules/condition.ts';
+import { decideHosted } from '../schema/rules/hosted.ts';
+import { decideTool, denyName, governsTools, judgeName } from '../schema/rules/tools.ts';
+import { type Deployment, deploy, readTrail } from './rungate.ts';
+import { startUpstream, type Upstream } from './upstream.ts';
+
+type Tools = NonNullable<PolicyDocument['tools']>;
+
+const policyOf = (tools: Tools) => policySchema.parse({ tools });
+const effectOf = (tools: Tools, name: string, args?: JsonObject) =>
+  decideTool(policyOf(tools), { name, args }).effect;
+
+const names = fc.constantFrom('get', 'get_user', 'issue_refund', 'drop_table', 'DROP_TABLE', 'x');
+const globs = fc.constantFrom('*', 'get*', '*_*', 'issue_refund', 'drop_*', 'x');
+const when = fc.constantFrom('args.n > 5', 'args.n <= 5', 'has(args.n)', 'args.missing == 1');
+const conditional = fc.record({ tool: globs, when }, { requiredKeys: ['tool'] });
+const tools = fc.record(
+  {
+    allow: fc.array(globs, { maxLength: 3 }),
+    deny: fc.array(fc.oneof(globs, conditional), { maxLength: 3 }),
+    requireApproval: fc.array(conditional, { maxLength: 3 }),
+  },
+  { requiredKeys: [] },
+);
+const argsOf = fc.option(fc.record({ n: fc.integer({ min: 0, max: 10 }) }), { nil: undefined });
+
+const LAXITY = { deny: 0, ask: 1, allow: 2 };
+
+describe('a decision', () => {
+  test('is a denial wherever a rule denies, whatever the other lists say', () => {
+    fc.assert(
+      fc.property(tools, names, argsOf, (rules, name, args) => {
+        const deny = [...(rules.deny ?? []), name];
+        expect(effectOf({ ...rules, deny }, name, args)).toBe('deny');
+      }),
+    );
+  });
+
+  test('never becomes laxer by a further rule that denies or asks', () => {
+    fc.assert(
+      fc.property(tools, conditional, names, argsOf, (rules, rule, name, args) => {
+        const before = LAXITY[effectOf(rules, name, args)];
+        const denying = { ...rules, deny: [...(rules.deny ?? []), rule] };
+        expect(LAXITY[effectOf(denying, name, args)]).toBeLessThanOrEqual(before);
+        if (before === LAXITY.deny) return;
+        const asking = { ...rules, requireApproval: [...(rules.requireApproval ?? []), rule] };
+        expect(LAXITY[effectOf(asking, name, args)]).toBeLessThanOrEqual(before);
+      }),
+    );
+  });
+
+  test('denies everything that a list of what is allowed leaves out', () => {
+    expect(effectOf({ allow: [] }, 'get')).toBe('deny');
+    expect(effectOf({ allow: ['get_*'] }, 'Get_user')).toBe('deny');
+    expect(effectOf({ allow: ['get_*'] }, 'get_user')).toBe('allow');
+    expect(effectOf({ allow: ['get_*'], requireApproval: [{ tool: 'pay' }] }, 'pay')).toBe('ask');
+  });
+
+  test('agrees with what was judged by the name alone', () => {
+    fc.assert(
+      fc.property(tools, names, argsOf, (rules, name, args) => {
+        const policy = policyOf(rules);
+        const { effect } = decideTool(policy, { name, args });
+        const judged = judgeName(policy, name);
+        if (judged !== 'depends') expect(effect).toBe(judged);
+        expect(denyName(policy, name)?.effect).toBe(judged === 'deny' ? 'deny' : undefined);
+        if (!governsTools(policy)) expect(effect).toBe('allow');
+      }),
+      { numRuns: 500 },
+    );
+  });
+
+  test('says which rule it is, what was asked and what is allowed', () => {
+    const policy = policyOf({
+      allow: ['*'],
+      deny: ['drop_*'],
+      requireApproval: [
+        { tool: 'pay', approvals: 1 },
+        { name: 'large', tool: 'pay', when: 'args.n > 5', approvals: 2, expiresAfterS: 60 },
+      ],
+    });
+    expect(decideTool(policy, { name: 'drop_table', args: {} })).toEqual({
+      effect: 'deny',
+      rule: 'tools.deny[0]',
+      field: 'tool',
+      asked: 'drop_table',
+      allowed: ['*'],
+      reason: 'The policy denies the tool "drop_table" (rule tools.deny[0]).',
+    });
+    expect(decideTool(policy, { name: 'pay', args: { n: 9 } })).toEqual({
+      effect: 'ask',
+      rule: 'tools.requireApproval[1]',
+      ruleName: 'large',
+      field: 'tool',
+      asked: 'pay',
+      reason:
+        'The tool "pay" needs the approval of 2 people (rule tools.requireApproval[1], "large").',
+      approvals: 2,
+      expiresAfterS: 60,
+    });
+  });
+
+  const VARIANTS = [
+    'DROP_TABLE',
+    'Drop_Table',
+    ' drop_table',
+    'drop_table\u200b',
+    'dr\u00adop_table',
+    'ｄｒｏｐ＿table',
+    'drop\uff3ftable',
+    'drop_table\n',
+    '\ufeffdrop_table',
+    'ⅾrop_table',
+  ];
+  for (const name of VARIANTS) {
+    test(`holds for a variant of the name: ${JSON.stringify(name)}`, () => {
+      expect(effectOf({ allow: ['*'], deny: ['drop_*'] }, name)).toBe('deny');
+      expect(judgeName(policyOf({ requireApproval: [{ tool: 'Drop_Table' }] }), name)).toBe(
+        'depends',
+      );
+      expect(effectOf({ allow: ['drop_table'] }, name)).toBe('deny');
+    });
+  }
+
+  test('denies a name of a length that no tool has, in no time', () => {
+    expect(effectOf({ allow: ['*'] }, 'a'.repeat(5_000_000))).toBe('deny');
+  });
+});
+
+/** A condition, arguments as JSON, and what it says: `undefined` where it can't tell. */
+const CONDITIONS: readonly (readonly [string, string, boolean | undefined])[] = [
+  ['args.n > 500', '{"n":501}', true],
+  ['args.n > 500', '{"n":500.5}', true],
+  ['args.n > 500', '{"n":500}', false],
+  ['args.n == 500', '{"n":500.0}', true],
+  ['args.n >= 500.0', '{"n":500}', true],
+  ['args.n * 2 + 1 > 1000', '{"n":500}', true],
+  ['tool.args.n > 500 && tool.name == "pay"', '{"n":501}', true],
+  ['args.n > 500', '{"n":"501"}', undefined],
+  ['args.n > 500', '{}', undefined],
+  ['args.n > 500', '{"n":null}', undefined],
+  ['args.n', '{"n":1}', undefined],
+  ['args.n > 500', '{"n":12345678901234567890}', undefined],
+  ['args.n > 500', '{"n":500.00000000000000001}', undefined],
+  ['args.n > 500', '{"n":0.30000000000000004}', false],
+  ['args.n > 500', '{"n":1e2,"s":"12345678901234567890"}', false],
+  ['args.missing == 1 || args.n > 5', '{"n":6}', true],
+  ['args.missing == 1 || args.n > 5', '{"n":5}', undefined],
+  ['has(args.n) && args.n > 5', '{}', false],
+  ['args.to.all(a, a.endsWith("@acme.com"))', '{"to":["a@acme.com","b@evil.com"]}', false],
+  ['args.items.exists(i, i.parts.exists(p, p.n > 3))', '{"items":[{"parts":[{"n":4}]}]}', true],
+  ['args.constructor == "x"', '{"constructor":"x"}', true],
+  ['args.n > 5', '{"constructor":"x","n":6}', true],
+  ['args["__proto__"] == 1', '{"__proto__":1}', true],
+  ['args.toString == 1', '{}', undefined],
+  ['args.path.lowerAscii().startsWith("/etc")', '{"path":"/ETC/passwd"}', true],
+  ['timestamp(args.at) > timestamp("2026-01-01T00:00:00Z")', '{"at":"no"}', undefined],
+];
+
+describe('a condition', () => {
+  for (const [source, text, expected] of CONDITIONS) {
+    test(`${source} of ${text} is ${expected ?? 'not to be told'}`, () => {
+      const subject = { name: 'pay', args: JSON.parse(text), argsText: text };
+      expect(compileCondition(source)(subject)).toBe(expected);
+    });
+  }
+
+  test('that can’t be told asks, or denies, as its rule would', () => {
+    const unknown = 'args.amount > 500';
+    for (const args of [undefined, {}, { amount: 'x' }, { amount: 2 ** 60 }]) {
+      expect(effectOf({ requireApproval: [{ tool: 'pay', when: unknown }] }, 'pay', args)).toBe(
+        'ask',
+      );
+      expect(effectOf({ deny: [{ tool: 'pay', when: unknown }] }, 'pay', args)).toBe('deny');
+    }
+  });
+
+  test('never throws and never runs long, whatever it is and whatever it is asked about', () => {
+    const piece = fc.constantFrom(
+      ...[
+        'args',
+        'args.l',
+        'args.s',
+        '.exists(x, ',
+        '.all(y, ',
+        '.map(z, ',
+        '.filter(w, ',
+        ')',
+        'x',
+      ],
+      ...['y', ' + ', ' == ', ' in ', ' && ', ' || ', '!', '(', '[', ']', '"a"', '1', ' > ', ' ? '],
+      ...[
+        ' : ',
+        '.contains(',
+        'size(',
+        'string(',
+        'has(',
+        '{',
+        '}',
+        ', ',
+        'tool.name',
+        '.matches(',
+      ],
+    );
+    const args = {
+      l: Array.from({ length: 5_000 }, (_, at) => at),
+      s: 'a'.repeat(500_000),
+      o: { l: [[1], [2]] },
+    };
+    fc.assert(
+      fc.property(fc.array(piece, { maxLength: 14 }), (pieces) => {
+        try {
+          const result = compileCondition(pieces.join(''))({ name: 'x', args });
+          expect([true, false, undefined]).toContain(result);
+        } catch (error) {
+          expect(error).toBeInstanceOf(InvalidCondition);
+        }
+      }),
+      { numRuns: 3_000 },
+    );
+  });
+
+  const HOSTILE = [
+    'args.l.all(x, args.l.all(y, args.l.all(z, x + y + z > 0)))',
+    'args.s.matches("(a+)+$")',
+    'cel.bind(a, args.s + args.s, a + a == args.s)',
+    'args.s.split("").size() > 1',
+    'args.l.join() == ""',
+    `${'('.repeat(500)}true${')'.repeat(500)}`,
+    `[${Array.from({ length: 200 }, () => 'args.s').join()}].size() > 1`,
+    `${'args.s + '.repeat(200)}args.s == ""`,
+  ];
+  for (const source of HOSTILE) {
+    test(`is refused when it is saved: ${source.slice(0, 60)}`, () => {
+      expect(() => compileCondition(source)).toThrow(InvalidCondition);
+    });
+  }
+
+  const DEAR = [
+    'args.l.all(x, args.l.all(y, x + y > 0))',
+    'args.l.exists(x, args.s.contains("b"))',
+    'args.l.map(x, args.s + args.s).exists(y, y.endsWith("b"))',
+  ];
+  for (const source of DEAR) {
+    test(`can’t be told where it would cost too much: ${source}`, () => {
+      const condition = compileCondition(source);
+      const dear = { l: Array.from({ length: 9_000 }, (_, at) => at), s: 'a'.repeat(1_000_000) };
+      expect(condition({ name: 'x', args: dear })).toBeUndefined();
+      expect(condition({ name: 'x', args: { l: [1, 2], s: 'b' } })).toBe(true);
+    });
+  }
+});
+
+describe('a hosted tool', () => {
+  const judge = (
+    hostedTools: PolicyDocument['hostedTools'],
+    tool: Parameters<typeof decideHosted>[1],
+  ) => decideHosted(policySchema.parse({ hostedTools }), tool)?.rule;
+
+  test('goes by its type with and without version', () => {
+    for (const type of ['web_search', 'web_search_20250305', 'web_search_preview_2025_03_11']) {
+      expect(judge({ allow: ['web_search'] }, { type })).toBeUndefined();
+      expect(judge({ allow: ['file_*'] }, { type })).toBe('hostedTools.allow');
+      expect(judge({ deny: ['Web_Search'] }, { type })).toBe('hostedTools.deny[0]');
+    }
+    expect(judge({ allow: ['web_search_20250305'] }, { type: 'web_search_20260101' })).toBe(
+      'hostedTools.allow',
+    );
+  });
+
+  test('of an MCP server goes by its label or its place', () => {
+    const server = { type: 'mcp', label: 'crm', place: 'https://MCP.example.com/sse' };
+    for (const glob of ['mcp', 'mcp/*', 'mcp/crm', 'mcp/https://mcp.example.com/*']) {
+      expect(judge({ allow: [glob] }, server)).toBeUndefined();
+      expect(judge({ allow: ['*'], deny: [glob] }, server)).toBe('hostedTools.deny[0]');
+    }
+    expect(
+      judge(
+        { allow: ['mcp/https://mcp.example.com/*'] },
+        { ...server, place: 'https://mcp.example.com.evil/' },
+      ),
+    ).toBe('hostedTools.allow');
+  });
+});
+
+const POLICY = {
+  tools: {
+    allow: ['safe_*', 'shell'],
+    deny: [{ tool: 'safe_rm', when: 'args.path != "/tmp"' }, 'safe_drop'],
+  },
+  hostedTools: { allow: ['web_search', 'mcp/crm'] },
+} satisfies PolicyDocument;
+
+const chat = {
+  path: 'chat/completions',
+  limit: { max_tokens: 5 },
+  ask: { messages: [{ role: 'user', content: 'x' }] },
+};
+const responses = {
+  path: 'responses',
+  limit: { max_output_tokens: 16, max_tool_calls: 1 },
+  ask: { input: 'x' },
+};
+const messages = { ...chat, path: 'messages' };
+
+/** Requests of each dialect, the member at fault, and the rule: no member where it is let through. */
+const DECLARED: readonly (readonly [typeof chat | typeof responses, object, string?, string?])[] = [
+  ...['safe_get', 'safe_rm', 'other', 'SAFE_DROP'].flatMap((name) => {
+    const fault =
+      name === 'other' ? 'tools.allow' : name === 'SAFE_DROP' ? 'tools.deny[1]' : undefined;
+    const at = (field: string) => (fault === undefined ? [] : [field, fault]) as [string?, string?];
+    const parameters = { type: 'object' };
+    const fine = { type: 'function', name: 'safe_get', parameters };
+    const input_schema = parameters;
+    return [
+      [chat, { tools: [{ type: 'function', function: { name, parameters } }] }, ...at('tools[0]')],
+      [chat, { tools: [{ type: 'custom', custom: { name } }] }, ...at('tools[0]')],
+      [chat, { functions: [{ name: 'safe_get' }, { name }] }, ...at('functions[1]')],
+      [chat, { tool_choice: { type: 'function', function: { name } } }, ...at('tool_choice')],
+      [responses, { tools: [fine, { type: 'function', name, parameters }] }, ...at('tools[1]')],
+      [responses, { tools: [{ type: 'custom', name }] }, ...at('tools[0]')],
+      [
+        responses,
+        { tools: [{ type: 'namespace', name: 'n', tools: [fine, { ...fine, name }] }] },
+        ...at('tools[0].tools[1]'),
+      ],
+      [
+        responses,
+        {
+          tools: [fine],
+          tool_choice: { type: 'allowed_tools', tools: [{ type: 'function', name }] },
+        },
+        ...at('tool_choice'),
+      ],
+      [messages, { tools: [{ name, input_schema }] }, ...at('tools[0]')],
+      [messages, { tools: [{ type: 'custom', name, input_schema }] }, ...at('tools[0]')],
+      [
+        messages,
+        { tools: [{ name: 'safe_get', input_schema }], tool_choice: { type: 'tool', name } },
+        ...at('tool_choice'),
+      ],
+    ] as [typeof chat, object, string?, string?][];
+  }),
+  [responses, { tools: [{ type: 'shell', environment: { type: 'local' } }] }],
+  [responses, { tools: [{ type: 'local_shell' }] }, 'tools[0]', 'tools.allow'],
+  [responses, { tools: [{ type: 'apply_patch' }] }, 'tools[0]', 'tools.allow'],
+  [
+    responses,
+    { tools: [{ type: 'file_search', vector_store_ids: ['v'] }] },
+    'tools[0]',
+    'hostedTools.allow',
+  ],
+  [
+    responses,
+    { tools: [{ type: 'code_interpreter', container: { type: 'auto' } }] },
+    'tools[0]',
+    'hostedTools.allow',
+  ],
+  [
+    responses,
+    { tools: [{ type: 'mcp', server_label: 'crm', server_url: 'https://crm.example.com' }] },
+  ],
+  [
+    responses,
+    { tools: [{ type: 'mcp', server_label: 'evil', connector_id: 'connector_gmail' }] },
+    'tools[0]',
+    'hostedTools.allow',
+  ],
+  [responses, { prompt: { id: 'pmpt_1' } }, 'prompt', 'tools'],
+  [
+    responses,
+    { input: [{ type: 'tool_search_output', tools: [{ type: 'function', name: 'other' }] }] },
+    'input[0].tools[0]',
+    'tools.allow',
+  ],
+  [messages, { tools: [{ type: 'bash_20250124', name: 'bash' }] }, 'tools[0]', 'tools.allow'],
+  [messages, { tools: [{ type: 'text_editor_20250728', name: 'safe_edit' }] }],
+  [
+    messages,
+    { tools: [{ type: 'web_fetch_20250910', name: 'web_fetch', max_uses: 1 }] },
+    'tools[0]',
+    'hostedTools.allow',
+  ],
+  [
+    messages,
+    { mcp_servers: [{ type: 'url', name: 'evil', url: 'https://evil.example.com' }] },
+    'mcp_servers[0]',
+    'hostedTools.allow',
+  ],
+];
+
+interface Told {
+  readonly error?: { readonly message: string; readonly rungate: Record<string, unknown> };
+}
+
+describe('on the wire', () => {
+  let upstream: Upstream;
+  let rungate: Deployment;
+  beforeAll(async () => {
+    upstream = await startUpstream();
+    rungate = await deploy({ upstreamUrl: upstream.url, policy: POLICY });
+  });
+  afterAll(async () => {
+    await rungate.stop();
+    await upstream.stop();
+  });
+
+  const call = (path: string, body: object, headers: object) =>
+    fetch(`${rungate.url}/v1/${path}`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${rungate.token}`, ...headers },
+      body: JSON.stringify({ model: 'test-model', ...body }),
+    });
+
+  test('every declared tool is decided, in every dialect, before anything is sent', async () => {
+    for (const [at, [{ path, limit, ask }, body, field, rule]] of DECLARED.entries()) {
+      const before = upstream.requests.length;
+      const run = `declared-${at}`;
+      const response = await call(path, { ...limit, ...ask, ...body }, { 'x-rungate-run-id': run });
+      const told = (await response.json()) as Told;
+      const what = `${path} ${JSON.stringify(body)}: ${told.error?.message}`;
+      if (field === undefined) {
+        // An upstream that doesn't know the tool may say so: what counts is that it was asked.
+        expect({ what, sent: upstream.requests.length - before }).toEqual({ what, sent: 1 });
+        continue;
+      }
+      expect({ what, status: response.status }).toEqual({ what, status: 403 });
+      expect(told.error?.rungate).toMatchObject({
+        code: 'permission_denied',
+        field,
+        rule,
+        policy: 'test/v1',
+      });
+      expect(upstream.requests.length).toBe(before);
+      const [step] = await readTrail(rungate, run);
+      expect(step).toMatchObject({ kind: 'denial', detail: { rule, field } });
+    }
+  });
+
+  test('drift is told once per kind and day', async () => {
+    const database = await rungate.database();
+    const rows = await database.read(`select data from events where type = 'policy.drift'`, []);
+    await database.close();
+    const kinds = rows.map(({ data }) => (JSON.parse(String(data)) as { kind: string }).kind);
+    expect(kinds.sort()).toEqual(['hosted_tool', 'tool']);
+  });
+});
+
+describe('x-rungate-policy', () => {
+  let upstream: Upstream;
+  let rungate: Deployment;
+  const apply = async (manifest: object) => {
+    const path = join(rungate.folder, 'next.json');
+    await Bun.write(path, JSON.stringify(manifest));
+    const { code, stdout, stderr } = await rungate.cli('apply', path, '--org', 'acme', '--json');
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    return JSON.parse(stdout) as { tokens: { token: string }[]; changes: object[] };
+  };
+  beforeAll(async () => {
+    upstream = await startUpstream();
+    rungate = await deploy({ upstreamUrl: upstream.url });
+    for (const maxSteps of [1, 2, 3]) {
+      const policies = ['strict', 'other'].map((name) => ({
+        name,
+        document: { run: { maxSteps: 100 * maxSteps } },
+      }));
+      await apply({ policies });
+    }
+  });
+  afterAll(async () => {
+    await rungate.stop();
+    await upstream.stop();
+  });
+
+  async function ask(token: string, run: string, policy?: string): Promise<string> {
+    const response = await fetch(`${rungate.url}/v1/chat/completions`, {
+      method: 'POST',
+      headers: {
+        authorization: `Bearer ${token}`,
+        'x-rungate-run-id': run,
+        ...(policy === undefined ? {} : { 'x-rungate-policy': policy }),
+      },
+      body: JSON.stringify({ model: 'test-model', max_tokens: 5, ...chat.ask }),
+    });
+    const told = (await response.json()) as Told;
+    if (!response.ok) return `${response.status} ${told.error?.rungate.rule}`;
+    const url = `${rungate.url}/v1/runs/${run}`;
+    const shown = await fetch(url, { headers: { authorization: `Bearer ${token}` } });
+    return ((await shown.json()) as { policy: string }).policy;
+  }
+
+  test('chooses what the agent was allowed, and nothing else', async () => {
+    const agent = {
+      name: 'chooser',
+      policy: 'strict',
+      policyVersion: 2,
+      policies: ['other', 'other/v1'],
+    };
+    const made = await apply({ agents: [agent] });
+    const token = made.tokens[0]?.token ?? '';
+    expect((await apply({ agents: [agent] })).changes).toEqual([]);
+    const asked = [
+      undefined,
+      'strict',
+      'strict/v2',
+      'strict/v3',
+      'strict/v1',
+      'other',
+      'other/v1',
+      'other/v2',
+      'other/v3',
+      'test',
+      'nothing',
+      '',
+      'strict/v02',
+    ];
+    const told = await Promise.all(asked.map((policy, at) => ask(token, `choice-${at}`, policy)));
+    const refused = '403 agent.policies';
+    expect(told).toEqual([
+      'strict/v2',
+      'strict/v2',
+      'strict/v2',
+      refused,
+      refused,
+      'other/v3',
+      'other/v1',
+      refused,
+      'other/v3',
+      refused,
+      refused,
+      refused,
+      refused,
+    ]);
+  });
+
+  test('is kept by a run: another choice is refused, and a new version changes nothing', async () => {
+    const { tokens } = await apply({
+      agents: [{ name: 'keeper', policy: 'strict', policies: ['other'] }],
+    });
+    const token = tokens[0]?.token ?? '';
+    expect(await ask(token, 'kept')).toBe('strict/v3');
+    await apply({ policies: [{ name: 'strict', document: { run: { maxSteps: 400 } } }] });
+    expect(await ask(token, 'kept')).toBe('strict/v3');
+    expect(await ask(token, 'kept', 'strict')).toBe('strict/v3');
+    expect(await ask(token, 'kept', 'strict/v4')).toBe('403 run.policy');
+    expect(await ask(token, 'kept', 'other')).toBe('403 run.policy');
+    expect(await ask(token, 'fresh')).toBe('strict/v4');
+  });
+
+  test('and pins name versions that are there', async () => {
+    const path = join(rungate.folder, 'bad.json');
+    const agents = [
+      { name: 'a', policy: 'strict', policyVersion: 99, policies: ['nothing', 'other/v99'] },
+    ];
+    await Bun.write(path, JSON.stringify({ agents }));
+    const { code, stderr } = await rungate.cli('apply', path, '--org', 'acme');
+    expect(code).toBe(2);
+    expect(stderr).toContain('agents[0].policyVersion: the policy "strict" has no version 99');
+    expect(stderr).toContain('agents[0].policies[0]: neither the file nor the org');
+    expect(stderr).toContain('agents[0].policies[1]: the policy "other" has no version 99');
+  });
+});

@@ -1,0 +1,333 @@
+/** Failover: what is tried again, what never is, and that each attempt is on the books. */
+
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
+import Anthropic from '@anthropic-ai/sdk';
+import OpenAI from 'openai';
+import { decideRetry, type Failure, MAX_ATTEMPTS, readRetryAfter } from '../schema/rules/retry.ts';
+import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
+import { type Script, startUpstream, type Upstream } from './upstream.ts';
+
+setDefaultTimeout(60_000);
+
+const PRICE = { inputPerMillion: '1.00', outputPerMillion: '4.00' };
+const MODELS = [
+  'openai/other-model',
+  'openai/far-model',
+  'anthropic/far-model',
+  'openai/only-model',
+];
+
+/** The first upstream, and where its calls go when it fails: the same dialect or the other one. */
+const FAILOVER = [
+  { model: 'openai/test-model', to: ['openai/other-model'] },
+  { model: 'openai/far-model', to: ['anthropic/test-model'] },
+  { model: 'anthropic/far-model', to: ['openai/test-model'] },
+];
+
+const ROUTES = {
+  'chat to chat': { path: 'chat/completions', model: 'openai/test-model', to: 'other-model' },
+  'chat to messages': { path: 'chat/completions', model: 'openai/far-model', to: 'test-model' },
+  'messages to chat': { path: 'messages', model: 'anthropic/far-model', to: 'test-model' },
+} as const;
+
+interface Route {
+  readonly path: string;
+  readonly model: string;
+  /** The model that answers in the end. */
+  readonly to: string;
+}
+
+const SAFE: Readonly<Record<string, Script>> = {
+  'status 401': { error: 401 },
+  'status 429': { error: 429, retryAfterS: 30 },
+  'status 500': { error: 500 },
+  'status 502': { error: 502 },
+  'status 503': { error: 503 },
+  'status 529': { error: 529 },
+};
+const UNSAFE: Readonly<Record<string, Script>> = {
+  'breaks without an answer': { stall: 'socket' },
+  'breaks in its answer': { breakAfterBytes: 40 },
+  'answers 400': { error: 400 },
+  'answers 403': { error: 403 },
+  'answers 404': { error: 404 },
+};
+
+let upstream: Upstream;
+let rungate: Deployment;
+let runs = 0;
+
+beforeAll(async () => {
+  upstream = await startUpstream();
+  rungate = await deploy({
+    upstreamUrl: upstream.url,
+    policy: { failover: FAILOVER, budget: { run: '5.00' } },
+    prices: MODELS.map((model) => ({ model, ...PRICE })),
+  });
+});
+afterAll(async () => {
+  await rungate?.stop();
+  await upstream?.stop();
+});
+
+function ask(route: Route, members: object = {}, run = `run-${++runs}`) {
+  const headers = {
+    authorization: `Bearer ${rungate.token}`,
+    'anthropic-version': '2023-06-01',
+    'x-rungate-run-id': run,
+  };
+  const messages = [{ role: 'user', content: 'Say hello.' }];
+  const body = JSON.stringify({ model: route.model, max_tokens: 50, messages, ...members });
+  const sent = fetch(`${rungate.url}/v1/${route.path}`, { method: 'POST', headers, body });
+  return { run, sent };
+}
+
+async function expectSound(): Promise<void> {
+  const { stdout } = await rungate.cli('doctor', '--json');
+  expect(JSON.parse(stdout)).toMatchObject({ ok: true, heldNanos: 0, liveHolds: 0 });
+}
+
+describe('a call whose first upstream', () => {
+  for (const [what, script] of Object.entries(SAFE)) {
+    for (const [name, route] of Object.entries(ROUTES)) {
+      for (const stream of [false, true]) {
+        test(`fails with ${what} is answered by the next, ${name}, stream ${stream}`, async () => {
+          upstream.script(script);
+          const { run, sent } = ask(route, { stream });
+          const response = await sent;
+          const text = await response.text();
+          expect([response.status, text]).toEqual([200, expect.stringContaining('"')]);
+          const isMessage = route.path === 'messages';
+          if (stream) expect(text).toContain(isMessage ? 'event: message_stop' : 'data: [DONE]');
+          else expect(JSON.parse(text)).toHaveProperty(isMessage ? 'content' : 'choices');
+          const steps = await readSettled(rungate, run, 2);
+          expect(steps.map(({ kind }) => kind)).toEqual(['model_call', 'failover']);
+          expect(steps[0]).toMatchObject({ spentNanos: 0, estimated: false });
+          expect(steps[0]?.outcome).toBe(`upstream_${steps[0]?.httpStatus}`);
+          expect(steps[1]).toMatchObject({ outcome: 'ok', estimated: false, model: route.to });
+          expect(steps[1]?.spentNanos).toBeGreaterThan(0);
+          expect(response.headers.get('x-rungate-attempts')).toBe('2');
+          expect(response.headers.get('x-rungate-step-id')).toBe(steps[1]!.id);
+        });
+      }
+    }
+  }
+
+  for (const [what, script] of Object.entries(UNSAFE)) {
+    test(`${what} is not asked again, nor is another`, async () => {
+      upstream.script(script);
+      const before = upstream.requests.length;
+      const { run, sent } = ask(ROUTES['chat to chat']);
+      expect((await sent).status).toBeGreaterThanOrEqual(400);
+      expect((await readSettled(rungate, run)).map(({ kind }) => kind)).toEqual(['model_call']);
+      expect(upstream.requests.length).toBe(before + 1);
+    });
+  }
+
+  test('breaks a stream after its first byte is not asked again, nor is another', async () => {
+    upstream.script({ breakAfterChunks: 2 });
+    const before = upstream.requests.length;
+    const { run, sent } = ask(ROUTES['chat to messages'], { stream: true });
+    await expect(sent.then((response) => response.text())).rejects.toThrow();
+    expect(await readSettled(rungate, run)).toMatchObject([{ outcome: 'broken', estimated: true }]);
+    expect(upstream.requests.length).toBe(before + 1);
+  });
+
+  test('asks for a short pause is asked again itself', async () => {
+    upstream.script({ error: 429, retryAfterS: 1 });
+    const { run, sent } = ask(ROUTES['chat to messages']);
+    expect((await sent).status).toBe(200);
+    const steps = await readSettled(rungate, run, 2);
+    expect(steps.map(({ kind, model }) => [kind, model])).toEqual([
+      ['model_call', 'far-model'],
+      ['retry', 'far-model'],
+    ]);
+  });
+
+  test('fails as all others do gets the last error in its own dialect', async () => {
+    upstream.script({ error: 503 }, 3);
+    const { run, sent } = ask(ROUTES['messages to chat']);
+    const response = await sent;
+    expect(response.status).toBe(503);
+    expect(await response.json()).toMatchObject({ type: 'error', error: { type: 'api_error' } });
+    const steps = await readSettled(rungate, run, 3);
+    expect(steps.map(({ kind }) => kind)).toEqual(['model_call', 'failover', 'retry']);
+    expect(steps.reduce((sum, { spentNanos }) => sum + spentNanos, 0)).toBe(0);
+  });
+
+  test('fails where no list names its model is passed on as it is', async () => {
+    upstream.script({ error: 503 });
+    const { run, sent } = ask({
+      path: 'chat/completions',
+      model: 'openai/only-model',
+      to: 'test-model',
+    });
+    expect((await sent).status).toBe(503);
+    expect(await readTrail(rungate, run)).toHaveLength(1);
+  });
+
+  test('fails with what the next one can’t be told is refused with the reason', async () => {
+    upstream.script({ error: 503 }, 2);
+    const { run, sent } = ask(ROUTES['chat to messages'], { seed: 7 });
+    const response = await sent;
+    expect(response.status).toBe(502);
+    const { error } = (await response.json()) as { error: Record<string, unknown> };
+    expect(error.message).toContain('seed has no counterpart in the other dialect');
+    expect(error.rungate).toMatchObject({ rule: 'failover', field: 'seed' });
+    const kinds = (await readTrail(rungate, run)).map(({ kind, outcome }) => [kind, outcome]);
+    expect(kinds).toEqual([
+      ['model_call', 'upstream_503'],
+      ['retry', 'upstream_503'],
+      ['note', 'not_translatable'],
+    ]);
+  });
+});
+
+test('each change of upstream is told once, with the attempt that failed', async () => {
+  upstream.script({ error: 500 });
+  const { run, sent } = ask(ROUTES['chat to messages']);
+  await (await sent).text();
+  const [failed] = await readSettled(rungate, run, 2);
+  const db = await rungate.database();
+  const rows = await db.read(
+    `select data from events where type = 'step.failed_over' and data like '%' || ?1 || '%'`,
+    [failed!.id],
+  );
+  await db.close();
+  expect(rows.map(({ data }) => JSON.parse(String(data)))).toEqual([
+    expect.objectContaining({
+      stepId: failed!.id,
+      from: 'openai/far-model',
+      to: 'anthropic/test-model',
+    }),
+  ]);
+});
+
+const TOOL = { type: 'object' as const, properties: { city: { type: 'string' } } };
+
+test('the openai client gets tools from an upstream of messages', async () => {
+  const client = new OpenAI({ apiKey: rungate.token, baseURL: `${rungate.url}/v1`, maxRetries: 0 });
+  const asked = {
+    model: 'openai/far-model',
+    messages: [{ role: 'user' as const, content: 'Use the tool weather.' }],
+    tools: [{ type: 'function' as const, function: { name: 'weather', parameters: TOOL } }],
+    tool_choice: 'required' as const,
+  };
+  upstream.script({ error: 503 });
+  const whole = await client.chat.completions.create({ ...asked, max_tokens: 60 });
+  upstream.script({ error: 503 });
+  const runner = client.chat.completions.stream({ ...asked, max_tokens: 60 });
+  for (const { message, finish_reason } of [
+    whole.choices[0]!,
+    (await runner.finalChatCompletion()).choices[0]!,
+  ]) {
+    expect(finish_reason).toBe('tool_calls');
+    const [call] = message.tool_calls ?? [];
+    expect(call).toMatchObject({ type: 'function', function: { name: 'weather' } });
+    if (call?.type === 'function') JSON.parse(call.function.arguments);
+  }
+  await expectSound();
+});
+
+test('the Anthropic client gets tools from an upstream of chat', async () => {
+  const client = new Anthropic({ apiKey: rungate.token, baseURL: rungate.url, maxRetries: 0 });
+  const asked: Anthropic.MessageCreateParamsNonStreaming = {
+    model: 'anthropic/far-model',
+    max_tokens: 60,
+    messages: [{ role: 'user', content: 'Use the tool weather.' }],
+    tools: [{ name: 'weather', input_schema: TOOL }],
+    tool_choice: { type: 'any' },
+  };
+  upstream.script({ error: 503 });
+  const whole = await client.messages.create(asked);
+  upstream.script({ error: 503 });
+  const streamed = await client.messages.stream(asked).finalMessage();
+  for (const message of [whole, streamed]) {
+    expect(message.stop_reason).toBe('tool_use');
+    expect(message.usage.input_tokens).toBeGreaterThan(0);
+    const uses = message.content.filter(({ type }) => type === 'tool_use');
+    expect(uses).toMatchObject([{ name: 'weather', input: expect.any(Object) }]);
+  }
+  await expectSound();
+});
+
+test('the calls of a translated answer are governed as those of any other', async () => {
+  const strict = await deploy({
+    upstreamUrl: upstream.url,
+    runtime: 'deno',
+    policy: { failover: FAILOVER, tools: { deny: [{ tool: 'weather', when: 'true' }] } },
+    prices: MODELS.map((model) => ({ model, ...PRICE })),
+  });
+  try {
+    for (const stream of [false, true]) {
+      upstream.script({ error: 503 });
+      const headers = { authorization: `Bearer ${strict.token}` };
+      const body = JSON.stringify({
+        ...{ model: 'openai/far-model', max_tokens: 60, stream, tool_choice: 'required' },
+        messages: [{ role: 'user', content: 'Use the tool weather.' }],
+        tools: [{ type: 'function', function: { name: 'weather', parameters: TOOL } }],
+      });
+      const init = { method: 'POST', headers, body };
+      const text = await (await fetch(`${strict.url}/v1/chat/completions`, init)).text();
+      expect(text).toContain('rungate_permission_denied');
+      expect(text).not.toContain('tool_calls');
+    }
+    expect(upstream.requests.slice(-4).map(({ path }) => path)).toEqual([
+      ...['/v1/chat/completions', '/v1/messages', '/v1/chat/completions', '/v1/messages'],
+    ]);
+  } finally {
+    await strict.stop();
+  }
+});
+
+describe('decideRetry()', () => {
+  const failures: Failure[] = [undefined, 200, 400, 403, 404, 409, 422, 504].map((status) => ({
+    isSent: true,
+    ...(status === undefined ? {} : { status }),
+  }));
+
+  test('gives up on what may have been charged, and on what would fail alike', () => {
+    for (const failure of failures) {
+      for (const hasNext of [false, true]) {
+        const decision = decideRetry(failure, { attempts: 1, here: 1, hasNext });
+        expect(decision).toEqual({ verdict: 'give_up', isSafe: false });
+      }
+    }
+  });
+
+  test('ends, whatever fails and however often', () => {
+    for (const status of [401, 402, 408, 429, 500, 502, 503, 529]) {
+      for (const retryAfterMs of [0, 900, 4_000, 60_000]) {
+        const tried = { attempts: MAX_ATTEMPTS, here: 1, hasNext: true };
+        const decision = decideRetry({ isSent: true, status, retryAfterMs }, tried);
+        expect(decision).toEqual({ verdict: 'give_up', isSafe: true });
+        const last = decideRetry(
+          { isSent: true, status, retryAfterMs },
+          { attempts: 2, here: 2, hasNext: false },
+        );
+        expect(last.verdict).toBe('give_up');
+      }
+    }
+  });
+
+  test('waits no longer than is worth it', () => {
+    const wait = (retryAfterMs: number, hasNext: boolean) =>
+      decideRetry({ isSent: true, status: 429, retryAfterMs }, { attempts: 1, here: 1, hasNext });
+    expect(wait(1_000, true)).toEqual({ verdict: 'retry', afterMs: 1_000 });
+    expect(wait(1_001, true)).toEqual({ verdict: 'next' });
+    expect(wait(5_000, false)).toEqual({ verdict: 'retry', afterMs: 5_000 });
+    expect(wait(5_001, false)).toEqual({ verdict: 'give_up', isSafe: true });
+  });
+});
+
+test('readRetryAfter() reads milliseconds, seconds and dates, and nothing else', () => {
+  const now = Date.UTC(2030, 0, 1);
+  const read = (headers: Record<string, string>) => readRetryAfter(new Headers(headers), now);
+  expect(read({ 'retry-after-ms': '250', 'retry-after': '9' })).toBe(250);
+  expect(read({ 'retry-after': '2' })).toBe(2_000);
+  expect(read({ 'retry-after': 'Tue, 01 Jan 2030 00:00:07 GMT' })).toBe(7_000);
+  expect(read({ 'retry-after': 'Mon, 31 Dec 2029 00:00:00 GMT' })).toBe(0);
+  for (const text of ['', '-1', 'soon', '1e9', 'Infinity']) {
+    expect(read({ 'retry-after': text }) ?? 0).toBeGreaterThanOrEqual(0);
+  }
+});

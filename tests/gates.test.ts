@@ -1,0 +1,783 @@
+/** Gates: a call that needs approval is held back, decided by people, and released exactly once. */
+
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import type { Database } from '../db/client.ts';
+import {
+  decideGate,
+  type Gate,
+  listGates,
+  openArgs,
+  openAsk,
+  readGate,
+  useGate,
+  type Verdict,
+} from '../db/gates.ts';
+import type { Org } from '../db/org.ts';
+import { findOrg } from '../db/orgs.ts';
+import { openMasterKeys } from '../db/seal.ts';
+import { openVault } from '../db/vault.ts';
+import type { GateId, MemberId, TokenId } from '../schema/ids.ts';
+import { ANSWER, LOOPS, ran } from './loops.ts';
+import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
+import { ALL_KINDS, type CallOptions, call, type Kind } from './runtimes.ts';
+import { startUpstream, type Upstream } from './upstream.ts';
+
+const ARGS = '{"order":"A-1","amount_usd":900.50}';
+const POLICY = {
+  tools: {
+    requireApproval: [
+      {
+        name: 'refund over $500',
+        tool: 'issue_refund',
+        when: 'args.amount_usd > 500',
+        expiresAfterS: 3_600,
+      },
+      { tool: 'add', expiresAfterS: 3_600 },
+      { tool: 'wire_money', approvals: 2 },
+      { tool: 'soon', expiresAfterS: 1 },
+    ],
+    deny: [{ tool: 'look_up', when: 'args.secret == true' }],
+  },
+};
+const TOOLS = ['issue_refund', 'wire_money', 'soon', 'look_up'];
+
+/** The tools as each dialect declares them. */
+const DECLARED: Readonly<Record<Kind, readonly object[]>> = {
+  chat: TOOLS.map((name) => ({ type: 'function', function: { name, parameters: {} } })),
+  responses: TOOLS.map((name) => ({ type: 'function', name, parameters: {} })),
+  messages: TOOLS.map((name) => ({ name, input_schema: { type: 'object' } })),
+};
+
+/** A request of which the upstream proposes what its prompt asks for. */
+function asking(kind: Kind, run: string, prompt: string, more: CallOptions = {}, stream = false) {
+  const asked = kind === 'responses' ? { input: prompt } : {};
+  const messages = kind === 'responses' ? {} : { messages: [{ role: 'user', content: prompt }] };
+  const members = { ...asked, ...messages, tools: DECLARED[kind], ...(stream ? { stream } : {}) };
+  return { ...more, run, members: { ...members, ...more.members } };
+}
+
+const OPERATOR: Verdict = { actor: 'operator', decision: 'approve' };
+const slug = (...names: unknown[]) => names.join(' ').replaceAll(/\W+/g, '-');
+
+/** The stage of all tests: one upstream, one deployment, and the tests' own way to the database. */
+let upstream: Upstream;
+let rungate: Deployment;
+/** Of two processes on one database: one on Bun, one on Deno. */
+let urls: readonly string[];
+let db: Database;
+let org: Org;
+
+beforeAll(async () => {
+  upstream = await startUpstream();
+  rungate = await deploy({
+    ...{ upstreamUrl: upstream.url, policy: POLICY, agents: ['tester', 'other'] },
+    env: { RUNGATE_PUBLIC_URL: 'http://rungate.example' },
+  });
+  const other = await rungate.serve('deno');
+  urls = [rungate.url, other.ready.groups?.url ?? ''];
+  db = await rungate.database();
+  org = (await findOrg(db, 'acme'))!;
+});
+
+afterAll(async () => {
+  await db?.close();
+  await rungate?.stop();
+  await upstream?.stop();
+}, 20_000);
+
+const ask = (kind: Kind, options: CallOptions, at = 0) =>
+  call({ rungate: { ...rungate, url: urls[at]! } }, kind, options);
+
+interface Refused {
+  error: {
+    code?: string;
+    type: string;
+    message: string;
+    rungate: { code: string; rule: string; gates: { id: GateId; tool: string; url: string }[] };
+  };
+}
+
+async function refusedOf(response: Response): Promise<Refused['error']> {
+  return ((await response.json()) as Refused).error;
+}
+
+/** The error of a stream, in whatever event it comes. */
+function errorIn(text: string): Refused['error'] {
+  const data = text.split('\n').filter((line) => line.startsWith('data: {'));
+  const last = JSON.parse(data.at(-1)!.slice(6)) as Refused;
+  return last.error;
+}
+
+async function pendingOf(kind: Kind, options: CallOptions, stream: boolean) {
+  const response = await ask(kind, options);
+  if (!stream) return { status: response.status, error: await refusedOf(response) };
+  const text = await response.text();
+  expect(text).not.toContain('A-1');
+  return { status: response.status, error: errorIn(text) };
+}
+
+const gatesOf = async (run: string): Promise<Gate[]> => {
+  const gates = await listGates(org, { all: true, limit: 500 }, Date.now());
+  const rows = await org.read('select id from runs where org_id = ?1 and name = ?2', run);
+  return gates.filter(({ runId }) => rows.some(({ id }) => id === runId)).reverse();
+};
+
+const decide = (id: GateId, verdict: Verdict = OPERATOR) =>
+  decideGate(org, id, verdict, Date.now());
+const approveAll = async (run: string) => {
+  for (const { id } of await gatesOf(run)) await decide(id);
+};
+
+/** Every kind, its answer sent whole and as a stream. */
+const WAYS = ALL_KINDS.flatMap((kind) => [
+  [kind, 'whole', false] as const,
+  [kind, 'as a stream', true] as const,
+]);
+const REFUND = `call issue_refund ${ARGS}`;
+
+describe.each(WAYS)('a gated call in %s, sent %s', (kind, _, stream) => {
+  test('is held back, approved, released byte for byte, and charged once', async () => {
+    const run = slug('released', kind, stream);
+    const options = asking(kind, run, REFUND, {}, stream);
+    const before = upstream.requests.length;
+    const first = await pendingOf(kind, options, stream);
+    expect(first.status).toBe(stream ? 200 : 403);
+    expect(first.error.rungate).toMatchObject({ code: 'approval_pending' });
+    const [gate] = first.error.rungate.gates;
+    expect(gate!.url).toBe(`http://rungate.example/v1/gates/${gate!.id}`);
+    const again = await ask(kind, options, 1);
+    expect(again.status).toBe(403);
+    expect((await refusedOf(again)).rungate.gates.map(({ id }) => id)).toEqual([gate!.id]);
+    expect(await decide(gate!.id)).toMatchObject({ outcome: 'decided' });
+    const released = await ask(kind, options, 1);
+    expect(released.status).toBe(200);
+    expect(released.headers.get('x-rungate-run-id')).toBe(run);
+    const text = await released.text();
+    expect(text.replaceAll(/\\+"|"|\s/g, '')).toContain(
+      stream ? 'A-1' : 'order:A-1,amount_usd:900.5',
+    );
+    expect(upstream.requests.length - before).toBe(1);
+    const trail = await readTrail(rungate, run);
+    expect(trail.map(({ kind, outcome }) => `${kind} ${outcome}`)).toEqual([
+      'model_call ok',
+      'gate approval_pending',
+      'gate approved',
+      'gate released',
+    ]);
+    expect(trail.filter(({ spentNanos }) => spentNanos > 0)).toHaveLength(1);
+  });
+
+  test('is used once: the same request afterwards is a new call with a new gate', async () => {
+    const run = slug('used', kind, stream);
+    const options = asking(kind, run, REFUND, {}, stream);
+    upstream.script({ chunkBytes: 5, ...(stream ? { noise: true, crlf: true } : {}) });
+    await pendingOf(kind, options, stream);
+    await approveAll(run);
+    expect((await ask(kind, options)).status).toBe(200);
+    const before = upstream.requests.length;
+    const next = await pendingOf(kind, options, stream);
+    expect(next.error.rungate.code).toBe('approval_pending');
+    expect(upstream.requests.length - before).toBe(1);
+    expect((await gatesOf(run)).map(({ status }) => status)).toEqual(['released', 'pending']);
+  });
+
+  test('is refused for the rest of the run once it is rejected', async () => {
+    const run = slug('rejected', kind, stream);
+    const options = asking(kind, run, REFUND, {}, stream);
+    const { error } = await pendingOf(kind, options, stream);
+    await decide(error.rungate.gates[0]!.id, { actor: 'operator', decision: 'reject' });
+    for (const at of [0, 1]) {
+      const refused = await ask(kind, options, at);
+      expect(refused.status).toBe(403);
+      expect((await refusedOf(refused)).rungate.code).toBe('approval_rejected');
+    }
+  });
+
+  test('is refused once nobody has decided in time, and asked about anew after that', async () => {
+    const run = slug('expired', kind, stream);
+    const options = asking(kind, run, 'call soon {"a":"A-1"}', {}, stream);
+    const { error } = await pendingOf(kind, options, stream);
+    await Bun.sleep(1_050);
+    expect(await decide(error.rungate.gates[0]!.id)).toMatchObject({ outcome: 'closed' });
+    const refused = await refusedOf(await ask(kind, options));
+    expect(refused.rungate.code).toBe('approval_expired');
+    const next = await pendingOf(kind, options, stream);
+    expect(next.error.rungate.code).toBe('approval_pending');
+    expect(next.error.rungate.gates[0]!.id).not.toBe(error.rungate.gates[0]!.id);
+  });
+
+  test('is released to a caller who waits for it', async () => {
+    const run = slug('waited', kind, stream);
+    const headers = { prefer: 'wait=30' };
+    const waiting = ask(kind, asking(kind, run, REFUND, { headers }, stream));
+    let gates = await gatesOf(run);
+    while (gates.length === 0) gates = await Bun.sleep(20).then(() => gatesOf(run));
+    await decide(gates[0]!.id);
+    const response = await waiting;
+    expect(response.status).toBe(200);
+    expect(response.headers.get('preference-applied')).toBe('wait=30');
+    expect(await response.text()).toContain('A-1');
+    expect((await gatesOf(run)).map(({ status }) => status)).toEqual(['released']);
+  });
+
+  test('is told as 202 to a caller who prefers that', async () => {
+    const run = slug('async', kind, stream);
+    const headers = { prefer: 'respond-async' };
+    const options = asking(kind, run, REFUND, { headers }, stream);
+    const response = await ask(kind, options);
+    expect(response.status).toBe(202);
+    expect(response.headers.get('retry-after')).toBe('5');
+    const [gate] = await gatesOf(run);
+    expect(response.headers.get('location')).toEndWith(`/v1/gates/${gate!.id}`);
+    expect(await response.text()).not.toContain('A-1');
+    expect((await ask(kind, options)).status).toBe(202);
+    await decide(gate!.id);
+    const released = await ask(kind, options);
+    expect(released.status).toBe(200);
+    expect(await released.text()).toContain('A-1');
+  });
+
+  test('is shared by identical retries under way, in all processes', async () => {
+    const run = slug('shared', kind, stream);
+    const options = asking(kind, run, REFUND, {}, stream);
+    await pendingOf(kind, options, stream);
+    const before = upstream.requests.length;
+    await approveAll(run);
+    const retries = Array.from({ length: 12 }, (_, at) => ask(kind, options, at % 2));
+    const answers = await Promise.all(retries);
+    expect(answers.map(({ status }) => status)).toEqual(Array(12).fill(200));
+    const texts = await Promise.all(answers.map((answer) => answer.text()));
+    expect(new Set(texts).size).toBe(1);
+    expect(upstream.requests.length).toBe(before);
+    const trail = await readTrail(rungate, run);
+    expect(trail.filter(({ outcome }) => outcome === 'released')).toHaveLength(1);
+  });
+
+  test('stops the answer where a call is denied, and what the model did is paid', async () => {
+    const run = slug('denied', kind, stream);
+    const prompt = 'call look_up {"secret":true,"a":"A-1"}';
+    const { status, error } = await pendingOf(kind, asking(kind, run, prompt, {}, stream), stream);
+    expect(status).toBe(stream ? 200 : 403);
+    expect(error.rungate).toMatchObject({ code: 'permission_denied', rule: 'tools.deny[0]' });
+    const [paid, denied] = await readTrail(rungate, run);
+    expect(paid).toMatchObject({ kind: 'model_call', outcome: 'ok' });
+    expect(paid!.spentNanos).toBeGreaterThan(0);
+    expect(denied).toMatchObject({ kind: 'denial', outcome: 'permission_denied' });
+  });
+
+  test('may be one of several: all have to be approved, and one rejection rejects all', async () => {
+    for (const [decision, code] of [
+      ['approve', undefined],
+      ['reject', 'approval_rejected'],
+    ] as const) {
+      const run = slug('several', kind, stream, decision);
+      const prompt = `call issue_refund ${ARGS} and issue_refund {"amount_usd":501,"order":"A-1"}`;
+      const options = asking(kind, run, prompt, {}, stream);
+      const { error } = await pendingOf(kind, options, stream);
+      const [one, two] = error.rungate.gates;
+      await decide(one!.id);
+      expect((await refusedOf(await ask(kind, options))).rungate.code).toBe('approval_pending');
+      await decide(two!.id, { actor: 'operator', decision });
+      const answer = await ask(kind, options);
+      expect(answer.status).toBe(decision === 'approve' ? 200 : 403);
+      if (code) expect((await refusedOf(answer)).rungate.code).toBe(code);
+    }
+  });
+});
+
+describe('a parked answer', () => {
+  test('answers no other request, run, agent or route', async () => {
+    const options = asking('chat', 'parked', REFUND);
+    await pendingOf('chat', options, false);
+    await approveAll('parked');
+    const token = rungate.tokens.other!;
+    const others: [Kind, CallOptions][] = [
+      ['chat', asking('chat', 'parked', `${REFUND}!`)],
+      ['chat', asking('chat', 'parked-2', REFUND)],
+      ['chat', { ...options, token }],
+      ['messages', { ...asking('messages', 'parked', REFUND) }],
+    ];
+    const before = upstream.requests.length;
+    for (const [kind, other] of others) {
+      const refused = await refusedOf(await ask(kind, other));
+      expect(refused.rungate.code).toBe('approval_pending');
+    }
+    expect(upstream.requests.length - before).toBe(others.length);
+    expect((await ask('chat', options)).status).toBe(200);
+  });
+
+  test('is nowhere in the database in clear, and neither are the arguments', async () => {
+    const order = 'canary-order-7';
+    const prompt = `call issue_refund {"amount_usd":900,"order":"${order}"}`;
+    await pendingOf('chat', asking('chat', 'sealed', prompt), false);
+    const files = ['rungate.db', 'rungate.db-wal'].map((name) => `${rungate.folder}/${name}`);
+    for (const file of files) expect(await Bun.file(file).text()).not.toContain(order);
+    expect(rungate.logs()).not.toContain(order);
+  });
+});
+
+describe('two identical first calls at once', () => {
+  test.each(WAYS)('share one gate in %s, sent %s', async (kind, _, stream) => {
+    const run = slug('first', kind, stream);
+    const options = asking(kind, run, REFUND, {}, stream);
+    const both = await Promise.all([0, 1].map(() => pendingOf(kind, options, stream)));
+    const [one, two] = both.map(({ error }) => error.rungate.gates.map(({ id }) => id));
+    expect(one).toEqual(two!);
+    expect(await gatesOf(run)).toHaveLength(1);
+    await approveAll(run);
+    expect((await ask(kind, options)).status).toBe(200);
+  });
+});
+
+describe('a caller who waits and leaves', () => {
+  test.each(WAYS)('leaves the gate open in %s, sent %s', async (kind, _, stream) => {
+    const run = slug('left', kind, stream);
+    const leaving = new AbortController();
+    const headers = { prefer: 'wait=60' };
+    const more = { headers, signal: leaving.signal };
+    const waiting = ask(kind, asking(kind, run, REFUND, more, stream), kind === 'chat' ? 1 : 0)
+      .then((response) => response.text())
+      .catch(() => 'left');
+    let gates = await gatesOf(run);
+    while (gates.length === 0) gates = await Bun.sleep(20).then(() => gatesOf(run));
+    leaving.abort();
+    expect(await waiting).toBe('left');
+    const before = upstream.requests.length;
+    await decide(gates[0]!.id);
+    await Bun.sleep(500);
+    expect((await gatesOf(run))[0]!.status).toBe('approved');
+    const released = await ask(kind, asking(kind, run, REFUND, {}, stream), 1);
+    expect(released.status).toBe(200);
+    expect(upstream.requests.length).toBe(before);
+  });
+});
+
+describe('a caller who waits', () => {
+  const suspended = (at: string) => `update agents set suspended_at = ${at} where id = (
+    select agent_id from runs where name = ?1
+  )`;
+  const revoked = (at: string) => `update tokens set revoked_at = ${at} where id in (
+    select token_id from gates where run_id = (select id from runs where name = ?1)
+  )`;
+  const ends = {
+    run_closed: ["update runs set status = 'cancelled' where name = ?1"],
+    agent_suspended: [suspended('1'), suspended('null')],
+    invalid_token: [revoked('1'), revoked('null')],
+  };
+  for (const [code, [sql, undo]] of Object.entries(ends)) {
+    test.each(WAYS)(`is told ${code} in %s, sent %s`, async (kind, _, stream) => {
+      const run = slug('over', code, kind, stream);
+      const token = rungate.tokens.other!;
+      const more = { headers: { prefer: 'wait=60' }, token };
+      const waiting = pendingOf(kind, asking(kind, run, REFUND, more, stream), stream);
+      let gates = await gatesOf(run);
+      while (gates.length === 0) gates = await Bun.sleep(20).then(() => gatesOf(run));
+      await db.write([{ sql: sql!, args: [run] }]);
+      expect((await waiting).error.rungate.code).toBe(code);
+      if (undo) await db.write([{ sql: undo, args: [run] }]);
+      const outcome = code === 'run_closed' ? 'closed' : 'decided';
+      expect(await decide(gates[0]!.id)).toMatchObject({ outcome });
+    });
+  }
+});
+
+describe('a call that no rule asks about', () => {
+  test.each(WAYS)('passes at once in %s, sent %s', async (kind, _, stream) => {
+    const run = slug('allowed', kind, stream);
+    const prompt = 'call issue_refund {"amount_usd":20}';
+    const response = await ask(kind, asking(kind, run, prompt, {}, stream));
+    expect(response.status).toBe(200);
+    expect(await response.text()).toContain('issue_refund');
+    expect(await gatesOf(run)).toEqual([]);
+  });
+});
+
+describe('the loop of an SDK', () => {
+  test.each(Object.entries(LOOPS))(
+    '%s: gets the call after approval, and not before',
+    async (name, loop) => {
+      const run = slug('loop', name);
+      const at = { base: `${rungate.url}/r/${run}`, token: rungate.token };
+      const before = { calls: upstream.requests.length, runs: ran.times };
+      const failure: unknown = await loop(at).catch((error) => error);
+      expect(String(failure)).toMatch(/has to approve/);
+      expect(ran.times).toBe(before.runs);
+      expect(upstream.requests.length - before.calls).toBe(1);
+      await approveAll(run);
+      expect(await loop(at)).toBe(ANSWER);
+      expect(ran.times).toBe(before.runs + 1);
+      expect(upstream.requests.length - before.calls).toBe(2);
+      const trail = await readTrail(rungate, run);
+      expect(trail.filter(({ spentNanos }) => spentNanos > 0)).toHaveLength(2);
+      expect(trail.filter(({ outcome }) => outcome === 'unreleased_result')).toEqual([]);
+    },
+  );
+
+  test.each(Object.entries(LOOPS))(
+    '%s: reads why, once the call is rejected',
+    async (name, loop) => {
+      const run = slug('rejecting', name);
+      const at = { base: `${rungate.url}/r/${run}`, token: rungate.token };
+      await loop(at).catch(() => {});
+      for (const { id } of await gatesOf(run)) {
+        await decide(id, { actor: 'operator', decision: 'reject' });
+      }
+      const times = ran.times;
+      expect(String(await loop(at).catch((error) => error))).toMatch(/rejected/);
+      expect(ran.times).toBe(times);
+    },
+  );
+});
+
+describe('who decides', () => {
+  const open = async (run: string, prompt = REFUND): Promise<GateId> => {
+    await pendingOf('chat', asking('chat', run, prompt), false);
+    return (await gatesOf(run))[0]!.id;
+  };
+  const member = (id: string): Verdict => ({
+    actor: { kind: 'user', id: `usr_${id}`, memberId: `mem_${id}` as MemberId },
+    decision: 'approve',
+  });
+
+  test('several people are several: one who approves twice counts once', async () => {
+    const options = asking('chat', 'n-of-m', 'call wire_money {"to":"A-1"}');
+    await pendingOf('chat', options, false);
+    const [{ id }] = (await gatesOf('n-of-m')) as [Gate];
+    expect(await decide(id, member('a'))).toMatchObject({ outcome: 'counted' });
+    expect(await decide(id, member('a'))).toMatchObject({ outcome: 'repeated' });
+    expect((await ask('chat', options)).status).toBe(403);
+    const both = await Promise.all([decide(id, member('b')), decide(id, member('c'))]);
+    expect(both.map(({ outcome }) => outcome).sort()).toEqual(['closed', 'decided']);
+    expect((await ask('chat', options)).status).toBe(200);
+  });
+
+  test('who caused the call can not', async () => {
+    const id = await open('self');
+    await db.write([{ sql: "update gates set caused_by = 'mem_maker' where id = ?1", args: [id] }]);
+    const [token] = await org.read(
+      'select id from tokens where org_id = ?1 and agent_id is not null',
+    );
+    const gate = (await gatesOf('self'))[0]!;
+    const causes: Verdict['actor'][] = [
+      { kind: 'user', id: 'usr_x', memberId: 'mem_maker' as MemberId },
+      { kind: 'token', id: String(token!.id) },
+      { kind: 'token', id: gate.agentId },
+    ];
+    for (const actor of causes) {
+      expect(await decide(id, { actor, decision: 'approve' })).toMatchObject({ outcome: 'own' });
+    }
+    expect(
+      await decide(id, {
+        actor: 'operator',
+        decision: 'approve',
+        memberId: 'mem_maker' as MemberId,
+      }),
+    ).toMatchObject({ outcome: 'own' });
+    expect((await gatesOf('self'))[0]!.status).toBe('pending');
+  });
+
+  test('an agent reads its own gate, without the arguments; another’s is missing', async () => {
+    const id = await open('own-gate');
+    const read = (token: string) =>
+      fetch(`${rungate.url}/v1/gates/${id}`, { headers: { authorization: `Bearer ${token}` } });
+    const own = await read(rungate.tokens.tester!);
+    expect(await own.json()).toMatchObject({ id, status: 'pending', tool: 'issue_refund' });
+    const text = await (await read(rungate.tokens.tester!)).text();
+    expect(text).not.toContain('A-1');
+    const foreign = await read(rungate.tokens.other!);
+    const none = await fetch(`${rungate.url}/v1/gates/gate_${'0'.repeat(26)}`, {
+      headers: { authorization: `Bearer ${rungate.tokens.other}` },
+    });
+    expect([foreign.status, none.status]).toEqual([404, 404]);
+  });
+
+  test('the command line lists, shows and decides', async () => {
+    const id = await open('by-cli');
+    const listed = await rungate.cli('gates', 'list', '--org', 'acme', '--json');
+    const gates = JSON.parse(listed.stdout) as Record<string, unknown>[];
+    expect(gates.find((gate) => gate.id === id)).toMatchObject({
+      ...{ id, status: 'pending', tool: 'issue_refund', rule: 'tools.requireApproval[0]' },
+      ...{ args: { order: 'A-1', amount_usd: 900.5 }, runId: 'by-cli' },
+      expiresAt: expect.stringMatching(/Z$/),
+    });
+    const shown = await rungate.cli('gates', 'show', id, '--org', 'acme');
+    expect(shown.stdout).toContain('900.50');
+    expect(shown.stdout).toMatch(/http:\/\/rungate\.example\/approvals\/\S+/);
+    const as = ['--as', 'owner@example.com', '--reason', 'fine'];
+    const approved = await rungate.cli('gates', 'approve', id, '--org', 'acme', ...as);
+    expect(approved).toMatchObject({ code: 0, stdout: `${id}: approved\n` });
+    const again = await rungate.cli('gates', 'reject', id, '--org', 'acme');
+    expect(again.code).toBe(1);
+    const stranger = await rungate.cli('gates', 'approve', id, '--org', 'acme', '--as', 'x@y.zz');
+    expect(stranger).toMatchObject({ code: 1 });
+    expect((await ask('chat', asking('chat', 'by-cli', REFUND))).status).toBe(200);
+  });
+});
+
+describe('a gate without a parked answer', () => {
+  test('is one per call while it is open, used once, and opened anew after its end', async () => {
+    await ask('chat', { run: 'asks' });
+    const run = (await org.first("select * from runs where org_id = ?1 and name = 'asks'"))!;
+    const token = await org.first(
+      'select id from tokens where org_id = ?1 and agent_id = ?2',
+      run.agent_id!,
+    );
+    const keys = await Bun.file(`${rungate.folder}/master-keys`).text();
+    const vault = await openVault(org, openMasterKeys(keys.trim()));
+    const subject = {
+      ...{
+        orgId: org.id,
+        agentId: run.agent_id as Gate['agentId'],
+        runId: run.id as Gate['runId'],
+      },
+      policyVersionId: run.policy_version_id as Gate['policyVersionId'],
+      ...{ tool: 'issue_refund', argsText: '{"a":"\\ud800"}' },
+    };
+    const now = Date.now();
+    const rule = { rule: 'tools.requireApproval[0]', ruleName: 'refund', reason: 'Ask.' };
+    const wanted = { subject, ...rule, approvals: 1, expiresAt: now + 1_000 };
+    const open = (at: number, argsText = subject.argsText) => {
+      const tokenId = token!.id as TokenId;
+      const asked = {
+        ...wanted,
+        tokenId,
+        subject: { ...subject, argsText },
+        expiresAt: at + 1_000,
+      };
+      return openAsk(org, vault, asked, async (id) => `http://x/${id}`, at);
+    };
+    const both = await Promise.all([open(now), open(now)]);
+    expect(both[0]!.id).toBe(both[1]!.id);
+    expect(await openArgs(vault, both[0]!)).toBe(subject.argsText);
+    expect((await open(now, '{"a":1}')).id).not.toBe(both[0]!.id);
+    expect(await useGate(org, both[0]!.id, now)).toBe(false);
+    await decideGate(org, both[0]!.id, OPERATOR, now);
+    const uses = [0, 1, 2].map(() => useGate(org, both[0]!.id, now));
+    expect((await Promise.all(uses)).filter(Boolean)).toHaveLength(1);
+    const second = await open(now);
+    expect(second.id).not.toBe(both[0]!.id);
+    const late = now + 2_000;
+    expect(await open(late)).toMatchObject({ id: second.id, status: 'expired' });
+    const third = await open(late);
+    expect(third.id).not.toBe(second.id);
+    await decideGate(org, third.id, { actor: 'operator', decision: 'reject' }, late);
+    for (const at of [late, late + 9_000]) {
+      expect(await open(at)).toMatchObject({ id: third.id, status: 'rejected' });
+    }
+    expect((await readGate(org, second.id))!.status).toBe('expired');
+  });
+});
+
+describe('a signed link', () => {
+  const linkTo = async (run: string, prompt = REFUND): Promise<{ path: string; id: GateId }> => {
+    await pendingOf('chat', asking('chat', run, prompt), false);
+    const [{ id }] = (await gatesOf(run)) as [Gate];
+    const rows = await org.read(
+      "select data from events where org_id = ?1 and type = 'approval.pending'",
+    );
+    const data = rows.map((row) => JSON.parse(String(row.data)) as { gateId: string; url: string });
+    const { url } = data.find(({ gateId }) => gateId === id)!;
+    return { path: new URL(url).pathname, id };
+  };
+  const post = (path: string, decision: string, headers = {}) =>
+    fetch(rungate.url + path, { method: 'POST', headers, body: new URLSearchParams({ decision }) });
+
+  test('shows what it decides on, and decides nothing by being read', async () => {
+    const { path, id } = await linkTo('link-get');
+    for (const method of ['GET', 'HEAD']) await fetch(rungate.url + path, { method });
+    const page = await fetch(rungate.url + path);
+    expect(page.status).toBe(200);
+    expect(page.headers.get('content-security-policy')).toContain("default-src 'none'");
+    expect(page.headers.get('cache-control')).toBe('no-store');
+    const text = await page.text();
+    for (const shown of ['issue_refund', '900.50', 'tester', 'refund over $500', 'Approve']) {
+      expect(text).toContain(shown);
+    }
+    expect(await org.first('select status from gates where org_id = ?1 and id = ?2', id)).toEqual({
+      status: 'pending',
+    });
+  });
+
+  test('shows markup and hidden characters as what they are', async () => {
+    const args = '{"amount_usd":900,"note":"<script>x</script>\u202eA-1"}';
+    const { path } = await linkTo('link-markup', `call issue_refund ${args}`);
+    const text = await (await fetch(rungate.url + path)).text();
+    expect(text).toContain('&lt;script&gt;');
+    expect(text).not.toMatch(/<script|\u202e/);
+  });
+
+  test('decides once', async () => {
+    const { path } = await linkTo('link-once');
+    expect((await post(path, 'approve')).status).toBe(200);
+    expect((await post(path, 'reject')).status).toBe(409);
+    expect((await ask('chat', asking('chat', 'link-once', REFUND))).status).toBe(200);
+  });
+
+  test('decides nothing when altered, forged, of another site, or without a decision', async () => {
+    const { path, id } = await linkTo('link-bad');
+    const token = path.split('/').at(-1)!;
+    const [head, payload, signature] = token.split('.') as [string, string, string];
+    const none = btoa('{"alg":"none","typ":"rungate-approval+jwt"}').replace(/=+$/, '');
+    const bad = [
+      `${head}.${payload}.${signature.slice(0, -2)}AA`,
+      `${none}.${payload}.`,
+      `${head}.${payload}x.${signature}`,
+      `${token}.x`,
+      'x',
+      'a'.repeat(5_000),
+    ];
+    for (const one of bad) expect((await post(`/approvals/${one}`, 'approve')).status).toBe(404);
+    expect((await post(path, 'maybe')).status).toBe(400);
+    const foreign = { origin: 'https://evil.example' };
+    expect((await post(path, 'approve', foreign)).status).toBe(403);
+    expect((await post(path, 'approve', { 'sec-fetch-site': 'cross-site' })).status).toBe(403);
+    expect((await gatesOf('link-bad')).find((gate) => gate.id === id)!.status).toBe('pending');
+  });
+
+  test('is good for no longer than its gate', async () => {
+    const { path } = await linkTo('link-late', 'call soon {"a":"A-1"}');
+    await Bun.sleep(2_100);
+    expect((await post(path, 'approve')).status).toBe(410);
+  });
+
+  test('is nowhere in what the agent is told', async () => {
+    const options = asking('chat', 'link-secret', REFUND);
+    const response = await ask('chat', options);
+    const told = (await response.text()) + JSON.stringify([...response.headers]);
+    expect(told).not.toContain('/approvals/');
+  });
+});
+
+describe('a result of a call that the run was never given', () => {
+  test('is flagged on the trail, once', async () => {
+    const messages = [
+      { role: 'user', content: 'hello' },
+      {
+        role: 'assistant',
+        tool_calls: [
+          { id: 'call_x', type: 'function', function: { name: 'look_up', arguments: '{}' } },
+        ],
+      },
+      { role: 'tool', tool_call_id: 'call_x', content: '5' },
+    ];
+    const options = { run: 'flagged', members: { messages, tools: DECLARED.chat } };
+    for (const at of [0, 1, 0]) expect((await ask('chat', options, at)).status).toBe(200);
+    const trail = await readTrail(rungate, 'flagged');
+    const flags = trail.filter(({ outcome }) => outcome === 'unreleased_result');
+    expect(flags).toMatchObject([{ kind: 'note', detail: { callIds: ['call_x'] } }]);
+  });
+});
+
+describe('a policy that refuses such results', () => {
+  test('refuses them, and lets those of released calls pass', async () => {
+    const tools = { ...POLICY.tools, unreleasedResults: 'deny' as const };
+    const own = await deploy({ upstreamUrl: upstream.url, policy: { tools } });
+    const connection = await own.database();
+    try {
+      const acme = (await findOrg(connection, 'acme'))!;
+      for (const [name, loop] of Object.entries(LOOPS).filter((_, at) => at % 3 === 0)) {
+        const at = { base: `${own.url}/r/${slug(name)}`, token: own.token };
+        await loop(at).catch(() => {});
+        const [gate] = await listGates(acme, { all: false, limit: 1 }, Date.now());
+        await decideGate(acme, gate!.id, OPERATOR, Date.now());
+        expect(await loop(at)).toBe(ANSWER);
+      }
+      const messages = [{ role: 'tool', tool_call_id: 'call_x', content: '5' }];
+      const options = { run: 'refused', members: { messages, tools: DECLARED.chat } };
+      const refused = await call({ rungate: own }, 'chat', options);
+      expect(refused.status).toBe(403);
+      expect((await refusedOf(refused)).rungate).toMatchObject({ rule: 'tools.unreleasedResults' });
+    } finally {
+      await connection.close();
+      await own.stop();
+    }
+  });
+});
+
+describe('an answer of another upstream', () => {
+  test.each([
+    ['chat', 'anthropic'],
+    ['messages', 'openai'],
+  ] as const)('is held back in the dialect of the caller: %s by %s', async (kind, to) => {
+    const from = to === 'openai' ? 'anthropic' : 'openai';
+    const failover = [{ model: `${from}/test-model`, to: [`${to}/test-model`] }];
+    const own = await deploy({ upstreamUrl: upstream.url, policy: { ...POLICY, failover } });
+    const connection = await own.database();
+    try {
+      const acme = (await findOrg(connection, 'acme'))!;
+      for (const stream of [false, true]) {
+        const run = slug('failover', kind, stream);
+        const options = asking(kind, run, REFUND, {}, stream);
+        upstream.script({ error: 503 }, 1);
+        const first = await call({ rungate: own }, kind, options);
+        const told = await first.text();
+        expect(told).toContain('approval_pending');
+        expect(told).not.toContain('A-1');
+        const [gate] = await listGates(acme, { all: false, limit: 1 }, Date.now());
+        await decideGate(acme, gate!.id, OPERATOR, Date.now());
+        const released = await call({ rungate: own }, kind, options);
+        const text = await released.text();
+        expect(released.status).toBe(200);
+        expect(text).toContain(kind === 'chat' ? 'tool_calls' : 'tool_use');
+        expect(text).toContain('A-1');
+      }
+    } finally {
+      await connection.close();
+      await own.stop();
+    }
+  });
+});
+
+describe('a stream that waits', () => {
+  test('says so in comments, then ends with the released bytes or a readable error', async () => {
+    const run = 'comments';
+    const headers = { prefer: 'wait=6' };
+    const response = await ask('chat', asking('chat', run, REFUND, { headers }, true), 1);
+    const text = await response.text();
+    expect(text).toContain(': waiting\n\n');
+    expect(errorIn(text).rungate.code).toBe('approval_pending');
+    const replay = ask('chat', asking('chat', run, REFUND, { headers }, true));
+    await Bun.sleep(100);
+    await approveAll(run);
+    expect(await (await replay).text()).toContain('A-1');
+  });
+});
+
+describe('a process that ends', () => {
+  test('leaves gates that another one goes on with, killed or told to stop', async () => {
+    const own = await deploy({ upstreamUrl: upstream.url, policy: POLICY });
+    const connection = await own.database();
+    try {
+      const acme = (await findOrg(connection, 'acme'))!;
+      for (const [signal, run] of [
+        ['SIGKILL', 'killed'],
+        ['SIGTERM', 'stopped'],
+      ] as const) {
+        const server = await own.serve();
+        const at = { rungate: { ...own, url: server.ready.groups?.url ?? '' } };
+        const headers = { prefer: 'wait=60' };
+        const waiting = call(at, 'chat', asking('chat', run, REFUND, { headers })).then(
+          (response) => response.status,
+          () => 0,
+        );
+        let gates: Gate[] = [];
+        while (gates.length === 0) {
+          gates = await listGates(acme, { all: false, limit: 1 }, Date.now());
+          await Bun.sleep(10);
+        }
+        const before = upstream.requests.length;
+        await server.stop(signal);
+        expect(await waiting).toBe(signal === 'SIGKILL' ? 0 : 403);
+        const options = asking('chat', run, REFUND);
+        expect((await call({ rungate: own }, 'chat', options)).status).toBe(403);
+        await decideGate(acme, gates[0]!.id, OPERATOR, Date.now());
+        expect((await call({ rungate: own }, 'chat', options)).status).toBe(200);
+        expect(upstream.requests.length).toBe(before);
+        await readSettled(own, run);
+      }
+    } finally {
+      await connection.close();
+      await own.stop();
+    }
+  }, 60_000);
+});

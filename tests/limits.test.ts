@@ -1,0 +1,843 @@
+/** Limits: exact however many call at once over however many processes, and true to their headers. */
+
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { type Database, openDatabase } from '../db/client.ts';
+import { type Charge, countFailure, pruneSlots } from '../db/limits.ts';
+import { migrate } from '../db/migrate.ts';
+import { forOrg } from '../db/org.ts';
+import { readAgentPolicy } from '../db/policies.ts';
+import { findRun, openRun } from '../db/runs.ts';
+import { hashToken, newToken } from '../db/seal.ts';
+import { reserveLimited, settlement } from '../db/steps.ts';
+import { findCredential } from '../db/tokens.ts';
+import type { LimitState } from '../schema/errors.ts';
+import type { StepId } from '../schema/ids.ts';
+import { ZERO } from '../schema/money.ts';
+import { type PolicyDocument, policySchema } from '../schema/policy.ts';
+import { windowsOf } from '../schema/rules/budget.ts';
+import {
+  fits,
+  type Limit,
+  limitHeaders,
+  limitsOf,
+  type Slot,
+  slotOf,
+  stateOf,
+  tightestFirst,
+  usedOf,
+  waitMsOf,
+} from '../schema/rules/limit.ts';
+import { type Deployment, deploy, readTrail, type Wanted } from './rungate.ts';
+import { startSqld } from './sqld.ts';
+import { SCRIPT_HEADER, type Script, startUpstream, type Upstream } from './upstream.ts';
+
+setDefaultTimeout(60_000);
+
+const CHAT = '/v1/chat/completions';
+/** Longer than any test: what is used stays used. */
+const LONG_S = 3_600;
+
+let upstream: Upstream;
+beforeAll(async () => {
+  upstream = await startUpstream();
+});
+afterAll(async () => {
+  await upstream.stop();
+});
+
+/** Runs a test on a deployment of its own. */
+async function within(
+  wanted: Omit<Wanted, 'upstreamUrl'>,
+  run: (deployment: Deployment) => Promise<void>,
+): Promise<void> {
+  const deployment = await deploy({ ...wanted, upstreamUrl: upstream.url });
+  try {
+    await run(deployment);
+  } finally {
+    await deployment.stop();
+  }
+}
+
+/** How a call differs from the least one. */
+interface Ask {
+  readonly token?: string;
+  readonly run?: string;
+  readonly content?: string;
+  readonly maxTokens?: number;
+  readonly stream?: boolean;
+  readonly script?: Script;
+  readonly at?: string;
+  readonly signal?: AbortSignal;
+}
+
+function call(deployment: Deployment, ask: Ask = {}): Promise<Response> {
+  const { token = deployment.token, run = 'a-run', content = 'hello', script = {} } = ask;
+  return fetch(`${ask.at ?? deployment.url}${CHAT}`, {
+    method: 'POST',
+    signal: ask.signal ?? null,
+    headers: {
+      'content-type': 'application/json',
+      authorization: `Bearer ${token}`,
+      'x-rungate-run-id': run,
+      [SCRIPT_HEADER]: JSON.stringify(script),
+    },
+    body: JSON.stringify({
+      model: 'test-model',
+      max_tokens: ask.maxTokens ?? 50,
+      ...(ask.stream ? { stream: true } : {}),
+      messages: [{ role: 'user', content }],
+    }),
+  });
+}
+
+/** The statuses of many calls at once, spread over the processes, and how often each came. */
+async function burst(
+  deployment: Deployment,
+  count: number,
+  askOf: (index: number) => Ask = () => ({}),
+): Promise<Record<number, number>> {
+  const { urls } = deployment;
+  const responses = Array.from({ length: count }, async (_, index) => {
+    const response = await call(deployment, { at: urls[index % urls.length]!, ...askOf(index) });
+    await response.arrayBuffer();
+    return response.status;
+  });
+  const counts: Record<number, number> = {};
+  for (const status of await Promise.all(responses)) counts[status] = (counts[status] ?? 0) + 1;
+  return counts;
+}
+
+/**
+ * Makes calls at once whose upstream never answers, until so many of them are refused; then leaves.
+ *
+ * @returns how many went upstream, when all of them have been settled.
+ */
+async function stall(
+  deployment: Deployment,
+  count: number,
+  refusals: number,
+  askOf: (index: number) => Ask,
+): Promise<number> {
+  const before = upstream.requests.length;
+  const { urls } = deployment;
+  const leaving = new AbortController();
+  const refused = Promise.withResolvers<void>();
+  let left = refusals;
+  const calls = Array.from({ length: count }, async (_, index) => {
+    const ask = { at: urls[index % urls.length]!, script: { stall: 'headers' as const } };
+    const response = await call(deployment, { ...ask, ...askOf(index), signal: leaving.signal });
+    expect(response.status).toBe(429);
+    if (--left === 0) refused.resolve();
+  });
+  await refused.promise;
+  await upstream.received(before + count - refusals - 1);
+  leaving.abort();
+  await Promise.allSettled(calls);
+  const db = await deployment.database();
+  const live = 'select count(*) as count from steps where settled_at is null';
+  while (Number((await db.first(live, []))?.count) > 0) await Bun.sleep(5);
+  await db.close();
+  return upstream.requests.length - before;
+}
+
+interface Told {
+  readonly error: {
+    readonly message: string;
+    readonly code: string;
+    readonly rungate: {
+      readonly code: string;
+      readonly rule: string;
+      readonly retryAfterS?: number;
+      readonly limits?: readonly LimitState[];
+    };
+  };
+}
+
+const tell = async (response: Response) => ((await response.json()) as Told).error;
+const numberOf = (response: Response, name: string) => Number(response.headers.get(name) ?? 'NaN');
+
+// The rule by itself
+
+const moments = fc.array(
+  fc.record({ afterMs: fc.integer({ min: 0, max: 900 }), amount: fc.integer({ min: 1, max: 5 }) }),
+  { maxLength: 80 },
+);
+const windows = fc.constantFrom(50, 1_000, 2_000, 60_000);
+
+/** A window as the database keeps it, and beside it a log of every use. */
+class Window {
+  readonly log: { at: number; amount: number }[] = [];
+  readonly #slots = new Map<number, Slot>();
+  readonly windowMs: number;
+
+  constructor(windowMs: number) {
+    this.windowMs = windowMs;
+  }
+
+  get slots(): Slot[] {
+    return [...this.#slots.values()];
+  }
+
+  use(at: number, amount: number): void {
+    this.log.push({ at, amount });
+    const slot = slotOf(at, this.windowMs);
+    const { used, lastAt } = this.#slots.get(slot) ?? { used: 0, lastAt: 0 };
+    this.#slots.set(slot, { used: used + amount, lastAt: Math.max(lastAt, at) });
+  }
+
+  /** What was used in the window that ends at a moment. */
+  exact(now: number): number {
+    return this.log
+      .filter(({ at }) => at > now - this.windowMs && at <= now)
+      .reduce((sum, { amount }) => sum + amount, 0);
+  }
+}
+
+const START = 1_700_000_000_000;
+
+describe('a sliding window of slots', () => {
+  test('counts never less than a log of every use, and nothing older than a slot too long', () => {
+    fc.assert(
+      fc.property(windows, moments, (windowMs, uses) => {
+        const window = new Window(windowMs);
+        let now = START;
+        for (const { afterMs, amount } of uses) {
+          now += afterMs;
+          window.use(now, amount);
+          const counted = usedOf(window.slots, windowMs, now);
+          expect(counted).toBeGreaterThanOrEqual(window.exact(now));
+          const slotMs = Math.ceil(windowMs / 60);
+          const longer = window.log.filter(({ at }) => at > now - windowMs - slotMs);
+          expect(counted).toBeLessThanOrEqual(
+            longer.reduce((sum, { amount: each }) => sum + each, 0),
+          );
+        }
+      }),
+    );
+  });
+
+  test('lets in no more than its limit in any window of its length', () => {
+    fc.assert(
+      fc.property(windows, fc.integer({ min: 1, max: 20 }), moments, (windowMs, most, uses) => {
+        const window = new Window(windowMs);
+        let now = START;
+        for (const { afterMs, amount } of uses) {
+          now += afterMs;
+          if (usedOf(window.slots, windowMs, now) + amount <= most) window.use(now, amount);
+        }
+        for (const { at } of window.log) expect(window.exact(at)).toBeLessThanOrEqual(most);
+      }),
+    );
+  });
+
+  test('has room when the wait that it tells is over, not a millisecond before, within a window', () => {
+    fc.assert(
+      fc.property(windows, fc.integer({ min: 0, max: 20 }), moments, (windowMs, most, uses) => {
+        const window = new Window(windowMs);
+        let now = START;
+        for (const { afterMs, amount } of uses) {
+          now += afterMs;
+          window.use(now, amount);
+        }
+        const waitMs = waitMsOf(window.slots, windowMs, now, most);
+        expect(waitMs).toBeLessThanOrEqual(windowMs);
+        expect(usedOf(window.slots, windowMs, now + waitMs)).toBeLessThanOrEqual(most);
+        if (waitMs > 0) {
+          expect(usedOf(window.slots, windowMs, now + waitMs - 1)).toBeGreaterThan(most);
+        }
+      }),
+    );
+  });
+
+  test('whose limit tells that something remains lets a lone caller in at any later time', () => {
+    fc.assert(
+      fc.property(
+        fc.constantFrom('requests' as const, 'tokens' as const),
+        fc.integer({ min: 1, max: 20 }),
+        moments,
+        fc.integer({ min: 1, max: 1_000 }),
+        fc.integer({ min: 0, max: 3_000 }),
+        (kind, most, uses, asked, laterMs) => {
+          const window = new Window(1_000);
+          let now = START;
+          for (const { afterMs, amount } of uses) {
+            now += afterMs;
+            window.use(now, amount);
+          }
+          const limit = limitOf({ kind, most, windowMs: 1_000 });
+          const standing = (at: number) => {
+            const slots = window.slots.filter(({ lastAt }) => lastAt > at - 1_000);
+            return { slots, used: usedOf(slots, 1_000, at), live: 0 };
+          };
+          const state = stateOf(limit, standing(now), now)!;
+          const wait = state.remaining > 0 ? laterMs : state.resetS * 1_000;
+          const amount = kind === 'tokens' ? asked : 1;
+          expect(fits(limit, amount, standing(now + wait))).toBe(true);
+        },
+      ),
+    );
+  });
+});
+
+function limitOf(members: Partial<Limit>): Limit {
+  const common = { per: 'agent', rule: 'limits[0]', subject: 'agt_a', windowMs: 60_000 } as const;
+  return { ...common, kind: 'requests', most: 10, ...members };
+}
+
+describe('the limits of a policy', () => {
+  const subjects = { agent: 'agt', policy: 'pol', org: 'org', run: 'run', requestDigest: 'digest' };
+  const none = { requestsPerMinute: undefined, concurrentCalls: undefined };
+
+  test('are none where it sets none', () => {
+    const empty = limitsOf(policySchema.parse({}), none, subjects);
+    expect(empty).toEqual([]);
+    expect(limitsOf(policySchema.parse({}), none, subjects)).toBe(empty);
+  });
+
+  test('on one counter count a call once, by the lowest', () => {
+    const limits = [9, 3, 5].map((requests) => ({ per: 'org' as const, requests, windowS: 60 }));
+    const found = limitsOf(policySchema.parse({ limits }), none, subjects);
+    expect(found.map(({ most, rule }) => [most, rule])).toEqual([[3, 'limits[1]']]);
+  });
+
+  test('know whom they count', () => {
+    const limits = (['agent', 'policy', 'org'] as const).flatMap((per) => [
+      { per, requests: 1, windowS: 60 },
+      { per, tokens: 1, windowS: 60 },
+      { per, concurrent: 1 },
+    ]);
+    const caps = { requestsPerMinute: 1, concurrentCalls: 1 };
+    const found = limitsOf(policySchema.parse({ limits }), caps, subjects);
+    expect(found.length).toBe(11);
+    for (const { per, subject } of found) {
+      expect(subject).toBe(per === 'deployment' ? '*' : subjects[per]);
+    }
+  });
+});
+
+describe('the headers of limits', () => {
+  const states = fc.array(
+    fc.record({
+      name: fc.stringMatching(/^[a-z]+-[a-z]+-\d+s$/),
+      unit: fc.constantFrom('requests', 'tokens', 'concurrent-requests'),
+      limit: fc.integer({ min: 1 }),
+      remaining: fc.nat(),
+      resetS: fc.integer({ min: 1 }),
+      windowS: fc.integer({ min: 1 }),
+    }),
+    { minLength: 1, maxLength: 5 },
+  );
+
+  test('are lists of structured fields, the tightest first', () => {
+    const item = /^"[a-z0-9-]+"(;[a-z]+=(\d+|"[a-z-]+"))+$/;
+    fc.assert(
+      fc.property(states, (all) => {
+        const sorted = tightestFirst(all);
+        const headers = limitHeaders(sorted);
+        for (const name of ['ratelimit', 'ratelimit-policy']) {
+          const items = headers[name]!.split(', ');
+          expect(items.length).toBe(all.length);
+          for (const each of items) expect(each).toMatch(item);
+        }
+        const shares = sorted.map(({ remaining, limit }) => remaining / limit);
+        expect(shares).toEqual(shares.toSorted((one, other) => one - other));
+        expect(headers['x-ratelimit-remaining']).toBe(String(sorted[0]!.remaining));
+      }),
+    );
+  });
+});
+
+// The database
+
+describe('slots in the database', () => {
+  let folder: string;
+  let db: Database;
+  beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), 'rungate-limits-'));
+    db = await openDatabase({ url: `file:${folder}/rungate.db` });
+    await migrate(db);
+  });
+  afterAll(async () => {
+    await db.close();
+    rmSync(folder, { recursive: true });
+  });
+
+  test('count failures as the rule says, and leave nothing when they have ended', async () => {
+    const limit = { windowMs: 1_000, most: 3 };
+    let address = 0;
+    const gaps = fc.array(fc.integer({ min: 0, max: 700 }), { maxLength: 20 });
+    await fc.assert(
+      fc.asyncProperty(gaps, async (afterMs) => {
+        const window = new Window(limit.windowMs);
+        const name = `192.0.2.${address++}`;
+        let now = START;
+        for (const gap of afterMs) {
+          now += gap;
+          const room = limit.most - 1;
+          const expected = waitMsOf(window.slots, limit.windowMs, now, room);
+          expect(await countFailure(db, name, limit, now)).toBe(expected);
+          if (expected === 0) window.use(now, 1);
+        }
+      }),
+      { numRuns: 30 },
+    );
+    await pruneSlots(db, START + 20 * 700 + 2 * limit.windowMs + 1);
+    expect(await db.first('select count(*) as count from limit_slots', [])).toEqual({ count: 0 });
+  });
+
+  test('are found by their index, and so are calls in flight', async () => {
+    const planOf = async (sql: string) => {
+      const rows = await db.read(`explain query plan ${sql}`, []);
+      return rows.map(({ detail }) => String(detail)).join('\n');
+    };
+    const isLive = 'settled_at is null and lease_expires_at';
+    const live = `select count(*) from steps indexed by live_steps where ${isLive} > 1`;
+    expect(await planOf(`${live} and org_id = 'o' and agent_id = 'a'`)).toContain(
+      'live_steps (org_id=? AND agent_id=? AND lease_expires_at>?)',
+    );
+    const late = `select org_id, run_id, id from steps where ${isLive} < 1 limit 500`;
+    for (const sql of [live, `${live} and org_id = 'o'`, late]) {
+      expect(await planOf(sql)).toContain('USING COVERING INDEX live_steps');
+    }
+    const ended = 'select org_id from limit_slots where ends_at < 5';
+    expect(await planOf(ended)).toContain('ended_limit_slots');
+  });
+});
+
+/** A run without a server, on which calls are held and settled at moments of the test's choosing. */
+async function ledger(deployment: Deployment) {
+  const db = await deployment.database();
+  const credential = (await findCredential(db, hashToken(deployment.token)))!;
+  const org = forOrg(db, credential.orgId);
+  const agent = credential.agent!.id;
+  const version = (await readAgentPolicy(org, agent))!;
+  const opened = { agentId: agent, policyVersionId: version.id, ceilingNanos: null, now: START };
+  const name = 'a-run';
+  await openRun(org, opened, { name, source: 'test' });
+  const { id: runId } = (await findRun(org, agent, name))!;
+  const { tokenId, revision } = credential;
+  const ceilings = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
+  const hold = (charge: Charge, now: number) =>
+    reserveLimited(
+      org,
+      {
+        ...{ kind: 'model_call', runId, now, windows: windowsOf(now), heldNanos: ZERO, ceilings },
+        leaseExpiresAt: now + 15_000,
+        asked: { endpoint: 'chat.create', tokenId },
+        standing: { tokenId, revision, windowSince: null },
+      },
+      [charge],
+      now,
+    );
+  const settle = (step: StepId, now: number) =>
+    org.write(settlement(org, runId, step, { now, spentNanos: ZERO, outcome: 'ok', answered: {} }));
+  return { hold, settle, close: () => db.close() };
+}
+
+test('what is held agrees with the rule at any moment: let in or not, used, and the wait', async () => {
+  await within({ processes: 0 }, async (deployment) => {
+    const { hold, settle, close } = await ledger(deployment);
+    const gaps = fc.array(fc.integer({ min: 0, max: 700 }), { maxLength: 20 });
+    let serial = 0;
+    await fc.assert(
+      fc.asyncProperty(gaps, fc.integer({ min: 1, max: 5 }), async (afterMs, most) => {
+        const limit = limitOf({ subject: `agt_${serial++}`, windowMs: 1_000, most });
+        const window = new Window(1_000);
+        let now = START;
+        for (const gap of afterMs) {
+          now += gap;
+          const isLetIn = usedOf(window.slots, 1_000, now) < most;
+          const waitMs = waitMsOf(window.slots, 1_000, now, most - 1);
+          const { stepId, standings } = await hold({ limit, amount: 1 }, now);
+          expect(stepId !== undefined).toBe(isLetIn);
+          if (isLetIn) window.use(now, 1);
+          const { used, slots } = standings[0]!;
+          expect(used).toBe(usedOf(window.slots, 1_000, now));
+          if (stepId) await settle(stepId, now);
+          else expect(waitMsOf(slots, 1_000, now, most - 1)).toBe(waitMs);
+        }
+      }),
+      { numRuns: 30 },
+    );
+    await close();
+  });
+});
+
+// Whole deployments
+
+const BURST = 1_000;
+const MOST = 100;
+
+describe.each([1, 4])('a thousand calls at once on %d processes', (processes) => {
+  test.each(['agent', 'policy', 'org'] as const)(
+    'against a limit of a hundred requests per %s: exactly a hundred are served',
+    async (per) => {
+      const policy: PolicyDocument = { limits: [{ per, requests: MOST, windowS: LONG_S }] };
+      const agents = ['one', 'two'];
+      await within({ processes, policy, agents }, async (deployment) => {
+        const { one = '', two = '' } = deployment.tokens;
+        const counts = await burst(deployment, BURST, (index) => ({
+          run: `run-${index % 7}`,
+          token: per !== 'agent' && index % 2 === 1 ? two : one,
+        }));
+        expect(counts).toEqual({ 200: MOST, 429: BURST - MOST });
+      });
+    },
+  );
+
+  test('against the operator’s cap: exactly as many are served', async () => {
+    const env = { RUNGATE_MAX_REQUESTS_PER_MINUTE: String(MOST) };
+    await within({ processes, env, agents: ['one', 'two'] }, async (deployment) => {
+      const { one = '', two = '' } = deployment.tokens;
+      const askOf = (index: number) => ({ token: index % 2 === 1 ? two : one });
+      expect(await burst(deployment, 400, askOf)).toEqual({ 200: MOST, 429: 400 - MOST });
+    });
+  });
+
+  test.each(['agent', 'policy', 'org', 'operator'] as const)(
+    'never have more in flight than a limit of concurrent calls per %s',
+    async (per) => {
+      const policy: PolicyDocument =
+        per === 'operator' ? {} : { limits: [{ per, concurrent: 20 }] };
+      const env = per === 'operator' ? { RUNGATE_MAX_CONCURRENT_CALLS: '20' } : {};
+      await within({ processes, policy, env, agents: ['one', 'two'] }, async (deployment) => {
+        const { one = '', two = '' } = deployment.tokens;
+        const served = await stall(deployment, 200, 180, (index) => ({
+          token: per !== 'agent' && index % 2 === 1 ? two : one,
+        }));
+        expect(served).toBe(20);
+        expect(await burst(deployment, 20)).toEqual({ 200: 20 });
+      });
+    },
+  );
+
+  test('hold no more tokens than their limit allows at their bounds', async () => {
+    const policy: PolicyDocument = { limits: [{ per: 'org', tokens: 10_000, windowS: LONG_S }] };
+    await within({ processes, policy }, async (deployment) => {
+      // A bound is the output asked for, and the bytes sent with a margin of some hundred.
+      const served = await stall(deployment, 200, 193, () => ({ maxTokens: 1_000 }));
+      expect(served).toBe(7);
+    });
+  });
+});
+
+test('a thousand calls at once on Deno against a limit of a hundred: exactly a hundred are served', async () => {
+  const policy: PolicyDocument = { limits: [{ per: 'agent', requests: MOST, windowS: LONG_S }] };
+  await within({ runtime: 'deno', policy }, async (deployment) => {
+    expect(await burst(deployment, BURST)).toEqual({ 200: MOST, 429: BURST - MOST });
+  });
+});
+
+test('a thousand calls at once on 4 processes that share a server: exactly a hundred are served', async () => {
+  const server = await startSqld();
+  try {
+    const policy: PolicyDocument = { limits: [{ per: 'org', requests: MOST, windowS: LONG_S }] };
+    const env = { RUNGATE_DATABASE_URL: server.url };
+    await within({ processes: 4, policy, env }, async (deployment) => {
+      expect(await burst(deployment, BURST)).toEqual({ 200: MOST, 429: BURST - MOST });
+    });
+  } finally {
+    await server.stop();
+  }
+});
+
+describe('tokens', () => {
+  const usage = { prompt_tokens: 300, completion_tokens: 100, total_tokens: 400 };
+  const policy: PolicyDocument = {
+    limits: [{ per: 'agent', tokens: 1_000, windowS: LONG_S }],
+  };
+
+  test('count as they were used once that is known, streamed or not, and not for errors', async () => {
+    await within({ policy }, async (deployment) => {
+      const asked = { maxTokens: 100_000, script: { usage } };
+      expect((await call(deployment, { script: { error: 500 } })).status).toBe(500);
+      for (let served = 0; served < 3; served++) {
+        // Alone, a call is let in while anything is left.
+        const response = await call(deployment, { ...asked, stream: served % 2 === 0 });
+        await response.text();
+        expect(response.status).toBe(200);
+      }
+      const refused = await call(deployment, asked);
+      expect(refused.status).toBe(429);
+      expect(numberOf(refused, 'x-ratelimit-limit')).toBe(1_000);
+      expect(numberOf(refused, 'x-ratelimit-remaining')).toBe(0);
+      expect(refused.headers.get('ratelimit-policy')).toBe(
+        '"agent-tokens-3600s";q=1000;w=3600;qu="tokens"',
+      );
+      const db = await deployment.database();
+      expect(await db.read('select sum(used) as used from limit_slots', [])).toEqual([
+        { used: 1_200 },
+      ]);
+      await db.close();
+    });
+  });
+});
+
+describe('a caller who is alone', () => {
+  const WINDOW_S = 2;
+
+  test.each([
+    ['requests', { per: 'agent', requests: 5, windowS: WINDOW_S }],
+    ['tokens', { per: 'agent', tokens: 1_000, windowS: WINDOW_S }],
+  ] as const)('and follows the headers of a limit of %s is never refused', async (_, limit) => {
+    await within({ policy: { limits: [limit] } }, async (deployment) => {
+      let refused = 0;
+      for (let turn = 0; turn < 14; turn++) {
+        const usage = { prompt_tokens: 100, completion_tokens: 50, total_tokens: 150 };
+        const response = await call(deployment, { run: `run-${turn}`, script: { usage } });
+        await response.text();
+        if (response.status !== 200) refused++;
+        const remaining = numberOf(response, 'x-ratelimit-remaining');
+        const resetS = numberOf(response, 'x-ratelimit-reset');
+        expect(resetS).toBeWithin(1, WINDOW_S + 1);
+        expect(response.headers.get('ratelimit')).toMatch(
+          new RegExp(`^"agent-\\w+-${WINDOW_S}s";r=${remaining};t=${resetS}$`),
+        );
+        if (remaining === 0) await Bun.sleep(resetS * 1_000);
+      }
+      expect(refused).toBe(0);
+    });
+  });
+
+  test('gets in after Retry-After, whatever was refused meanwhile', async () => {
+    const policy: PolicyDocument = {
+      limits: [{ per: 'agent', requests: 3, windowS: WINDOW_S }],
+    };
+    await within({ policy }, async (deployment) => {
+      expect(await burst(deployment, 3)).toEqual({ 200: 3 });
+      const first = await call(deployment);
+      expect(first.status).toBe(429);
+      const told = await tell(first);
+      const retryAfterS = numberOf(first, 'retry-after');
+      expect(told.rungate).toMatchObject({ code: 'rate_limited', rule: 'limits[0]', retryAfterS });
+      expect(told.code).toBe('rate_limit_exceeded');
+      expect(told.message).toContain('3 requests per 2 s for this agent');
+      expect(retryAfterS).toBeWithin(1, WINDOW_S + 1);
+      const until = performance.now() + retryAfterS * 1_000;
+      expect(await burst(deployment, 50)).toEqual({ 429: 50 });
+      await Bun.sleep(until - performance.now());
+      expect((await call(deployment)).status).toBe(200);
+    });
+  });
+
+  test('is told to come back within a minute, and of the whole wait beside it', async () => {
+    const policy: PolicyDocument = { limits: [{ per: 'agent', requests: 1, windowS: LONG_S }] };
+    await within({ policy }, async (deployment) => {
+      expect((await call(deployment)).status).toBe(200);
+      const refused = await call(deployment);
+      expect(numberOf(refused, 'retry-after')).toBe(60);
+      expect(numberOf(refused, 'x-ratelimit-reset')).toBeWithin(LONG_S - 60, LONG_S + 1);
+    });
+  });
+});
+
+describe('a call that is not let in', () => {
+  test('for want of money uses up no requests', async () => {
+    const policy: PolicyDocument = {
+      limits: [{ per: 'agent', requests: 2, windowS: LONG_S }],
+      budget: { run: '0.00001' },
+    };
+    await within({ policy }, async (deployment) => {
+      for (let turn = 0; turn < 4; turn++) {
+        expect((await call(deployment, { run: `poor-${turn}` })).status).toBe(402);
+      }
+      const db = await deployment.database();
+      expect(await db.read('select * from limit_slots', [])).toEqual([]);
+      await db.close();
+    });
+  });
+
+  test('is a denial on the trail, and of a policy without limits no header tells', async () => {
+    const policy: PolicyDocument = { limits: [{ per: 'agent', requests: 1, windowS: LONG_S }] };
+    await within({ policy }, async (deployment) => {
+      expect(await burst(deployment, 2)).toEqual({ 200: 1, 429: 1 });
+      const kinds = (await readTrail(deployment, 'a-run')).map(({ kind, outcome }) => [
+        kind,
+        outcome,
+      ]);
+      expect(kinds.toSorted()).toEqual([
+        ['denial', 'rate_limited'],
+        ['model_call', 'ok'],
+      ]);
+    });
+    await within({}, async (deployment) => {
+      const { headers } = await call(deployment);
+      for (const name of ['ratelimit', 'ratelimit-policy', 'x-ratelimit-limit', 'retry-after']) {
+        expect(headers.has(name)).toBe(false);
+      }
+    });
+  });
+});
+
+describe('a process that is killed', () => {
+  test('frees its concurrent calls when their leases have run out', async () => {
+    const policy: PolicyDocument = { limits: [{ per: 'org', concurrent: 3 }] };
+    await within({ processes: 2, policy }, async (deployment) => {
+      const [first, second] = deployment.urls;
+      const before = upstream.requests.length;
+      const lost = Array.from({ length: 3 }, () =>
+        call(deployment, { at: first!, script: { stall: 'headers' } }).catch(() => undefined),
+      );
+      await upstream.received(before + 2);
+      expect((await call(deployment, { at: second! })).status).toBe(429);
+      await deployment.servers[0]!.stop('SIGKILL');
+      await Promise.all(lost);
+      const db = await deployment.database();
+      const leases = await db.first('select max(lease_expires_at) as last from steps', []);
+      await db.close();
+      expect((await call(deployment, { at: second! })).status).toBe(429);
+      await Bun.sleep(Number(leases?.last) - Date.now() + 1);
+      const freed = Array.from({ length: 3 }, () => call(deployment, { at: second! }));
+      expect((await Promise.all(freed)).map(({ status }) => status)).toEqual([200, 200, 200]);
+    });
+  });
+});
+
+describe('a run', () => {
+  const cases = [
+    {
+      name: 'that repeats a request too often',
+      policy: { loop: { sameRequest: 5, windowS: LONG_S } },
+      served: 4,
+      rule: 'loop.sameRequest',
+      reason: 'loop.same_request',
+      sentence: 'repeated the same request too often',
+    },
+    {
+      name: 'that takes too many steps',
+      policy: { run: { maxSteps: 6 } },
+      served: 6,
+      rule: 'run.maxSteps',
+      reason: 'run.max_steps',
+      sentence: 'as many steps as its policy allows',
+    },
+  ] as const;
+
+  test.each(cases)('$name is blocked exactly there and says why', async (each) => {
+    await within({ processes: 2, policy: each.policy }, async (deployment) => {
+      const counts = await burst(deployment, 60);
+      expect(counts).toEqual({ 200: each.served, 403: 60 - each.served });
+      const told = await tell(await call(deployment));
+      expect(told.message).toContain(each.sentence);
+      expect(told.code).toStartWith('rungate_permission');
+      const db = await deployment.database();
+      const rows = await db.read('select status, closed_reason, blocked_until from runs', []);
+      expect(rows).toEqual([
+        { status: 'blocked', closed_reason: each.reason, blocked_until: null },
+      ]);
+      await db.close();
+      const refusals = (await readTrail(deployment, 'a-run')).map(({ detail }) => detail);
+      expect(JSON.stringify(refusals)).toContain(`"rule":"${each.rule}"`);
+      expect((await call(deployment, { run: 'another' })).status).toBe(200);
+    });
+  });
+
+  test('that lasts too long is blocked and says why', async () => {
+    await within({ policy: { run: { maxDurationS: 1 } } }, async (deployment) => {
+      expect((await call(deployment)).status).toBe(200);
+      await Bun.sleep(1_000);
+      const refused = await call(deployment);
+      expect(refused.status).toBe(403);
+      const told = await tell(refused);
+      expect(told.rungate).toMatchObject({ code: 'run_closed', rule: 'run.maxDurationS' });
+      expect(told.message).toContain('as long as its policy allows');
+    });
+  });
+
+  test('that sends different requests is not taken for a loop', async () => {
+    await within({ policy: { loop: { sameRequest: 2, windowS: LONG_S } } }, async (deployment) => {
+      const askOf = (index: number) => ({ content: `question ${index}` });
+      expect(await burst(deployment, 30, askOf)).toEqual({ 200: 30 });
+      expect((await call(deployment, { content: 'question 7' })).status).toBe(403);
+    });
+  });
+
+  test('may repeat a request when its window has passed', async () => {
+    await within({ policy: { loop: { sameRequest: 2, windowS: 1 } } }, async (deployment) => {
+      for (let turn = 0; turn < 3; turn++) {
+        expect((await call(deployment)).status).toBe(200);
+        await Bun.sleep(1_050);
+      }
+    });
+  });
+});
+
+describe('requests without a valid token', () => {
+  const MOST_FAILURES = 120;
+
+  test('from one address are told to wait, exactly from the limit on; valid ones are served', async () => {
+    await within({ processes: 2 }, async (deployment) => {
+      const askOf = (index: number) => ({
+        token: index % 2 === 0 ? newToken('agent') : `rg_agt_${index}`,
+      });
+      expect(await burst(deployment, 300, askOf)).toEqual({
+        401: MOST_FAILURES,
+        429: 300 - MOST_FAILURES,
+      });
+      const refused = await call(deployment, { token: newToken('agent') });
+      expect(refused.status).toBe(429);
+      expect(numberOf(refused, 'retry-after')).toBeWithin(1, 61);
+      expect(numberOf(refused, 'x-ratelimit-remaining')).toBe(0);
+      expect((await call(deployment)).status).toBe(200);
+    });
+  });
+
+  test('count by the address that a trusted proxy tells, and by nobody else’s word', async () => {
+    const env = { RUNGATE_TRUSTED_PROXIES: '127.0.0.1/32' };
+    const fail = async (url: string, forwarded: string) => {
+      const headers = {
+        authorization: 'Bearer rg_agt_wrong',
+        'x-forwarded-for': forwarded,
+        'x-forwarded-proto': 'https',
+      };
+      return (await fetch(`${url}/v1/models`, { headers })).status;
+    };
+    await within({ env }, async ({ url }) => {
+      const from = (address: string) =>
+        Promise.all(Array.from({ length: MOST_FAILURES }, () => fail(url, address)));
+      expect(new Set(await from('2001:db8:1:2::7'))).toEqual(new Set([401]));
+      expect(await fail(url, '2001:db8:1:2:ffff::9')).toBe(429);
+      expect(await fail(url, '2001:db8:1:3::7')).toBe(401);
+      expect(await fail(url, '192.0.2.1')).toBe(401);
+    });
+    await within({}, async ({ url }) => {
+      const each = (_: unknown, at: number) => fail(url, `192.0.2.${at}`);
+      await Promise.all(Array.from({ length: MOST_FAILURES }, each));
+      expect(await fail(url, '192.0.2.200')).toBe(429);
+    });
+  });
+});
+
+test('a call that goes on to another upstream is one request, and its attempts are steps', async () => {
+  const policy: PolicyDocument = {
+    limits: [{ per: 'agent', requests: 5, windowS: LONG_S }],
+    loop: { sameRequest: 3, windowS: LONG_S },
+    failover: [{ model: 'openai/test-model', to: ['openai/other-model'] }],
+  };
+  const price = { model: 'openai/other-model', inputPerMillion: '1.00', outputPerMillion: '4.00' };
+  await within({ policy, prices: [price] }, async (deployment) => {
+    upstream.script({ error: 503 });
+    const headers = { authorization: `Bearer ${deployment.token}`, 'x-rungate-run-id': 'a-run' };
+    const body = { model: 'openai/test-model', max_tokens: 5, messages: [] };
+    const response = await fetch(`${deployment.url}${CHAT}`, {
+      ...{ method: 'POST', headers: { ...headers, 'content-type': 'application/json' } },
+      body: JSON.stringify({ ...body, messages: [{ role: 'user', content: 'hello' }] }),
+    });
+    upstream.unscript();
+    expect(response.status).toBe(200);
+    expect(numberOf(response, 'x-ratelimit-remaining')).toBe(4);
+    const kinds = (await readTrail(deployment, 'a-run')).map(({ kind }) => kind);
+    expect(kinds.length).toBeGreaterThan(1);
+    const db = await deployment.database();
+    const used = await db.read('select kind, sum(used) as used from limit_slots group by kind', []);
+    expect(used).toEqual([
+      { kind: 'requests', used: 1 },
+      { kind: 'same_request', used: 1 },
+    ]);
+    await db.close();
+  });
+});
