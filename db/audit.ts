@@ -14,6 +14,7 @@ import type { AdminAction, Role } from '../schema/roles.ts';
 import { type AuditDraft, commit, UNPLACED } from './chain.ts';
 import type { Database, Row } from './client.ts';
 import { forOrg, type Org } from './org.ts';
+import { type Page, readPage, type Window } from './page.ts';
 import { newId, randomEntropy } from './seal.ts';
 
 /** Someone known by a session, a token or a link, and from where the request came. */
@@ -137,15 +138,19 @@ function describe(actor: Actor): object {
 }
 
 /** Which entries are asked for; all of what is given must hold. */
-export interface AuditFilter {
-  readonly action?: string;
-  readonly target?: string;
+export interface AuditSearch {
+  readonly action?: string | null | undefined;
+  readonly target?: string | null | undefined;
   /** The id of the user, token or link, or `operator` or `system`. */
-  readonly actor?: string;
-  readonly outcome?: AuditOutcome;
+  readonly actor?: string | null | undefined;
+  readonly outcome?: AuditOutcome | null | undefined;
   /** Unix milliseconds, the first included and the last not. */
-  readonly from?: number;
-  readonly to?: number;
+  readonly from?: number | null | undefined;
+  readonly to?: number | null | undefined;
+}
+
+/** As {@link AuditSearch}, and how many entries. */
+export interface AuditFilter extends AuditSearch {
   /** Only entries with smaller numbers: the last of the page before. */
   readonly beforeSeq?: number;
   readonly limit: number;
@@ -174,6 +179,29 @@ export async function listAudit(org: Org, filter: AuditFilter): Promise<AuditEnt
     to ?? null,
   );
   return rows.map(toEntry);
+}
+
+/** A page of an org's entries, the newest first. */
+export function pageAudit(
+  org: Org,
+  { action, target, actor, outcome, from, to }: AuditSearch,
+  window: Window,
+): Promise<Page<AuditEntry>> {
+  const sql = `select ${COLUMNS} from audit_entries
+    where org_id = ?1 and (?2 is null or action = ?2) and (?3 is null or target = ?3)
+      and (?4 is null or actor = ?4) and (?5 is null or outcome = ?5)
+      and (?6 is null or at >= ?6) and (?7 is null or at < ?7)`;
+  const args = [action, target, actor, outcome, from, to].map((value) => value ?? null);
+  return readPage(org, { sql, args, order: 'seq', isDescending: true }, window, toEntry);
+}
+
+/** The entry of an id. */
+export async function readAuditEntry(org: Org, id: string): Promise<AuditEntry | undefined> {
+  const row = await org.first(
+    `select ${COLUMNS} from audit_entries where org_id = ?1 and id = ?2`,
+    id,
+  );
+  return row && toEntry(row);
 }
 
 const PAGE = 500;
@@ -238,6 +266,17 @@ export async function erasePayloads(
     auditEntry(org, actor, ERASURE, 'audit', { seqs }, { ifChanged: true }),
   );
   return erased!.changes;
+}
+
+/**
+ * Erases what the oldest entries in which someone acted say, at most {@link MAX_ERASED} of them.
+ *
+ * @param actorId The id of the user, token or link.
+ * @returns how many were erased; as many as can be at once when there may be more.
+ */
+export async function eraseActor(org: Org, actor: Actor, actorId: string): Promise<number> {
+  const seqs = await entriesOf(org, actorId);
+  return seqs.length === 0 ? 0 : await erasePayloads(org, actor, seqs);
 }
 
 /** The numbers of the entries in which a person acted, at most {@link MAX_ERASED}, oldest first. */

@@ -8,9 +8,11 @@ import {
   type ChainReport,
   type Checkpoint,
 } from '../schema/audit.ts';
-import { auditEntry, readChain } from './audit.ts';
+import { Refusal } from '../schema/errors.ts';
+import { type Actor, auditEntry, readChain } from './audit.ts';
 import type { Statement } from './client.ts';
 import type { Org } from './org.ts';
+import { type Page, readPage, type Window } from './page.ts';
 import { digestText } from './seal.ts';
 import { InvalidCheckpoint, type PublicKey, readCheckpoint, type Signer } from './signing.ts';
 
@@ -20,15 +22,22 @@ export interface SignedCheckpoint {
   readonly jws: string;
 }
 
+/** A checkpoint as it is listed. */
+export interface KeptCheckpoint extends Pick<Checkpoint, 'seq' | 'at' | 'purpose'> {
+  readonly jws: string;
+}
+
 /**
  * Signs the chain as it stands and keeps the checkpoint.
  *
+ * @param actor Who asks for it, for the trail; nobody where Rungate does it by itself.
  * @returns undefined for a chain without entries.
  */
 export async function signHead(
   org: Org,
   signer: Signer,
   now: number,
+  actor?: Actor,
 ): Promise<SignedCheckpoint | undefined> {
   const row = await org.first(
     'select seq, hash from audit_entries where org_id = ?1 order by seq desc limit 1',
@@ -36,7 +45,8 @@ export async function signHead(
   if (!row) return undefined;
   const point = { seq: Number(row.seq), hash: String(row.hash) };
   const signed = await signPoint(org, signer, point, 'head', now);
-  await org.write(keep(org, signed));
+  const told = actor && [auditEntry(org, actor, 'audit.checkpoint', 'audit', point)];
+  await org.write(keep(org, signed), ...(told ?? []));
   return signed;
 }
 
@@ -102,6 +112,19 @@ export async function listCheckpoints(org: Org): Promise<string[]> {
   return rows.map(({ jws }) => String(jws));
 }
 
+/** A page of the checkpoints that are kept, the newest first. */
+export function pageCheckpoints(org: Org, window: Window): Promise<Page<KeptCheckpoint>> {
+  const sql = `select seq, purpose, purpose as id, jws, at from audit_checkpoints
+    where org_id = ?1`;
+  const listing = { sql, args: [], order: 'seq', isDescending: true };
+  return readPage(org, listing, window, (row) => ({
+    seq: Number(row.seq),
+    purpose: row.purpose as Checkpoint['purpose'],
+    at: Number(row.at),
+    jws: String(row.jws),
+  }));
+}
+
 /** What is checked: a chain with the checkpoints that came along, wherever it is from. */
 export interface Evidence {
   readonly org: string;
@@ -138,6 +161,33 @@ export async function verifyOrg(
 ): Promise<ChainReport> {
   const checkpoints = await listCheckpoints(org);
   return await verifyChain({ org: org.id, entries: readChain(org), checkpoints, held }, keys);
+}
+
+/**
+ * As {@link verifyOrg}, on the trail itself.
+ *
+ * @param held A checkpoint that was held elsewhere, as JWS.
+ * @throws {Refusal} `invalid_request` for a checkpoint that none of the keys has signed.
+ */
+export async function verifyAs(
+  org: Org,
+  actor: Actor,
+  keys: readonly PublicKey[],
+  held?: string,
+): Promise<ChainReport> {
+  const report = await verifyOrg(org, keys, held === undefined ? held : await hold(held, keys));
+  const { ok, entries, head } = report;
+  await org.write(auditEntry(org, actor, 'audit.verify', 'audit', { ok, entries, head }));
+  return report;
+}
+
+async function hold(jws: string, keys: readonly PublicKey[]): Promise<Checkpoint> {
+  try {
+    return await readCheckpoint(jws, keys);
+  } catch (error) {
+    if (!(error instanceof InvalidCheckpoint)) throw error;
+    throw new Refusal('invalid_request', error.message, { field: 'checkpoint' });
+  }
 }
 
 async function readAll(

@@ -4,9 +4,10 @@ import { Refusal } from '../schema/errors.ts';
 import { type EventType, exampleOf, formatEnvelope } from '../schema/events.ts';
 import type { DeliveryId, EventId, OrgId, WebhookId } from '../schema/ids.ts';
 import { type Actor, auditEntry } from './audit.ts';
-import type { Database, Row, Statement } from './client.ts';
+import type { Database, Row, Statement, Value } from './client.ts';
 import { forOrg, type Org } from './org.ts';
 import { announce } from './outbox.ts';
+import { type Listing, type Page, readPage, readPages, type Window } from './page.ts';
 import { newId, type Sealed, type WrappedKey } from './seal.ts';
 import { abandonDeliveries, findWebhook, type Webhook } from './webhooks.ts';
 
@@ -282,6 +283,75 @@ export async function listDeliveries(org: Org, filter: DeliveryFilter): Promise<
   return rows.map(toDelivery);
 }
 
+/** Which deliveries a page is of; all of what is given must hold. */
+export interface DeliverySearch {
+  readonly webhookId?: WebhookId | null | undefined;
+  readonly eventId?: EventId | null | undefined;
+  readonly eventType?: EventType | null | undefined;
+  readonly status?: Delivery['status'] | null | undefined;
+  readonly cause?: Delivery['cause'] | null | undefined;
+  /** Unix milliseconds at which it became due, the first included and the last not. */
+  readonly from?: number | null | undefined;
+  readonly to?: number | null | undefined;
+}
+
+/** A page of an org's deliveries, the newest first. */
+export function pageDeliveries(
+  org: Org,
+  search: DeliverySearch,
+  window: Window,
+): Promise<Page<Delivery>> {
+  const { webhookId = null } = search;
+  const of = webhookId === null ? '?2 is null' : 'd.webhook_id = ?2';
+  return readPage(org, listingOf(search, of, [webhookId]), window, toDelivery);
+}
+
+/** Pages of the deliveries of several endpoints, each the newest first, in one statement. */
+export function pageDeliveriesOf(
+  org: Org,
+  webhookIds: readonly WebhookId[],
+  search: Omit<DeliverySearch, 'webhookId'>,
+  window: Window,
+): Promise<Map<WebhookId, Page<Delivery>>> {
+  const listing = listingOf(search, '?2 is null', [null]);
+  const sql = (parent: string) => `${listing.sql} and d.webhook_id = ${parent}`;
+  return readPages(org, { ...listing, sql }, webhookIds, window, toDelivery);
+}
+
+/** The list of what is searched for, beside a condition on the endpoint that `args` are for. */
+function listingOf(search: Omit<DeliverySearch, 'webhookId'>, of: string, args: Value[]): Listing {
+  const { eventId, eventType, status, cause, from, to } = search;
+  const sought = [eventId, eventType, status, cause, from, to].map((value) => value ?? null);
+  const sql = `${DELIVERY} where d.org_id = ?1 and ${of}
+    and (?3 is null or d.event_id = ?3) and (?4 is null or e.type = ?4)
+    and (?5 is null or d.status = ?5) and (?6 is null or d.cause = ?6)
+    and (?7 is null or d.created_at >= ?7) and (?8 is null or d.created_at < ?8)`;
+  return { sql, args: [...args, ...sought], order: 'id', isDescending: true };
+}
+
+/** The deliveries of these ids. */
+export async function readDeliveries(org: Org, ids: readonly DeliveryId[]): Promise<Delivery[]> {
+  const rows = await org.read(
+    `${DELIVERY} where d.org_id = ?1 and d.id in (select value from json_each(?2))`,
+    JSON.stringify(ids),
+  );
+  return rows.map(toDelivery);
+}
+
+/** The attempts of each of these deliveries, the first one first. */
+export async function readAttempts(
+  org: Org,
+  ids: readonly DeliveryId[],
+): Promise<Map<DeliveryId, DeliveryLog['log']>> {
+  const rows = await org.read(
+    `select * from delivery_attempts
+     where org_id = ?1 and delivery_id in (select value from json_each(?2)) order by number`,
+    JSON.stringify(ids),
+  );
+  const byDelivery = Map.groupBy(rows, (row) => row.delivery_id as DeliveryId);
+  return new Map(ids.map((id) => [id, (byDelivery.get(id) ?? []).map(toAttempt)]));
+}
+
 /** A delivery with the body that is sent and all attempts, the oldest first. */
 export interface DeliveryLog extends Delivery {
   readonly body: string;
@@ -332,7 +402,7 @@ export async function redeliver(
 }
 
 /** A stretch of time, its end not included. */
-export interface Window {
+export interface Stretch {
   readonly from: number;
   readonly to: number;
 }
@@ -348,7 +418,7 @@ export async function replayEvents(
   org: Org,
   actor: Actor,
   webhook: Webhook,
-  { from, to }: Window,
+  { from, to }: Stretch,
 ): Promise<number> {
   requireEnabled(webhook);
   const now = Date.now();

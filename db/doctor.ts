@@ -13,7 +13,10 @@ export interface Diagnosis {
   readonly liveHolds: number;
   /** Live holds whose lease ran out a while ago and that no process has settled since. */
   readonly expiredHolds: number;
-  /** Runs whose `spent` is not the sum of their steps, or whose `held` not that of their holds. */
+  /**
+   * Runs whose `spent` is not the sum of their steps and of those that retention has deleted, or
+   * whose `held` not that of their holds.
+   */
   readonly spentMismatches: number;
   readonly heldMismatches: number;
   /** Days of agents and months of orgs that don't agree with the steps. */
@@ -68,7 +71,7 @@ const LEDGER = `
     coalesce(sum(r.held_nanos), 0) as held_nanos,
     coalesce(sum(t.live), 0) as live_holds,
     coalesce(sum(t.expired), 0) as expired_holds,
-    coalesce(sum(r.spent_nanos <> coalesce(t.spent, 0)), 0) as spent_mismatches,
+    coalesce(sum(r.spent_nanos <> coalesce(t.spent, 0) + r.pruned_nanos), 0) as spent_mismatches,
     coalesce(sum(r.held_nanos <> coalesce(t.held, 0)), 0) as held_mismatches,
     coalesce(sum(r.spent_nanos + r.held_nanos > r.ceiling_nanos), 0) as over_ceiling
   from runs r left join trail t on t.run_id = r.id and t.org_id = r.org_id`;
@@ -84,7 +87,7 @@ const WINDOWS = `
     from steps group by 1, 2, 3
   )
   select coalesce(sum(
-    coalesce(s.spent_nanos, 0) <> coalesce(t.spent, 0)
+    coalesce(s.spent_nanos - s.pruned_nanos, 0) <> coalesce(t.spent, 0)
     or coalesce(s.held_nanos, 0) <> coalesce(t.held, 0)
   ), 0) as mismatches
   from trail t full outer join spend s

@@ -7,6 +7,7 @@ import { judgeInvitation } from '../schema/rules/membership.ts';
 import { type Actor, acting, actorName, auditEntry, refuse } from './audit.ts';
 import { type Database, DatabaseError, type Row, type Statement } from './client.ts';
 import { forOrg, type Org } from './org.ts';
+import { type Page, readPage, type Window } from './page.ts';
 import { hashToken, newId, newSecret } from './seal.ts';
 import { findUser, userStatement } from './users.ts';
 
@@ -119,15 +120,23 @@ function invitedInVain(): Refusal {
   );
 }
 
+const OPEN = `select id, email, role, invited_by, created_at, expires_at from invitations
+  where org_id = ?1 and accepted_at is null and revoked_at is null and expires_at > ?2`;
+
 /** Invitations that can still be accepted, the newest first. */
-export async function listInvitations(org: Org, now: number): Promise<Invitation[]> {
-  const rows = await org.read(
-    `select id, email, role, invited_by, created_at, expires_at from invitations
-     where org_id = ?1 and accepted_at is null and revoked_at is null and expires_at > ?2
-     order by id desc limit ${MAX_OPEN_INVITATIONS}`,
-    now,
-  );
-  return rows.map(toInvitation);
+export function listInvitations(org: Org, now: number, window: Window): Promise<Page<Invitation>> {
+  const listing = { sql: OPEN, args: [now], order: 'created_at', isDescending: true };
+  return readPage(org, listing, window, toInvitation);
+}
+
+/** The invitation of an id, while it can be accepted. */
+export async function readInvitation(
+  org: Org,
+  id: InvitationId,
+  now: number,
+): Promise<Invitation | undefined> {
+  const row = await org.first(`${OPEN} and id = ?3`, now, id);
+  return row && toInvitation(row);
 }
 
 function toInvitation(row: Row): Invitation {
@@ -205,6 +214,27 @@ export interface Joined {
   readonly role: Role;
 }
 
+/** What who holds an invitation's link may know of it. */
+export interface Offer {
+  readonly orgName: string;
+  readonly email: string;
+  readonly role: Role;
+}
+
+/** What the link of an invitation offers, while it can be accepted; it is not used up. */
+export async function peekInvitation(
+  db: Database,
+  secret: string,
+  now: number,
+): Promise<Offer | undefined> {
+  const row = await db.first(
+    `select o.name, i.email, i.role from invitations i join orgs o on o.id = i.org_id
+     where i.hash = ?1 and i.accepted_at is null and i.revoked_at is null and i.expires_at > ?2`,
+    [hashToken(secret), now],
+  );
+  return row && { orgName: String(row.name), email: String(row.email), role: row.role as Role };
+}
+
 /**
  * Accepts an invitation by the secret of its link, once. The role is that of the invitation, as
  * long as who invited could still give it.
@@ -212,14 +242,44 @@ export interface Joined {
  * @throws {Refusal} `not_found` for a link that is unknown, expired, revoked or used.
  */
 export async function acceptInvitation(db: Database, secret: string, now: number): Promise<Joined> {
-  const missing = new Refusal('not_found', 'The invitation is used, expired or taken back.');
   const row = await db.first(
-    `select id, org_id, email, role from invitations
+    `select id, org_id, email, role, hash from invitations
      where hash = ?1 and accepted_at is null and revoked_at is null and expires_at > ?2`,
     [hashToken(secret), now],
   );
-  if (!row) throw missing;
-  const org = forOrg(db, row.org_id as OrgId);
+  if (!row) throw closed();
+  return await join(db, forOrg(db, row.org_id as OrgId), row, now);
+}
+
+/**
+ * Accepts the org's invitation of an address, for who has proven that it is his.
+ *
+ * @param email In its one spelling.
+ * @returns undefined when there is none that can be accepted.
+ * @throws {Refusal} `not_found` when it was taken back or used meanwhile.
+ */
+export async function acceptInvitationOf(
+  db: Database,
+  org: Org,
+  email: string,
+  now: number,
+): Promise<Joined | undefined> {
+  const row = await org.first(
+    `select id, email, role, hash from invitations
+     where org_id = ?1 and email = ?2
+       and accepted_at is null and revoked_at is null and expires_at > ?3`,
+    email,
+    now,
+  );
+  return row && (await join(db, org, row, now));
+}
+
+function closed(): Refusal {
+  return new Refusal('not_found', 'The invitation is used, expired or taken back.');
+}
+
+/** @param row The invitation: its `id`, `email`, `role`, and the `hash` of its link. */
+async function join(db: Database, org: Org, row: Row, now: number): Promise<Joined> {
   const email = String(row.email);
   const memberId = newId('member', now);
   const role = row.role as Role;
@@ -231,7 +291,7 @@ export async function acceptInvitation(db: Database, secret: string, now: number
          and accepted_at is null and revoked_at is null and expires_at > ?4
          and ${INVITER_STILL_MAY}`,
       row.id!,
-      hashToken(secret),
+      row.hash!,
       now,
     ),
     org.statement(
@@ -253,7 +313,7 @@ export async function acceptInvitation(db: Database, secret: string, now: number
     ),
   );
   const user = await findUser(db, email);
-  if (accepted!.changes === 0 || joined!.changes === 0 || !user) throw missing;
+  if (accepted!.changes === 0 || joined!.changes === 0 || !user) throw closed();
   return { orgId: org.id, memberId, userId: user.id, role };
 }
 

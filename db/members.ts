@@ -9,6 +9,7 @@ import type { Row, Statement, Value } from './client.ts';
 import type { Org } from './org.ts';
 import { confirmSlug } from './orgs.ts';
 import { announce } from './outbox.ts';
+import { type Page, readPage, type Window } from './page.ts';
 
 /** A person's role in an org. */
 export interface Member {
@@ -24,16 +25,31 @@ const SELECT = `
   select m.id, m.user_id, m.role, m.created_at, u.email, u.name
   from members m join users u on u.id = m.user_id`;
 
-/**
- * Members in the order in which they came.
- *
- * @param after The id of the last member of the page before.
- */
-export async function listMembers(org: Org, limit: number, after = ''): Promise<Member[]> {
+/** Which members of an org are listed, and in which order. */
+export interface MemberFilter {
+  readonly role?: Role | null | undefined;
+  /** Part of the name or of the address, in any case. */
+  readonly search?: string | null | undefined;
+  readonly order?: 'created_at' | 'email' | undefined;
+  readonly isDescending?: boolean | undefined;
+}
+
+/** The members of an org, in the order in which they came unless told otherwise. */
+export function listMembers(
+  org: Org,
+  { role = null, search = null, order = 'created_at', isDescending = false }: MemberFilter,
+  window: Window,
+): Promise<Page<Member>> {
+  const sql = `${SELECT} where m.org_id = ?1 and (?2 is null or m.role = ?2)
+    and (?3 is null or instr(lower(u.email || ' ' || coalesce(u.name, '')), lower(?3)) > 0)`;
+  return readPage(org, { sql, args: [role, search], order, isDescending }, window, toMember);
+}
+
+/** The members of these ids. */
+export async function readMembers(org: Org, ids: readonly MemberId[]): Promise<Member[]> {
   const rows = await org.read(
-    `${SELECT} where m.org_id = ?1 and m.id > ?2 order by m.id limit ?3`,
-    after,
-    limit,
+    `${SELECT} where m.org_id = ?1 and m.id in (select value from json_each(?2))`,
+    JSON.stringify(ids),
   );
   return rows.map(toMember);
 }
@@ -256,7 +272,7 @@ export async function withdrawOffer(org: Org, actor: Actor): Promise<boolean> {
  * Accepts the ownership: who accepts becomes an owner, who offered it an admin, and the sessions of
  * both end.
  *
- * @param member Who accepts, as himself.
+ * @param member Who accepts, as himself, signed in.
  * @param confirmation The org's slug, typed by him.
  * @throws {Refusal} `invalid_request` when it is not the slug, `not_found` without an open offer.
  */
@@ -271,7 +287,8 @@ export async function acceptOwnership(
   const offer = await readOffer(org, now);
   const refusal = new Refusal('not_found', 'There is no open offer of the ownership to you.');
   const principal = acting(actor);
-  const own = !principal || principal.memberId === member;
+  // A token can do less than its member; it must not make him more.
+  const own = !principal || (principal.kind === 'user' && principal.memberId === member);
   if (!offer || offer.to !== member || !own) {
     return await refuse(org, actor, 'org.transfer', member, refusal);
   }

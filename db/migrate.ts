@@ -16,6 +16,9 @@ const MIGRATIONS = [
   '0007_people.sql',
   '0008_audit.sql',
   '0009_webhooks.sql',
+  '0010_analytics.sql',
+  '0011_leaving.sql',
+  '0012_authors.sql',
 ] as const;
 
 /**

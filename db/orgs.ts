@@ -191,10 +191,11 @@ export async function renameOrg(org: Org, actor: Actor, name: string): Promise<v
   );
 }
 
-const DELETION_DELAY_MS = 7 * 86_400_000;
+/** How long a request for deletion may be taken back. */
+export const DELETION_DELAY_MS = 86_400_000;
 
 /**
- * Asks for the deletion of an org, which may be taken back for seven days.
+ * Asks for the deletion of an org, which may be taken back for 24 hours; its tokens are suspended.
  *
  * @param confirmation The org's slug, typed by who asks.
  * @throws {Refusal} `invalid_request` when it is not the slug.
@@ -218,14 +219,14 @@ export async function requestDeletion(
   );
 }
 
-/** Takes a request for deletion back. @returns false when there is none. */
-export async function cancelDeletion(org: Org, actor: Actor): Promise<boolean> {
+/** Takes a request for deletion back. @returns false when there is none, or its time has come. */
+export async function cancelDeletion(org: Org, actor: Actor, now: number): Promise<boolean> {
   return await changeAccount(
     org,
     {
       sql: `update orgs set deletion_requested_at = null, deletes_at = null
-        where id = ?1 and deletion_requested_at is not null`,
-      args: [org.id],
+        where id = ?1 and deletion_requested_at is not null and deletes_at > ?2`,
+      args: [org.id, now],
     },
     auditEntry(org, actor, 'org.cancel_deletion', org.id, undefined, changed()),
     'deletion_cancelled',

@@ -45,26 +45,76 @@ export class InvalidCursor extends Error {
  */
 export async function readPage<T>(
   org: Org,
-  { sql, args, order, isDescending = false }: Listing,
-  { limit, after, before, isBackward }: Window,
+  listing: Listing,
+  window: Window,
   toNode: (row: Row) => T,
 ): Promise<Page<T>> {
-  const bounds: Value[] = [];
+  const part = partOf(listing, window);
+  return toPage(await org.read(part.cut(listing.sql), ...part.args), listing, window, toNode);
+}
+
+/** Lists of one kind, each below another parent. */
+export interface Listings extends Omit<Listing, 'sql'> {
+  /** The {@link Listing.sql} of one of them; `parent` stands for the id of its parent. */
+  readonly sql: (parent: string) => string;
+}
+
+/**
+ * Reads the same part of the lists of several parents in one statement, which looks at no more
+ * rows than it gives.
+ *
+ * @returns the parts by parent.
+ * @throws {InvalidCursor}
+ */
+export async function readPages<P extends string, T>(
+  org: Org,
+  listings: Listings,
+  parents: readonly P[],
+  window: Window,
+  toNode: (row: Row) => T,
+): Promise<Map<P, Page<T>>> {
+  const part = partOf(listings, window);
+  const cuts = parents.map((_, at) => {
+    const parent = `?${part.args.length + 2 + at}`;
+    return `select * from (select *, ${at} as parent_at from (${part.cut(listings.sql(parent))}))`;
+  });
+  const rows = await org.read(cuts.join(' union all '), ...part.args, ...parents);
+  const byParent = Map.groupBy(rows, (row) => Number(row.parent_at));
+  return new Map(
+    parents.map((parent, at) => [parent, toPage(byParent.get(at) ?? [], listings, window, toNode)]),
+  );
+}
+
+/** How a list is cut to a part of it, and with which values, bound from `?2` on. */
+interface Part {
+  readonly cut: (sql: string) => string;
+  readonly args: readonly Value[];
+}
+
+function partOf(listing: Omit<Listing, 'sql'>, window: Window): Part {
+  const { args, order, isDescending = false } = listing;
+  const { limit, after, before, isBackward } = window;
+  const bound: Value[] = [...args];
   const beyond = (cursor: string | undefined, isLater: boolean): string => {
     if (cursor === undefined) return '';
-    bounds.push(...decodeCursor(cursor));
-    const first = args.length + bounds.length;
+    bound.push(...decodeCursor(cursor));
+    const first = bound.length;
     return `and (${order}, id) ${isLater !== isDescending ? '>' : '<'} (?${first}, ?${first + 1})`;
   };
   const within = `${beyond(after, true)} ${beyond(before, false)}`;
   const direction = isBackward !== isDescending ? 'desc' : 'asc';
-  const rows = await org.read(
-    `select * from (${sql}) where true ${within}
-     order by ${order} ${direction}, id ${direction} limit ?${args.length + bounds.length + 2}`,
-    ...args,
-    ...bounds,
-    limit + 1,
-  );
+  bound.push(limit + 1);
+  const cut = (sql: string) => `select * from (${sql}) where true ${within}
+    order by ${order} ${direction}, id ${direction} limit ?${bound.length + 1}`;
+  return { cut, args: bound };
+}
+
+function toPage<T>(
+  rows: readonly Row[],
+  { order }: Omit<Listing, 'sql'>,
+  { limit, isBackward }: Window,
+  toNode: (row: Row) => T,
+): Page<T> {
   const items = rows.slice(0, limit).map((row) => ({
     cursor: encodeCursor(row[order] as Value, String(row.id)),
     node: toNode(row),

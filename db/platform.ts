@@ -8,7 +8,7 @@ import { lastFour, readToken } from '../schema/token.ts';
 import { type Actor, auditEntry, listAudit, refuse } from './audit.ts';
 import type { Database, Row, Statement, Value } from './client.ts';
 import { forOrg, type Org } from './org.ts';
-import { type Account, type CreatedOrg, openAccount } from './orgs.ts';
+import { type Account, type CreatedOrg, DELETION_DELAY_MS, openAccount } from './orgs.ts';
 import { announce } from './outbox.ts';
 import { hashToken, type MasterKeys, newId, newToken } from './seal.ts';
 
@@ -23,7 +23,6 @@ export interface PlatformAccount extends Account {
   readonly agents: number;
 }
 
-const DELETION_DELAY_MS = 7 * 86_400_000;
 const HOUR_MS = 3_600_000;
 
 /**
@@ -86,7 +85,7 @@ export class Platform {
     });
   }
 
-  /** Asks for the deletion of an account in seven days. @returns whether it changed. */
+  /** Asks for the deletion of an account in 24 hours. @returns whether it changed. */
   async deleteAccount(id: OrgId, now: number): Promise<boolean> {
     const sql = `update orgs set deletion_requested_at = ?2, deletes_at = ?3
       where id = ?1 and deletion_requested_at is null`;

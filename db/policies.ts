@@ -1,11 +1,13 @@
 /** Policies and their immutable versions. */
 
+import { isDeepStrictEqual } from 'node:util';
 import type { AgentId, PolicyId, PolicyVersionId } from '../schema/ids.ts';
 import { type Policy, policySchema } from '../schema/policy.ts';
-import { type Actor, auditEntry } from './audit.ts';
+import { type Actor, actorName, auditEntry } from './audit.ts';
 import type { Row } from './client.ts';
 import { Memo } from './memo.ts';
 import type { Org } from './org.ts';
+import { type Page, readPage, readPages, type Window } from './page.ts';
 import { newId } from './seal.ts';
 
 /** A version of a policy. */
@@ -91,6 +93,135 @@ function labelOf({ name, number }: Row): string {
   return `${name}/v${number}`;
 }
 
+/** A policy without its versions. */
+export interface NamedPolicy {
+  readonly id: PolicyId;
+  readonly name: string;
+  readonly createdAt: number;
+}
+
+/** A version as it was written. */
+export interface WrittenVersion {
+  readonly id: PolicyVersionId;
+  readonly policyId: PolicyId;
+  readonly number: number;
+  /** The policy's name and version, as in `prod-agents/v4`. */
+  readonly label: string;
+  readonly document: unknown;
+  readonly createdAt: number;
+  /** A member's id, or who else acted; null where it was not noted. */
+  readonly createdBy: string | null;
+}
+
+/** The policies of an org by name, or those whose name contains a text. */
+export function listPolicies(
+  org: Org,
+  { name = null }: { readonly name?: string | null | undefined },
+  window: Window,
+): Promise<Page<NamedPolicy>> {
+  const sql = `select * from policies where org_id = ?1
+    and (?2 is null or instr(lower(name), lower(?2)) > 0)`;
+  return readPage(org, { sql, args: [name], order: 'name' }, window, toNamed);
+}
+
+/** The policies of these ids. */
+export async function readPolicies(org: Org, ids: readonly PolicyId[]): Promise<NamedPolicy[]> {
+  const rows = await org.read(
+    'select * from policies where org_id = ?1 and id in (select value from json_each(?2))',
+    JSON.stringify(ids),
+  );
+  return rows.map(toNamed);
+}
+
+/** The policy of this name, without its versions. */
+export async function findNamedPolicy(org: Org, name: string): Promise<NamedPolicy | undefined> {
+  const row = await org.first('select * from policies where org_id = ?1 and name = ?2', name);
+  return row && toNamed(row);
+}
+
+function toNamed(row: Row): NamedPolicy {
+  return {
+    id: row.id as PolicyId,
+    name: String(row.name),
+    createdAt: Number(row.created_at),
+  };
+}
+
+const WRITTEN = `
+  select v.*, p.name from policy_versions v
+  join policies p on p.id = v.policy_id and p.org_id = v.org_id`;
+
+/** The versions of policies, the newest first. */
+export function listVersions(
+  org: Org,
+  policies: readonly PolicyId[],
+  window: Window,
+): Promise<Map<PolicyId, Page<WrittenVersion>>> {
+  const listings = {
+    sql: (policy: string) => `${WRITTEN} where v.org_id = ?1 and v.policy_id = ${policy}`,
+    ...{ args: [], order: 'number', isDescending: true },
+  };
+  return readPages(org, listings, policies, window, toWritten);
+}
+
+/** The newest version of each of these policies. */
+export async function readNewestVersions(
+  org: Org,
+  policies: readonly PolicyId[],
+): Promise<WrittenVersion[]> {
+  const rows = await org.read(
+    `${WRITTEN} where v.org_id = ?1 and v.policy_id in (select value from json_each(?2))
+       and v.number = (
+         select max(number) from policy_versions where org_id = ?1 and policy_id = v.policy_id
+       )`,
+    JSON.stringify(policies),
+  );
+  return rows.map(toWritten);
+}
+
+/** The versions of these ids. */
+export async function readVersions(
+  org: Org,
+  ids: readonly PolicyVersionId[],
+): Promise<WrittenVersion[]> {
+  const rows = await org.read(
+    `${WRITTEN} where v.org_id = ?1 and v.id in (select value from json_each(?2))`,
+    JSON.stringify(ids),
+  );
+  return rows.map(toWritten);
+}
+
+/** A version by its policy and number: `pol_…/4`. */
+export type VersionKey = `${PolicyId}/${number}`;
+
+/** The versions of these policies and numbers. */
+export async function readNumberedVersions(
+  org: Org,
+  keys: readonly VersionKey[],
+): Promise<Map<VersionKey, WrittenVersion>> {
+  const rows = await org.read(
+    `${WRITTEN} where v.org_id = ?1
+       and v.policy_id || '/' || v.number in (select value from json_each(?2))
+       and v.policy_id in (select substr(value, 1, instr(value, '/') - 1) from json_each(?2))`,
+    JSON.stringify(keys),
+  );
+  return new Map(
+    rows.map(toWritten).map((version) => [`${version.policyId}/${version.number}`, version]),
+  );
+}
+
+function toWritten(row: Row): WrittenVersion {
+  return {
+    id: row.id as PolicyVersionId,
+    policyId: row.policy_id as PolicyId,
+    number: Number(row.number),
+    label: labelOf(row),
+    document: JSON.parse(String(row.document)),
+    createdAt: Number(row.created_at),
+    createdBy: row.created_by as string | null,
+  };
+}
+
 /** A policy by name, with its newest document. */
 export async function findPolicy(
   org: Org,
@@ -136,15 +267,65 @@ export async function addPolicyVersion(
   await org.write(
     ...(present ? [] : [policy]),
     org.statement(
-      `insert into policy_versions (org_id, id, policy_id, number, document, created_at)
-       values (?1, ?2, ?3, ?4, ?5, ?6)`,
+      `insert into policy_versions (
+         org_id, id, policy_id, number, document, created_at, created_by
+       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)`,
       newId('policyVersion'),
       id,
       number,
       document,
       now,
+      actorName(actor),
     ),
     auditEntry(org, actor, present ? 'policy.update' : 'policy.create', id, { name, number }),
   );
   return { id, number };
+}
+
+/**
+ * Writes a new version of a policy, unless its newest says the same; neither the order of keys nor
+ * spaces make a difference.
+ *
+ * @param document The document as JSON, already validated.
+ * @returns whether a version was written.
+ * @throws {DatabaseError} a conflict, when another writer made the same version first.
+ */
+export async function publishVersion(
+  org: Org,
+  actor: Actor,
+  id: PolicyId,
+  name: string,
+  document: string,
+): Promise<boolean> {
+  const [newest] = await readNewestVersions(org, [id]);
+  if (newest && isDeepStrictEqual(newest.document, JSON.parse(document))) return false;
+  await addPolicyVersion(org, actor, name, document, { id, number: newest?.number ?? 0 });
+  return true;
+}
+
+/**
+ * Deletes a policy with its versions, unless an agent has it or may choose it, or a run that is
+ * kept was opened with it: what governed a run stays on record as long as the run.
+ *
+ * @returns whether it was deleted.
+ */
+export async function deletePolicy(org: Org, actor: Actor, policy: NamedPolicy): Promise<boolean> {
+  const [deleted] = await org.write(
+    org.statement(
+      `delete from policies where org_id = ?1 and id = ?2
+         and not exists (select 1 from agents where org_id = ?1 and policy_id = ?2)
+         and not exists (select 1 from agent_policies where org_id = ?1 and policy_id = ?2)
+         and not exists (
+           select 1 from runs where org_id = ?1 and policy_version_id in (
+             select id from policy_versions where org_id = ?1 and policy_id = ?2
+           )
+         )`,
+      policy.id,
+    ),
+    auditEntry(org, actor, 'policy.delete', policy.id, undefined, {
+      before: { name: policy.name },
+      ifChanged: true,
+    }),
+  );
+  return deleted!.changes > 0;
 }

@@ -2,8 +2,9 @@
 
 import type { OrgId, ProviderKeyId } from '../schema/ids.ts';
 import { type Actor, auditEntry } from './audit.ts';
-import type { Row } from './client.ts';
+import type { Row, Statement } from './client.ts';
 import type { Org } from './org.ts';
+import { type Page, readPage, type Window } from './page.ts';
 import {
   checkSeals,
   type MasterKeys,
@@ -57,6 +58,18 @@ export async function readProviderKeys(org: Org): Promise<ProviderKey[]> {
   return rows.map(toKey);
 }
 
+/** The key of an id. */
+export async function readProviderKey(
+  org: Org,
+  id: ProviderKeyId,
+): Promise<ProviderKey | undefined> {
+  const row = await org.first(
+    'select id, name, provider, base_url, secret from provider_keys where org_id = ?1 and id = ?2',
+    id,
+  );
+  return row && toKey(row);
+}
+
 /** The key of this name. */
 export async function findProviderKey(org: Org, name: string): Promise<ProviderKey | undefined> {
   const row = await org.first(
@@ -73,6 +86,48 @@ function toKey(row: Row): ProviderKey {
     provider: String(row.provider),
     baseUrl: String(row.base_url),
     secret: String(row.secret),
+  };
+}
+
+/** A provider key as people see it: its secret is not among what is read. */
+export interface ShownKey extends Omit<ProviderKey, 'secret'> {
+  /** The end of its secret; empty for a short one. */
+  readonly lastFour: string;
+  readonly createdAt: number;
+}
+
+const SHOWN = 'select id, name, provider, base_url, last_four, created_at from provider_keys';
+
+/** The provider keys of an org by name. */
+export function listProviderKeys(
+  org: Org,
+  { provider = null }: { readonly provider?: string | null | undefined },
+  window: Window,
+): Promise<Page<ShownKey>> {
+  const sql = `${SHOWN} where org_id = ?1 and (?2 is null or provider = ?2)`;
+  return readPage(org, { sql, args: [provider], order: 'name' }, window, toShown);
+}
+
+/** The key of an id, without its secret. */
+export async function showProviderKey(org: Org, id: ProviderKeyId): Promise<ShownKey | undefined> {
+  const row = await org.first(`${SHOWN} where org_id = ?1 and id = ?2`, id);
+  return row && toShown(row);
+}
+
+/** The key of this name, without its secret. */
+export async function findShownKey(org: Org, name: string): Promise<ShownKey | undefined> {
+  const row = await org.first(`${SHOWN} where org_id = ?1 and name = ?2`, name);
+  return row && toShown(row);
+}
+
+function toShown(row: Row): ShownKey {
+  return {
+    id: row.id as ProviderKeyId,
+    name: String(row.name),
+    provider: String(row.provider),
+    baseUrl: String(row.base_url),
+    lastFour: String(row.last_four),
+    createdAt: Number(row.created_at),
   };
 }
 
@@ -94,11 +149,81 @@ export async function holdsSecret(
 }
 
 /**
- * Adds a key, or replaces the one of the same name: its provider, URL and secret together, so that
- * a stored secret never goes to another host.
+ * Adds a key.
  *
  * @throws {SealError} when the org's key is gone, or has sealed as often as it may.
+ * @throws {DatabaseError} a conflict, when the name is taken.
  */
+export async function createProviderKey(
+  org: Org,
+  master: MasterKeys,
+  actor: Actor,
+  key: NewProviderKey,
+): Promise<ProviderKeyId> {
+  const id = newId('providerKey');
+  const { name, provider, baseUrl, secret } = key;
+  const sealed = await sealFor(org, master, { ...key, id });
+  await org.write(
+    sealCount(org),
+    org.statement(
+      `insert into provider_keys (
+         org_id, id, name, provider, base_url, secret, last_four, created_at
+       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)`,
+      id,
+      name,
+      provider,
+      baseUrl,
+      sealed,
+      lastFourOf(secret),
+      Date.now(),
+    ),
+    auditEntry(org, actor, 'provider_key.create', id, { name, provider, baseUrl }),
+  );
+  return id;
+}
+
+/**
+ * Replaces a key's provider, URL and secret together, so that a stored secret never goes to
+ * another host. Nothing is written when all of them are the same.
+ *
+ * @returns whether there was anything to change.
+ * @throws {SealError} as {@link createProviderKey}.
+ */
+export async function replaceProviderKey(
+  org: Org,
+  master: MasterKeys,
+  actor: Actor,
+  present: ProviderKey,
+  { provider, baseUrl, secret }: Omit<NewProviderKey, 'name'>,
+): Promise<boolean> {
+  const { id, name } = present;
+  const isSame = present.provider === provider && present.baseUrl === baseUrl;
+  if (isSame && (await holdsSecret(org, master, present, secret))) return false;
+  const sealed = await sealFor(org, master, { id, name, provider, baseUrl, secret });
+  const [, replaced] = await org.write(
+    sealCount(org),
+    org.statement(
+      `update provider_keys set provider = ?3, base_url = ?4, secret = ?5, last_four = ?6
+       where org_id = ?1 and id = ?2`,
+      id,
+      provider,
+      baseUrl,
+      sealed,
+      lastFourOf(secret),
+    ),
+    auditEntry(
+      org,
+      actor,
+      'provider_key.update',
+      id,
+      { name, provider, baseUrl },
+      { before: { provider: present.provider, baseUrl: present.baseUrl }, ifChanged: true },
+    ),
+  );
+  return replaced!.changes > 0;
+}
+
+/** Adds a key, or replaces the one of the same name; as {@link replaceProviderKey}. */
 export async function putProviderKey(
   org: Org,
   master: MasterKeys,
@@ -106,35 +231,36 @@ export async function putProviderKey(
   key: NewProviderKey,
 ): Promise<ProviderKeyId> {
   const present = await findProviderKey(org, key.name);
-  const id = present?.id ?? newId('providerKey');
-  const orgKey = await org.first('select wrapped, seals from org_keys where org_id = ?1');
-  checkSeals(Number(orgKey?.seals ?? Number.NaN));
-  const context = secretContext(org.id, { ...key, id });
-  const sealed = await seal(master, String(orgKey?.wrapped), context, key.secret);
-  await org.write(
-    org.statement('update org_keys set seals = seals + 1 where org_id = ?1'),
-    org.statement(
-      `insert into provider_keys (
-         org_id, id, name, provider, base_url, secret, last_four, created_at
-       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-       on conflict (id) do update set
-         provider = excluded.provider, base_url = excluded.base_url,
-         secret = excluded.secret, last_four = excluded.last_four`,
-      id,
-      key.name,
-      key.provider,
-      key.baseUrl,
-      sealed,
-      lastFourOf(key.secret),
-      Date.now(),
-    ),
-    auditEntry(org, actor, present ? 'provider_key.update' : 'provider_key.create', id, {
-      name: key.name,
-      provider: key.provider,
-      baseUrl: key.baseUrl,
+  if (!present) return await createProviderKey(org, master, actor, key);
+  await replaceProviderKey(org, master, actor, present, key);
+  return present.id;
+}
+
+/** Deletes a key: calls to its models are refused from then on. @returns false without such a key. */
+export async function deleteProviderKey(org: Org, actor: Actor, key: ShownKey): Promise<boolean> {
+  const { id, name, provider, baseUrl } = key;
+  const [deleted] = await org.write(
+    org.statement('delete from provider_keys where org_id = ?1 and id = ?2', id),
+    auditEntry(org, actor, 'provider_key.delete', id, undefined, {
+      before: { name, provider, baseUrl },
+      ifChanged: true,
     }),
   );
-  return id;
+  return deleted!.changes > 0;
+}
+
+async function sealFor(
+  org: Org,
+  master: MasterKeys,
+  key: NewProviderKey & { readonly id: ProviderKeyId },
+): Promise<string> {
+  const orgKey = await org.first('select wrapped, seals from org_keys where org_id = ?1');
+  checkSeals(Number(orgKey?.seals ?? Number.NaN));
+  return await seal(master, String(orgKey?.wrapped), secretContext(org.id, key), key.secret);
+}
+
+function sealCount(org: Org): Statement {
+  return org.statement('update org_keys set seals = seals + 1 where org_id = ?1');
 }
 
 /** Four characters help people tell keys apart, but would give much of a short one away. */

@@ -16,6 +16,8 @@ const NONCE_BYTES = 12;
 const TAG_BYTES = 16;
 const BOX_OVERHEAD_BYTES = SALT_BYTES + COMMITMENT_BYTES + NONCE_BYTES + TAG_BYTES;
 const WRAPPED_KEY_BYTES = BOX_OVERHEAD_BYTES + KEY_BYTES;
+/** Of an org key that is wrapped under a share of its own, too. */
+const SHARED_KEY_BYTES = BOX_OVERHEAD_BYTES + WRAPPED_KEY_BYTES;
 const KEY_ID = /^[A-Za-z0-9_-]{1,32}$/;
 const ORG_KEY_ID_BYTES = 12;
 const POOLED_IDS = 512;
@@ -69,6 +71,17 @@ export class SealError extends Error {
 export interface MasterKeys {
   readonly current: string;
   readonly keys: ReadonlyMap<string, Promise<CryptoKey>>;
+  /** Where every org has a random secret beside the database, without which its key won't open. */
+  readonly shares?: KeyShares;
+}
+
+/** Secrets of 32 bytes, one per org, that no backup of the database holds. */
+export interface KeyShares {
+  read(org: OrgId): Promise<Bytes | undefined>;
+  /** Keeps a secret, unless the org has one. @returns the one that is kept. */
+  keep(org: OrgId, share: Bytes): Promise<Bytes>;
+  /** Destroys the org's secret; one that isn't there is no error. */
+  destroy(org: OrgId): Promise<void>;
 }
 
 /** An org's key under a master key: `v1.<master key id>.<base64url of org key id and box>`. */
@@ -175,10 +188,11 @@ export function newMasterKey(id: string): string {
  * Reads `id:base64[,id:base64…]`, each key 32 bytes in padded base64 (RFC 4648, section 4). The
  * first is current; the others only open what they once wrapped.
  *
+ * @param shares Where org keys have shares, if they are to have any.
  * @throws {SealError} `invalid_master_keys`, naming the position of the key that is malformed,
  * short, weak (all bytes equal) or listed twice, never its id or its bytes: they may be swapped.
  */
-export function openMasterKeys(text: string): MasterKeys {
+export function openMasterKeys(text: string, shares?: KeyShares): MasterKeys {
   const entries = text.split(',', MAX_MASTER_KEYS + 1);
   if (entries.length > MAX_MASTER_KEYS) {
     throw new SealError('invalid_master_keys', `More than ${MAX_MASTER_KEYS} master keys.`);
@@ -198,7 +212,7 @@ export function openMasterKeys(text: string): MasterKeys {
       importKey(bytes).finally(() => bytes.fill(0)),
     );
   }
-  return { current: parsed[0]?.id ?? '', keys };
+  return { current: parsed[0]?.id ?? '', keys, ...(shares ? { shares } : {}) };
 }
 
 function parseMasterKey(entry: string, position: number): { id: string; bytes: Bytes } {
@@ -226,8 +240,8 @@ export async function makeOrgKey(master: MasterKeys, org: OrgId): Promise<Wrappe
 }
 
 /**
- * Moves an org's key under the current master key. The key stays the same, so what it sealed
- * still opens.
+ * Moves an org's key under the current master key, and under a share where there are shares. The
+ * key stays the same, so what it sealed still opens.
  *
  * @returns undefined when it is there already: running a rotation again changes nothing.
  * @throws {SealError} `unknown_key`, `wrong_key`, `not_authentic` or `corrupt`.
@@ -237,7 +251,8 @@ export async function rewrapOrgKey(
   org: OrgId,
   wrapped: WrappedKey,
 ): Promise<WrappedKey | undefined> {
-  if (parseBlob(wrapped).keyId === master.current) return undefined;
+  const { keyId, payload } = parseBlob(wrapped);
+  if (keyId === master.current && isShared(payload) === needsShare(master, org)) return undefined;
   const { idBytes, bytes } = await unwrapOrgKey(master, org, wrapped);
   return await wrapOrgKey(master, org, idBytes, bytes);
 }
@@ -251,9 +266,42 @@ async function wrapOrgKey(
 ): Promise<WrappedKey> {
   const keyId = master.current;
   const data = encodeFields([VERSION, keyId, encode(idBytes), org]);
-  const box = await encrypt(await masterKey(master, keyId), 'org key', data, bytes);
+  const inner = needsShare(master, org) ? await wrapInShare(master, org, data, bytes) : bytes;
+  const box = await encrypt(await masterKey(master, keyId), 'org key', data, inner);
   bytes.fill(0);
   return formatBlob(keyId, idBytes, box);
+}
+
+/** The platform itself is never erased. */
+function needsShare({ shares }: MasterKeys, org: OrgId): boolean {
+  return shares !== undefined && org.startsWith('org_');
+}
+
+function isShared(payload: Bytes): boolean {
+  return payload.length === ORG_KEY_ID_BYTES + SHARED_KEY_BYTES;
+}
+
+async function wrapInShare(
+  { shares }: MasterKeys,
+  org: OrgId,
+  data: Bytes,
+  bytes: Bytes,
+): Promise<Bytes> {
+  const share = await shares!.keep(org, randomEntropy(KEY_BYTES));
+  return await encrypt(await importKey(share), 'org key share', data, bytes);
+}
+
+async function unwrapFromShare(
+  { shares }: MasterKeys,
+  org: OrgId,
+  data: Bytes,
+  box: Bytes,
+): Promise<Bytes> {
+  const share = await shares?.read(org);
+  if (!share) {
+    throw new SealError('unknown_key', "The share of the org's key is not there, or destroyed.");
+  }
+  return await decrypt(await importKey(share), 'org key share', data, box);
 }
 
 async function unwrapOrgKey(
@@ -262,12 +310,15 @@ async function unwrapOrgKey(
   wrapped: WrappedKey,
 ): Promise<{ idBytes: Bytes; bytes: Bytes }> {
   const { keyId, payload } = parseBlob(wrapped);
-  if (payload.length !== ORG_KEY_ID_BYTES + WRAPPED_KEY_BYTES) throw corrupt();
+  if (!isShared(payload) && payload.length !== ORG_KEY_ID_BYTES + WRAPPED_KEY_BYTES) {
+    throw corrupt();
+  }
   const idBytes = payload.slice(0, ORG_KEY_ID_BYTES);
   const data = encodeFields([VERSION, keyId, encode(idBytes), org]);
   const key = await masterKey(master, keyId);
-  const bytes = await decrypt(key, 'org key', data, payload.subarray(ORG_KEY_ID_BYTES));
-  return { idBytes, bytes };
+  const inner = await decrypt(key, 'org key', data, payload.subarray(ORG_KEY_ID_BYTES));
+  if (!isShared(payload)) return { idBytes, bytes: inner };
+  return { idBytes, bytes: await unwrapFromShare(master, org, data, inner) };
 }
 
 async function openOrgKey(

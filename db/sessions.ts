@@ -5,6 +5,7 @@ import type { Role } from '../schema/roles.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import type { Database, Row } from './client.ts';
 import { forOrg, type Org } from './org.ts';
+import { type Page, readPage, type Window } from './page.ts';
 import { hashToken, newId, newSecret } from './seal.ts';
 
 /** How long a session lives without a request, and at most. */
@@ -160,26 +161,41 @@ export interface ListedSession {
   readonly expiresAt: number;
 }
 
-/** The live sessions of a member, or of all members, the latest used first; at most `limit`. */
-export async function listSessions(
+const LIVE = `select s.id, s.member_id, s.method, s.address, s.user_agent, s.created_at,
+    s.active_at, s.expires_at
+  from sessions s join members m on m.id = s.member_id and m.org_id = ?1 and m.role = s.role
+  where s.org_id = ?1 and s.expires_at > ?2 and s.active_at > ?3`;
+
+/** The live sessions of a member, or with null of all members; the latest used first. */
+export function listSessions(
   org: Org,
   member: MemberId | null,
   now: number,
-  limit: number,
+  window: Window,
+): Promise<Page<ListedSession>> {
+  const sql = `${LIVE} and (?4 is null or s.member_id = ?4)`;
+  const args = [now, now - IDLE_MS, member];
+  return readPage(org, { sql, args, order: 'active_at', isDescending: true }, window, toListed);
+}
+
+/** The live sessions of these members, the latest used first. */
+export async function sessionsOf(
+  org: Org,
+  members: readonly MemberId[],
+  now: number,
 ): Promise<ListedSession[]> {
   const rows = await org.read(
-    `select s.id, s.member_id, s.method, s.address, s.user_agent, s.created_at, s.active_at,
-       s.expires_at
-     from sessions s join members m on m.id = s.member_id and m.org_id = ?1 and m.role = s.role
-     where s.org_id = ?1 and (?2 is null or s.member_id = ?2)
-       and s.expires_at > ?3 and s.active_at > ?4
-     order by s.active_at desc, s.id desc limit ?5`,
-    member,
+    `${LIVE} and s.member_id in (select value from json_each(?4))
+     order by s.active_at desc, s.id desc`,
     now,
     now - IDLE_MS,
-    limit,
+    JSON.stringify(members),
   );
-  return rows.map((row) => ({
+  return rows.map(toListed);
+}
+
+function toListed(row: Row): ListedSession {
+  return {
     id: row.id as SessionId,
     memberId: row.member_id as MemberId,
     method: row.method as SignInMethod,
@@ -188,7 +204,20 @@ export async function listSessions(
     createdAt: Number(row.created_at),
     activeAt: Number(row.active_at),
     expiresAt: Number(row.expires_at),
-  }));
+  };
+}
+
+/**
+ * Ends a session: a person's own, or anyone's for whom may end those of others.
+ *
+ * @returns false when there is no session that who acts may end.
+ */
+export async function revokeSession(org: Org, actor: Actor, id: SessionId): Promise<boolean> {
+  if (typeof actor === 'string' || actor.actions?.includes('session.revoke')) {
+    return await endSession(org, actor, id, null);
+  }
+  const isOwn = actor.kind === 'user' && actor.memberId !== undefined;
+  return isOwn && (await endSession(org, actor, id, actor.memberId));
 }
 
 /**

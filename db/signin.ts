@@ -1,5 +1,6 @@
 /** Signing in: links by mail, and an org's own identity provider (OpenID Connect). */
 
+import { Refusal } from '../schema/errors.ts';
 import type { MemberId, OrgId } from '../schema/ids.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import type { Database } from './client.ts';
@@ -76,6 +77,20 @@ export async function takeLink(
   return taken!.rows[0] && String(taken!.rows[0].email);
 }
 
+/** The address that a link which can still be used was sent to; it is not used up. */
+export async function peekLink(
+  db: Database,
+  secret: string,
+  purpose: LinkPurpose,
+  now: number,
+): Promise<string | undefined> {
+  const row = await db.first(
+    'select email from sign_in_links where hash = ?1 and purpose = ?2 and expires_at > ?3',
+    [hashToken(secret), purpose, now],
+  );
+  return row && String(row.email);
+}
+
 /** How an org signs in through its identity provider. */
 export interface OidcSettings {
   readonly issuer: string;
@@ -85,6 +100,11 @@ export interface OidcSettings {
   /** The only domains of e-mail addresses that the provider may speak for, in lower case. */
   readonly domains: readonly string[];
 }
+
+/** Settings to be set; without a secret, that of the same issuer is kept. */
+export type NewOidcSettings = Omit<OidcSettings, 'secret'> & {
+  readonly secret?: string | undefined;
+};
 
 function secretPlace(org: OrgId, issuer: string): SealContext {
   return {
@@ -96,16 +116,19 @@ function secretPlace(org: OrgId, issuer: string): SealContext {
 /**
  * Sets how an org signs in. The secret goes with the issuer: another issuer needs it again.
  *
- * @param settings `secret` in clear.
+ * @param settings `secret` in clear; undefined keeps the one that the same issuer has.
+ * @throws {Refusal} `invalid_request` when there is no secret to keep.
  * @throws {SealError} when the org's key is gone, or has sealed as often as it may.
  */
 export async function putOidc(
   org: Org,
   master: MasterKeys,
   actor: Actor,
-  { issuer, clientId, secret, domains }: OidcSettings,
+  { issuer, clientId, secret: given, domains }: NewOidcSettings,
   now: number,
 ): Promise<void> {
+  const before = await readOidc(org);
+  const secret = given ?? (await keptSecret(org, master, issuer, before));
   const key = await org.first('select wrapped, seals from org_keys where org_id = ?1');
   checkSeals(Number(key?.seals ?? Number.NaN));
   const sealed = await seal(master, String(key?.wrapped), secretPlace(org.id, issuer), secret);
@@ -123,8 +146,33 @@ export async function putOidc(
       JSON.stringify(domains),
       now,
     ),
-    auditEntry(org, actor, 'sign_in.update', org.id, { issuer, clientId, domains }),
+    auditEntry(
+      org,
+      actor,
+      'sign_in.update',
+      org.id,
+      { issuer, clientId, domains, secret: given === undefined ? 'kept' : 'replaced' },
+      { before: shown(before) },
+    ),
   );
+}
+
+/** What the audit trail tells of the settings. */
+function shown(settings: OidcSettings | undefined): object | undefined {
+  if (!settings) return undefined;
+  const { issuer, clientId, domains } = settings;
+  return { issuer, clientId, domains };
+}
+
+async function keptSecret(
+  org: Org,
+  master: MasterKeys,
+  issuer: string,
+  before: OidcSettings | undefined,
+): Promise<string> {
+  if (before?.issuer === issuer) return await openOidcSecret(org, master, before);
+  const message = 'Another issuer takes the client’s secret again.';
+  throw new Refusal('invalid_request', message, { field: 'clientSecret' });
 }
 
 /** How an org signs in; undefined when it has no identity provider. */
@@ -154,9 +202,17 @@ export async function openOidcSecret(
 
 /** Takes an org's identity provider away. @returns false when it has none. */
 export async function deleteOidc(org: Org, actor: Actor): Promise<boolean> {
+  const before = shown(await readOidc(org));
   const [deleted] = await org.write(
     org.statement('delete from oidc_settings where org_id = ?1'),
-    auditEntry(org, actor, 'sign_in.update', org.id, { removed: true }, { ifChanged: true }),
+    auditEntry(
+      org,
+      actor,
+      'sign_in.update',
+      org.id,
+      { removed: true },
+      { before, ifChanged: true },
+    ),
   );
   return deleted!.changes > 0;
 }

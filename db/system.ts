@@ -68,7 +68,7 @@ export async function findEnded(
      join orgs o on o.id = r.org_id
      left join tokens t on t.id = f.value ->> 1
      where r.status = 'cancelled' or a.suspended_at is not null or o.suspended_at is not null
-       or t.revoked_at is not null`,
+       or o.deletion_requested_at is not null or t.revoked_at is not null`,
     [JSON.stringify(pairs)],
   );
   return new Map(rows.map((row) => [row.at as number, row.reason as EndReason]));

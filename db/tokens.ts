@@ -17,6 +17,7 @@ import { type Actor, acting, actorName, auditEntry, refuse } from './audit.ts';
 import type { Database, Row, Statement } from './client.ts';
 import type { Org } from './org.ts';
 import { announce } from './outbox.ts';
+import { type Page, readPage, readPages, type Window } from './page.ts';
 import { hashToken, newId, newToken } from './seal.ts';
 
 /** What a call needs to know of its token, read anew on every call. */
@@ -60,7 +61,7 @@ export async function findCredential(
 ): Promise<Credential | undefined> {
   const row = await db.first(
     `select t.id, t.org_id, t.kind, t.actions, t.expires_at, t.revoked_at, t.last_used_at,
-       o.revision, o.suspended_at as org_suspended_at,
+       o.revision, o.suspended_at as org_suspended_at, o.deletion_requested_at as org_leaves_at,
        a.id as agent_id, a.name, a.policy_id, a.suspended_at, a.window_run_id,
        m.id as member_id, m.user_id, m.role
      from tokens t
@@ -77,13 +78,30 @@ export async function findCredential(
     orgId: row.org_id as OrgId,
     revision: row.revision as number,
     kind: row.kind as Credential['kind'],
-    actions: row.kind === 'agent' ? agentActions(row) : heldActions(row, member?.role),
+    ...standingOf(row, row.kind === 'agent' ? agentActions(row) : heldActions(row, member?.role)),
     expiresAt: row.expires_at as number | null,
     revokedAt: row.revoked_at as number | null,
     lastUsedAt: row.last_used_at as number | null,
-    orgSuspendedAt: row.org_suspended_at as number | null,
     agent: toAgent(row),
     member,
+  };
+}
+
+/** What a token may still do once the deletion of its org is asked for: see that, and stop it. */
+const LEAVING: readonly Action[] = ['org.read', 'org.cancel_deletion'];
+
+/** A token that can't stop the deletion of its org is suspended by it. */
+function standingOf(
+  row: Row,
+  held: readonly Action[],
+): Pick<Credential, 'actions' | 'orgSuspendedAt'> {
+  const orgSuspendedAt = row.org_suspended_at as number | null;
+  const leavesAt = row.org_leaves_at as number | null;
+  if (leavesAt === null) return { actions: held, orgSuspendedAt };
+  const canStop = held.includes('org.cancel_deletion');
+  return {
+    actions: held.filter((action) => LEAVING.includes(action)),
+    orgSuspendedAt: orgSuspendedAt ?? (canStop ? null : leavesAt),
   };
 }
 
@@ -323,7 +341,7 @@ function noMember(): Refusal {
 }
 
 function noToken(): Refusal {
-  return new Refusal('not_found', 'The org has no such token.');
+  return new Refusal('not_found', 'The org has no such token.', { field: 'tokenId' });
 }
 
 async function roleOf(org: Org, member: MemberId): Promise<Role | undefined> {
@@ -357,22 +375,43 @@ const STORED = `
   from tokens t
   left join members m on t.kind = 'admin' and m.id = t.created_by and m.org_id = t.org_id`;
 
-/**
- * Tokens of an org, the newest first.
- *
- * @param before The id of the last token of the page before.
- */
-export async function listTokens(
+/** Which tokens of an org are listed. */
+export interface TokenFilter {
+  readonly kind?: Credential['kind'] | null | undefined;
+  /** Only those that are neither revoked nor expired at this time, in Unix milliseconds. */
+  readonly activeAt?: number | null | undefined;
+}
+
+/** Tokens of an org, the newest first. */
+export function listTokens(
   org: Org,
-  kind: Credential['kind'],
-  limit: number,
-  before = '~',
-): Promise<StoredToken[]> {
+  { kind = null, activeAt = null }: TokenFilter,
+  window: Window,
+): Promise<Page<StoredToken>> {
+  const sql = `${STORED} where t.org_id = ?1 and (?2 is null or t.kind = ?2)
+    and (?3 is null or t.revoked_at is null and coalesce(t.expires_at, ?3 + 1) > ?3)`;
+  const listing = { sql, args: [kind, activeAt], order: 'created_at', isDescending: true };
+  return readPage(org, listing, window, toStored);
+}
+
+/** The tokens of agents, the newest first. */
+export function listTokensOfAgents(
+  org: Org,
+  agents: readonly AgentId[],
+  window: Window,
+): Promise<Map<AgentId, Page<StoredToken>>> {
+  const listings = {
+    sql: (agent: string) => `${STORED} where t.org_id = ?1 and t.agent_id = ${agent}`,
+    ...{ args: [], order: 'created_at', isDescending: true },
+  };
+  return readPages(org, listings, agents, window, toStored);
+}
+
+/** The tokens of these ids. */
+export async function readTokens(org: Org, ids: readonly TokenId[]): Promise<StoredToken[]> {
   const rows = await org.read(
-    `${STORED} where t.org_id = ?1 and t.kind = ?2 and t.id < ?4 order by t.id desc limit ?3`,
-    kind,
-    limit,
-    before,
+    `${STORED} where t.org_id = ?1 and t.id in (select value from json_each(?2))`,
+    JSON.stringify(ids),
   );
   return rows.map(toStored);
 }
@@ -454,38 +493,33 @@ export async function revokeToken(org: Org, actor: Actor, id: TokenId): Promise<
 }
 
 /**
- * Replaces an admin token by a new one of the same member, name, actions and end. The present one
- * ends now, or after an overlap, but never later than it would have ended anyway.
+ * Replaces a token by a new one with the same owner, name, actions and end. The present one ends
+ * now, or after an overlap, but never later than it would have ended anyway.
  *
  * @returns the new token's id and its text, shown once.
  * @throws {Refusal} `not_found`, or `permission_denied` for a token that may more than who acts.
  */
-export async function rotateAdminToken(
+export async function rotateToken(
   org: Org,
   actor: Actor,
   id: TokenId,
   overlapMs: number,
 ): Promise<{ id: TokenId; token: string }> {
   const present = await judged(org, actor, 'token.rotate', id, undefined, true);
-  const { effective, expiresAt, role } = present;
-  if (present.kind !== 'admin' || !role) throw noToken();
-  const minted = mintAdminToken(
-    org,
-    { id: present.createdBy as MemberId, role },
-    { name: present.name ?? '', actions: effective.filter(isAdminAction), expiresAt },
-  );
-  const now = Date.now();
+  const minted = remint(org, actor, present);
   const [ended] = await org.write(
     org.statement(
       `update tokens set
          expires_at = iif(?4 > 0, min(coalesce(expires_at, ?3 + ?4), ?3 + ?4), expires_at),
          revoked_at = iif(?4 > 0, null, ?3)
        where org_id = ?1 and id = ?2 and revoked_at is null and coalesce(expires_at, ?3 + 1) > ?3
-         and exists (select 1 from members where org_id = ?1 and id = created_by and role = ?5)`,
+         and (?5 is null or exists (
+           select 1 from members where org_id = ?1 and id = created_by and role = ?5
+         ))`,
       id,
-      now,
+      Date.now(),
       overlapMs,
-      role,
+      present.kind === 'admin' ? (present.role ?? '') : null,
     ),
     { ...minted.statement, sql: `${minted.statement.sql} and changes() > 0` },
     auditEntry(
@@ -499,6 +533,51 @@ export async function rotateAdminToken(
   );
   if (ended!.changes === 0) throw noToken();
   return { id: minted.id, token: minted.text };
+}
+
+/** What takes the place of a token: an agent's for the agent, a member's for the member. */
+function remint(org: Org, actor: Actor, present: StoredToken): MintedToken {
+  const { agentId, effective, expiresAt, name, role } = present;
+  if (agentId) {
+    const actions = AGENT_ACTIONS.filter((action) => effective.includes(action));
+    return mintToken(org, actor, agentId, expiresAt, actions);
+  }
+  if (!role) throw noToken();
+  return mintAdminToken(
+    org,
+    { id: present.createdBy as MemberId, role },
+    { name: name ?? '', actions: effective.filter(isAdminAction), expiresAt },
+  );
+}
+
+/**
+ * Makes a further token of an agent.
+ *
+ * @param actions What it may do, at least one.
+ * @param expiresAt Unix milliseconds; null for one that stays.
+ * @returns the token's id and its text, shown once; undefined without such an agent.
+ */
+export async function createAgentToken(
+  org: Org,
+  actor: Actor,
+  agent: AgentId,
+  actions: readonly AgentAction[],
+  expiresAt: number | null,
+): Promise<{ id: TokenId; token: string } | undefined> {
+  const minted = mintToken(org, actor, agent, expiresAt, actions);
+  const isThere = 'and exists (select 1 from agents where org_id = ?1 and id = ?3)';
+  const [made] = await org.write(
+    { ...minted.statement, sql: `${minted.statement.sql} ${isThere}` },
+    auditEntry(
+      org,
+      actor,
+      'token.create',
+      minted.id,
+      { agent, actions, expiresAt },
+      { ifChanged: true },
+    ),
+  );
+  return made!.changes > 0 ? { id: minted.id, token: minted.text } : undefined;
 }
 
 /** The token, if who acts may change it; a refused attempt is recorded. */

@@ -4,8 +4,9 @@ import { Refusal } from '../schema/errors.ts';
 import type { OrgId, WebhookId } from '../schema/ids.ts';
 import { formatSecret, SECRET_BYTES } from '../schema/signature.ts';
 import { type Actor, actorName, auditEntry } from './audit.ts';
-import { DatabaseError, type Row, type Statement } from './client.ts';
+import { DatabaseError, type Result, type Row, type Statement } from './client.ts';
 import type { Org } from './org.ts';
+import { type Page, readPage, type Window } from './page.ts';
 import {
   checkSeals,
   hashToken,
@@ -55,8 +56,6 @@ export interface ShownSecret {
 
 /** The most endpoints of an org. */
 export const MAX_WEBHOOKS = 100;
-/** The longest that an old secret can sign beside a new one. */
-export const MAX_GRACE_MS = 7 * 86_400_000;
 
 /** Where a webhook's secrets belong; both columns share it, since one moves to the other. */
 export function webhookSecretContext(org: OrgId, id: WebhookId): SealContext {
@@ -66,6 +65,33 @@ export function webhookSecretContext(org: OrgId, id: WebhookId): SealContext {
 /** Every endpoint of an org, the oldest first. */
 export async function listWebhooks(org: Org): Promise<Webhook[]> {
   const rows = await org.read('select * from webhooks where org_id = ?1 order by id');
+  return rows.map(toWebhook);
+}
+
+/** Which endpoints of an org are listed. */
+export interface WebhookFilter {
+  readonly status?: Webhook['status'] | null | undefined;
+  /** Those that get events of this type. */
+  readonly event?: string | null | undefined;
+}
+
+/** A page of an org's endpoints, the oldest first. */
+export function pageWebhooks(
+  org: Org,
+  { status = null, event = null }: WebhookFilter,
+  window: Window,
+): Promise<Page<Webhook>> {
+  const sql = `select * from webhooks where org_id = ?1 and (?2 is null or status = ?2)
+    and (?3 is null or exists (select 1 from json_each(events) where value in ('*', ?3)))`;
+  return readPage(org, { sql, args: [status, event], order: 'created_at' }, window, toWebhook);
+}
+
+/** The endpoints of these ids. */
+export async function readWebhooks(org: Org, ids: readonly WebhookId[]): Promise<Webhook[]> {
+  const rows = await org.read(
+    'select * from webhooks where org_id = ?1 and id in (select value from json_each(?2))',
+    JSON.stringify(ids),
+  );
   return rows.map(toWebhook);
 }
 
@@ -147,10 +173,11 @@ export async function updateWebhook(
   const before = Object.fromEntries(
     Object.keys(change).map((key) => [key, present[key as keyof WebhookChange]]),
   );
-  const entry = auditEntry(org, actor, 'webhook.update', id, change, { before });
+  const circumstances = { before, ifChanged: true };
+  const entry = auditEntry(org, actor, 'webhook.update', id, change, circumstances);
   const ended = status === 'disabled' ? [abandonDeliveries(org, id, Date.now())] : [];
-  await writeUnique(org, update, entry, ...ended);
-  return true;
+  const [updated] = await writeUnique(org, update, entry, ...ended);
+  return updated!.changes > 0;
 }
 
 /** The statement by which what is due to a disabled endpoint is given up. */
@@ -171,7 +198,8 @@ export async function deleteWebhook(org: Org, actor: Actor, id: WebhookId): Prom
   const present = await findWebhook(org, id);
   if (!present) return false;
   const { url, events } = present;
-  await org.write(
+  const before = { url, events };
+  const [, , deleted] = await org.write(
     org.statement(
       `delete from delivery_attempts where org_id = ?1 and delivery_id in (
          select id from deliveries where org_id = ?1 and webhook_id = ?2
@@ -180,9 +208,9 @@ export async function deleteWebhook(org: Org, actor: Actor, id: WebhookId): Prom
     ),
     org.statement('delete from deliveries where org_id = ?1 and webhook_id = ?2', id),
     org.statement('delete from webhooks where org_id = ?1 and id = ?2', id),
-    auditEntry(org, actor, 'webhook.delete', id, undefined, { before: { url, events } }),
+    auditEntry(org, actor, 'webhook.delete', id, undefined, { before, ifChanged: true }),
   );
-  return true;
+  return deleted!.changes > 0;
 }
 
 /** A secret just rotated. */
@@ -195,7 +223,7 @@ export interface RotatedSecret extends ShownSecret {
  * Gives an endpoint a new secret; the present one signs too for `graceMs`, and any older one no
  * longer.
  *
- * @param graceMs 0 to {@link MAX_GRACE_MS}.
+ * @param graceMs 0 to seven days.
  * @returns undefined when there is no such endpoint.
  * @throws {SealError} when the org's key is gone, or has sealed as often as it may.
  */
@@ -211,7 +239,7 @@ export async function rotateWebhookSecret(
   const { secret, sealed, count } = await newSecret(org, master, present.id);
   const now = Date.now();
   const previousUntil = graceMs > 0 ? now + graceMs : null;
-  await org.write(
+  const [, rotated] = await org.write(
     count,
     org.statement(
       `update webhooks set
@@ -225,9 +253,11 @@ export async function rotateWebhookSecret(
       previousUntil,
       now,
     ),
-    auditEntry(org, actor, 'webhook.rotate_secret', present.id, { previousUntil }),
+    auditEntry(...([org, actor, 'webhook.rotate_secret', present.id, { previousUntil }] as const), {
+      ifChanged: true,
+    }),
   );
-  return { id: present.id, secret, previousUntil };
+  return rotated!.changes > 0 ? { id: present.id, secret, previousUntil } : undefined;
 }
 
 interface NewSecret {
@@ -253,9 +283,9 @@ async function checkCount(org: Org): Promise<void> {
   throw new Refusal('invalid_request', `An org can have at most ${MAX_WEBHOOKS} webhooks.`);
 }
 
-async function writeUnique(org: Org, ...statements: Statement[]): Promise<void> {
+async function writeUnique(org: Org, ...statements: Statement[]): Promise<readonly Result[]> {
   try {
-    await org.write(...statements);
+    return await org.write(...statements);
   } catch (error) {
     if (!(error instanceof DatabaseError && error.conflict)) throw error;
     const message = 'This org has a webhook with that URL already.';

@@ -10,6 +10,7 @@ import { type AdminAction, actionsOf, isAdminAction } from '../schema/roles.ts';
 import { addressOf } from './edge.ts';
 import { readCredential, requestIdOf } from './proxy/authenticate.ts';
 import type { Services } from './services.ts';
+import { readCookie, SESSION_COOKIE } from './signin/cookies.ts';
 
 /** An admin: his org, who he is on the audit trail, and what he may do. */
 export interface Admin {
@@ -18,9 +19,6 @@ export interface Admin {
   readonly viewer: Viewer;
 }
 
-/** The cookie of a session; with the prefix, no other host and no plain http can set it. */
-export const SESSION_COOKIES = ['__Host-rungate', 'rungate'] as const;
-
 /**
  * Finds who calls: the admin token in `Authorization: Bearer rg_adm_…`, else the session of the
  * cookie; both are read anew.
@@ -28,7 +26,7 @@ export const SESSION_COOKIES = ['__Host-rungate', 'rungate'] as const;
  * @throws {Refusal} `invalid_token`, `rate_limited`, `permission_denied`.
  */
 export async function identifyAdmin(services: Services, request: Request): Promise<Admin> {
-  const secret = request.headers.has('authorization') ? undefined : sessionSecret(request);
+  const secret = sessionSecret(services, request);
   return secret === undefined
     ? await identifyByToken(services, request)
     : await identifyBySession(services, request, secret);
@@ -95,7 +93,8 @@ async function identifyBySession(
   };
 }
 
-function seenFrom(services: Services, request: Request) {
+/** What the audit trail keeps of where a request came from. */
+export function seenFrom(services: Services, request: Request) {
   const address = addressOf(services, request);
   const userAgent = request.headers.get('user-agent');
   return {
@@ -105,14 +104,10 @@ function seenFrom(services: Services, request: Request) {
   };
 }
 
-/** The session's secret from the cookie, if there is one. */
-export function sessionSecret(request: Request): string | undefined {
-  const cookies = (request.headers.get('cookie') ?? '').split(/;\s*/);
-  for (const name of SESSION_COOKIES) {
-    const cookie = cookies.find((text) => text.startsWith(`${name}=`));
-    if (cookie) return cookie.slice(name.length + 1);
-  }
-  return undefined;
+/** The session's secret from the cookie, if there is one and no token comes before it. */
+export function sessionSecret(services: Services, request: Request): string | undefined {
+  if (request.headers.has('authorization')) return undefined;
+  return readCookie(services, request, SESSION_COOKIE);
 }
 
 function notPermitted(action: AdminAction): Refusal {

@@ -3,17 +3,22 @@
 import { Hono } from 'hono';
 import { ping } from '../db/system.ts';
 import { finishRun, showRun, showSteps } from './api.ts';
+import { exportAudit } from './audit.ts';
 import { boot } from './boot.ts';
 import { demo } from './demo.ts';
 import { type Connection, respond, respondJson, secure } from './edge.ts';
 import { decideApproval, showApproval, showGate } from './gates.ts';
 import { makeGraphql } from './graphql.ts';
+import { acceptOffer, showInvitation } from './invitations.ts';
+import { showOpenapi } from './openapi.ts';
 import { showPrivacy, showSecurity, showStatus, showStyle, tellContact } from './pages.ts';
 import { govern } from './proxy.ts';
 import { refuse } from './refuse.ts';
 import { tickOnRequest } from './scheduled.ts';
 import { showEventsSchema, showPolicySchema } from './schemas.ts';
 import type { Services } from './services.ts';
+import { beginAtProvider, returnFromProvider, showProvider } from './signin/oidc.ts';
+import { requestLink, showLink, showSelf, showSignIn, signOut, useLink } from './signin.ts';
 import { askTool, reportTool } from './tools.ts';
 import { rotateSecret } from './webhooks.ts';
 
@@ -34,6 +39,7 @@ export function makeApp(services: Services) {
   app.get('/.well-known/security.txt', () => tellContact(services));
   app.get('/schemas/policy.json', () => showPolicySchema(services));
   app.get('/schemas/events.json', () => showEventsSchema(services));
+  app.get('/openapi.json', () => showOpenapi(services));
   app.get('/v1/runs/:id', ({ req }) => showRun(services, req.raw, req.param('id')));
   app.get('/v1/runs/:id/steps', ({ req }) => showSteps(services, req.raw, req.param('id')));
   app.post('/v1/runs/:id/steps', ({ req }) => reportTool(services, req.raw, req.param('id')));
@@ -45,13 +51,36 @@ export function makeApp(services: Services) {
   app.post('/api/webhooks/:id/rotate-secret', ({ req }) =>
     rotateSecret(services, req.raw, req.param('id')),
   );
+  app.get('/api/audit/export', ({ req }) => exportAudit(services, req.raw));
   const graphql = makeGraphql(services);
   app.all('/graphql', ({ req }) => graphql(req.raw));
+  servePeople(app, services);
   app.post('/scheduled/tick', ({ req }) => tickOnRequest(services, req.raw));
   if (services.config.isDemo) app.all('/demo/v1/*', ({ req }) => answerDemo(req.raw));
   app.all('*', ({ req, env }) => govern(services, req.raw, env));
   app.onError((error, { req }) => refuse(services, req.raw, error));
   return secure(services, (request, connection) => app.fetch(request, connection));
+}
+
+/** The pages on which people sign in and accept invitations. */
+function servePeople(app: Hono<Bindings>, services: Services): void {
+  app.get('/sign-in', ({ req }) => showSignIn(services, req.raw));
+  app.post('/sign-in', ({ req }) => requestLink(services, req.raw));
+  app.get('/sign-in/link/:secret', ({ req }) => showLink(services, req.raw, req.param('secret')));
+  app.post('/sign-in/link/:secret', ({ req }) => useLink(services, req.raw, req.param('secret')));
+  app.get('/sign-in/me', ({ req }) => showSelf(services, req.raw));
+  app.post('/sign-out', ({ req }) => signOut(services, req.raw));
+  app.get('/sign-in/oidc', ({ req }) => showProvider(services, req.raw));
+  app.get('/sign-in/oidc/callback', ({ req }) => returnFromProvider(services, req.raw));
+  app.get('/sign-in/oidc/:slug', ({ req }) =>
+    beginAtProvider(services, req.raw, req.param('slug')),
+  );
+  app.get('/invitations/:secret', ({ req }) =>
+    showInvitation(services, req.raw, req.param('secret')),
+  );
+  app.post('/invitations/:secret', ({ req }) =>
+    acceptOffer(services, req.raw, req.param('secret')),
+  );
 }
 
 /** The built-in upstream answers as a provider does, without the headers of the edge. */

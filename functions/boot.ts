@@ -5,11 +5,14 @@ import { openDatabase } from '../db/client.ts';
 import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
 import { watchOutbox } from '../db/outbox.ts';
-import { keepOpened, openMasterKeys } from '../db/seal.ts';
-import { masterKeysOf, readConfig } from './config.ts';
+import { keepOpened } from '../db/seal.ts';
+import { readConfig } from './config.ts';
 import { makeEgress } from './egress.ts';
 import { Deliveries } from './jobs/deliver.ts';
+import { replayDeletions } from './jobs/erase.ts';
+import { openKeys } from './keys.ts';
 import { makeLog } from './log.ts';
+import { Mailer } from './mail.ts';
 import { Flights } from './proxy/flight.ts';
 import type { Services } from './services.ts';
 
@@ -27,10 +30,11 @@ export async function boot(
 ): Promise<Services> {
   const config = readConfig(env);
   const log = makeLog(config.logLevel);
-  const master = openMasterKeys(await masterKeysOf(config, log));
+  const master = await openKeys(config, log);
   const opened = await openDatabase(config.database);
   const applied = await migrate(opened);
   if (applied.length > 0) log.info('migrated the database', { applied });
+  await replayDeletions({ config, log, db: opened, master, now: Date.now });
   const secrets = keepOpened(master, () => performance.now());
   const egress = makeEgress({ allow: config.egressAllow });
   const deliveries = new Deliveries({ db: opened, egress, secrets, log, now: Date.now });
@@ -44,6 +48,7 @@ export async function boot(
     egress,
     flights: new Flights(db, log, Date.now),
     deliveries,
+    mailer: new Mailer(config, log),
     memory: { credentials: new Memo(MEMORY), runs: new Memo(MEMORY), failures: new Memo(MEMORY) },
     stopping: new AbortController(),
     now: Date.now,
@@ -59,7 +64,7 @@ const LINGER_MS = 3_000;
  * @param drained Settles once a server that has stopped listening has sent everything.
  */
 export async function shutDown(
-  { flights, deliveries, stopping, db }: Services,
+  { flights, deliveries, mailer, stopping, db }: Services,
   limitMs: number,
   drained?: Promise<unknown>,
 ): Promise<void> {
@@ -71,6 +76,7 @@ export async function shutDown(
     await flights.drain(0);
   }
   await deliveries.stop(Math.min(limitMs, LINGER_MS));
+  await within(mailer.drain(), Math.min(limitMs, LINGER_MS));
   await db.close();
 }
 

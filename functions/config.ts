@@ -12,7 +12,9 @@ import {
   parseAllowList,
   parseCidrList,
 } from '../schema/address.ts';
+import { normalizeEmail } from '../schema/email.ts';
 import type { Caps } from '../schema/rules/limit.ts';
+import { MAX_RETENTION_DAYS } from '../schema/rules/retention.ts';
 import { LOG_LEVELS, type Log, type LogLevel } from './log.ts';
 
 /** Everything that the environment decides. */
@@ -37,6 +39,14 @@ export interface Config {
   readonly schedulerSecret: string | undefined;
   /** The operator's caps over all orgs; undefined where there is none. */
   readonly caps: Caps;
+  /** The mail server, `smtp:` or `smtps:`, and who its letters are from; undefined without one. */
+  readonly mail: { readonly smtpUrl: string; readonly from: string } | undefined;
+  /** For how many days records of the operator's own plan are kept; null is for good. */
+  readonly retentionDays: number | null;
+  /** The file beside the database that remembers which orgs were deleted; undefined for none. */
+  readonly deletionLedger: string | undefined;
+  /** The folder of the shares of org keys; undefined where keys have none. */
+  readonly keyShares: string | undefined;
   readonly logLevel: LogLevel;
   readonly isDemo: boolean;
   /** Whether GraphQL tells its schema. */
@@ -56,8 +66,11 @@ export class ConfigError extends Error {
 }
 
 const DEFAULT_HOST = '127.0.0.1';
+const DEFAULT_DATABASE = 'file:.rungate/rungate.db';
 const MISSING_KEYS =
   'RUNGATE_MASTER_KEYS is not set; wanted in production, or when HOST is not loopback: id:base64,….';
+const MISSING_SENDER =
+  'RUNGATE_MAIL_FROM is not set; wanted with RUNGATE_SMTP_URL: whom letters are from.';
 const CAP_WANTED = 'a whole number from 1 to 999999999';
 const MAX_VALUE_CHARS = 65_536;
 const MAX_SHOWN_CHARS = 80;
@@ -121,6 +134,14 @@ const ENVIRONMENT = z.object({
     /^[\x21-\x7e]{32,512}$/,
     '32 to 512 visible ASCII characters, such as openssl rand -hex 32 prints',
   ).optional(),
+  RUNGATE_SMTP_URL: variable('a URL that starts with smtp:// or smtps://', parseSmtpUrl).optional(),
+  RUNGATE_MAIL_FROM: variable(
+    'an address, or a name and an address: Rungate <rungate@example.com>',
+    parseSender,
+  ).optional(),
+  RUNGATE_RETENTION_DAYS: variable('a whole number from 1 to 3650', parseDays).optional(),
+  RUNGATE_DELETION_LEDGER: matching(/^[^\p{Cc}]{1,1024}$/u, 'the path of a file').optional(),
+  RUNGATE_KEY_SHARES: matching(/^[^\p{Cc}]{1,1024}$/u, 'the path of a folder').optional(),
   RUNGATE_LOG: oneOf(LOG_LEVELS).optional(),
   RUNGATE_DEMO: oneOf(['on', 'off']).optional(),
   RUNGATE_INTROSPECTION: oneOf(['on', 'off']).optional(),
@@ -150,6 +171,7 @@ export function readConfig(env: Record<string, string | undefined>): Config {
   const problems = (parsed.error?.issues ?? []).map((issue) => explain(issue, given));
   const isProduction = given.NODE_ENV === 'production' || !isLoopback(given.HOST ?? DEFAULT_HOST);
   if (isProduction && given.RUNGATE_MASTER_KEYS === undefined) problems.push(MISSING_KEYS);
+  if (given.RUNGATE_SMTP_URL && !given.RUNGATE_MAIL_FROM) problems.push(MISSING_SENDER);
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
   return applyDefaults(parsed.data, isProduction);
 }
@@ -171,7 +193,7 @@ function applyDefaults(env: Variables, isProduction: boolean): Config {
     port: env.PORT ?? 8787,
     host: env.HOST ?? DEFAULT_HOST,
     database: {
-      url: env.RUNGATE_DATABASE_URL ?? 'file:.rungate/rungate.db',
+      url: env.RUNGATE_DATABASE_URL ?? DEFAULT_DATABASE,
       authToken: env.RUNGATE_DATABASE_AUTH_TOKEN,
       synchronous: env.RUNGATE_DATABASE_SYNCHRONOUS ?? 'full',
     },
@@ -185,6 +207,10 @@ function applyDefaults(env: Variables, isProduction: boolean): Config {
       concurrentCalls: env.RUNGATE_MAX_CONCURRENT_CALLS,
     },
     schedulerSecret: env.RUNGATE_SCHEDULER_SECRET,
+    mail: mailOf(env),
+    retentionDays: env.RUNGATE_RETENTION_DAYS ?? null,
+    deletionLedger: env.RUNGATE_DELETION_LEDGER ?? ledgerBeside(env.RUNGATE_DATABASE_URL),
+    keyShares: env.RUNGATE_KEY_SHARES,
     logLevel: env.RUNGATE_LOG ?? 'info',
     isDemo: env.RUNGATE_DEMO === undefined ? !isProduction : env.RUNGATE_DEMO === 'on',
     isIntrospected: (env.RUNGATE_INTROSPECTION ?? (isProduction ? 'off' : 'on')) === 'on',
@@ -204,9 +230,36 @@ function parseCap(text: string): number | undefined {
   return /^[1-9]\d{0,8}$/.test(text) ? Number(text) : undefined;
 }
 
+function parseDays(text: string): number | undefined {
+  const days = /^[1-9]\d{0,3}$/.test(text) ? Number(text) : undefined;
+  return days !== undefined && days <= MAX_RETENTION_DAYS ? days : undefined;
+}
+
+/** A database that is a file has its ledger in the same folder, unless told otherwise. */
+function ledgerBeside(databaseUrl = DEFAULT_DATABASE): string | undefined {
+  const path = fileOf(databaseUrl);
+  return path === undefined ? undefined : join(dirname(path), 'deleted-orgs.jsonl');
+}
+
 function parseDatabaseUrl(text: string): string | undefined {
   if (text.startsWith('file:')) return /^file:[^?#\s]/.test(text) ? text : undefined;
   return /^(https?|libsql):\/\/[^/\s]/.test(text) && URL.canParse(text) ? text : undefined;
+}
+
+function mailOf({ RUNGATE_SMTP_URL: smtpUrl, RUNGATE_MAIL_FROM: from }: Variables) {
+  return smtpUrl !== undefined && from !== undefined ? { smtpUrl, from } : undefined;
+}
+
+function parseSmtpUrl(text: string): string | undefined {
+  const { protocol, hostname, pathname, hash } = new URL(text);
+  const isPlain = (pathname === '' || pathname === '/') && hash === '';
+  return /^smtps?:$/.test(protocol) && hostname !== '' && isPlain ? text : undefined;
+}
+
+/** One line, so that it can't add a header of its own. */
+function parseSender(text: string): string | undefined {
+  const found = /^(?:[^<>"\p{Cc}]{1,100} <(?<named>[^<>]+)>|(?<bare>[^<>]+))$/u.exec(text)?.groups;
+  return normalizeEmail(found?.named ?? found?.bare ?? '') && text;
 }
 
 function parsePublicUrl(text: string): string | undefined {
@@ -225,8 +278,12 @@ function parseContact(text: string): string | undefined {
 
 /** Where development keeps its master keys: beside the database file, or in `.rungate`. */
 export function developmentKeyPath(databaseUrl: string): string {
-  const file = /^file:(?:\/\/(?=\/))?(?<path>[^?#]+)/.exec(databaseUrl)?.groups?.path;
+  const file = fileOf(databaseUrl);
   return join(file === undefined ? '.rungate' : dirname(file), 'master-keys');
+}
+
+function fileOf(databaseUrl: string): string | undefined {
+  return /^file:(?:\/\/(?=\/))?(?<path>[^?#]+)/.exec(databaseUrl)?.groups?.path;
 }
 
 /**

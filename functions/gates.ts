@@ -14,6 +14,7 @@ import { type Markup, respondForm } from './pages.ts';
 import { authenticate } from './proxy/authenticate.ts';
 import { readBody } from './proxy/body.ts';
 import type { Services } from './services.ts';
+import { refuseOtherSites } from './sites.ts';
 
 /** A gate of the calling agent: how it stands, but not what it holds back. */
 export async function showGate(
@@ -121,7 +122,7 @@ export function decideApproval(
   token: string,
 ): Promise<Response> {
   return onLink(services, token, async (link, gate) => {
-    refuseOtherSites(services, request);
+    refuseOtherSites(services, request, 'approvals.origin');
     const { decision, reason } = await readDecision(request);
     const actor = { kind: 'link', id: link.id } as const;
     const verdict = { actor, decision, ...(reason === '' ? {} : { reason }) };
@@ -142,19 +143,6 @@ async function readDecision(request: Request) {
     `Send decision=approve or decision=reject, and a reason of at most ${MAX_REASON_CHARS} characters.`,
     { field: 'decision' },
   );
-}
-
-/** The token in the path can't be guessed; a browser still says where a form was sent from. */
-function refuseOtherSites({ config }: Services, { headers, url }: Request): void {
-  const site = headers.get('sec-fetch-site');
-  const origin = headers.get('origin');
-  const hosts = [url, config.publicUrl].flatMap((known) => (known ? [new URL(known).host] : []));
-  const isForeign = origin !== null && !hosts.includes(URL.parse(origin)?.host ?? '');
-  if (isForeign || (site !== null && site !== 'same-origin' && site !== 'none')) {
-    throw new Refusal('permission_denied', 'Decide on the page of the link itself.', {
-      rule: 'approvals.origin',
-    });
-  }
 }
 
 const CLOSED: Readonly<Record<Exclude<Decided, 'decided' | 'counted'>, readonly [number, string]>> =

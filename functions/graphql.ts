@@ -10,6 +10,7 @@ import { createYoga, type Plugin } from 'graphql-yoga';
 import { auditEntry } from '../db/audit.ts';
 import { DatabaseError } from '../db/client.ts';
 import { InvalidCursor } from '../db/page.ts';
+import { openSigner, readPublicKeys } from '../db/signing.ts';
 import { type ErrorCode, Refusal } from '../schema/errors.ts';
 import type { Context } from '../schema/graphql/context.ts';
 import { UserError, type UserErrorCode } from '../schema/graphql/errors.ts';
@@ -91,10 +92,14 @@ function plain(headers: Headers): Record<string, string> {
 }
 
 function contextOf(services: Services, { org, actor, viewer }: Admin): Context {
-  const { config, master } = services;
+  const { config, db, master } = services;
   return {
+    signing: {
+      signer: () => openSigner(db, master),
+      publicKeys: () => readPublicKeys(db, master),
+    },
     ...{ org, actor, viewer, store, master },
-    loaders: loadersFor(org),
+    loaders: loadersFor(org, services.now()),
     egressAllow: config.egressAllow,
     publicUrl: config.publicUrl ?? `http://${config.host}:${config.port}`,
     now: services.now(),

@@ -124,7 +124,7 @@ export function showPrivacy(): Promise<Response> {
 ${RECORDS.map(keptEntry)}</dl>
 <p>Rungate deletes none of this by itself: how long it stays is for the operator of this deployment to decide and to tell.</p>
 <h2>What is not</h2>
-<p>No addresses of callers, no cookies, no tracking. Log lines hold request ids and errors, never a token, a key or a body.</p>
+<p>No addresses of the agents that call, no tracking, and no cookie but that of a person who signs in. Log lines hold request ids and errors, never a token, a key or a body.</p>
 <h2>Who else gets it</h2>
 <p>The provider that a call is meant for, and only with what the call says. Nobody else: no analytics, and nothing that these pages load comes from another host.</p>`,
   );
@@ -232,11 +232,17 @@ ${links}</nav></header>
 const FORM_POLICY = PAGE_POLICY.replace("form-action 'none'", "form-action 'self'");
 
 /**
- * A page one level below the root that may hold a form, and that nobody keeps: its address is a
- * secret.
+ * A page that may hold a form, and that nobody keeps: its address may be a secret.
+ *
+ * @param root The way to the root, relative.
  */
-export async function respondForm(title: string, body: Markup, status = 200): Promise<Response> {
-  const page = { title, header: html``, body, root: '../', policy: FORM_POLICY };
+export async function respondForm(
+  title: string,
+  body: Markup,
+  status = 200,
+  root = '../',
+): Promise<Response> {
+  const page = { title, header: html``, body, root, policy: FORM_POLICY };
   const response = await respondDocument(page, status, { 'cache-control': 'no-store' });
   response.headers.set('referrer-policy', 'same-origin');
   return response;

@@ -10,6 +10,7 @@ import type { Config } from './config.ts';
 import type { Egress } from './egress.ts';
 import type { Deliveries } from './jobs/deliver.ts';
 import type { Log } from './log.ts';
+import type { Mailer } from './mail.ts';
 import type { Flights } from './proxy/flight.ts';
 
 /**
@@ -42,6 +43,7 @@ export interface Services {
   readonly egress: Egress;
   readonly flights: Flights;
   readonly deliveries: Deliveries;
+  readonly mailer: Mailer;
   readonly memory: Memory;
   /** Aborts when the process is told to end: nobody is kept waiting for a person any longer. */
   readonly stopping: AbortController;

@@ -2,17 +2,55 @@
 
 import DataLoader from 'dataloader';
 import * as agents from '../db/agents.ts';
+import * as audit from '../db/audit.ts';
+import * as checkpoints from '../db/checkpoints.ts';
+import * as deliveries from '../db/deliveries.ts';
+import * as events from '../db/events.ts';
 import type { Org } from '../db/org.ts';
+import type { Page, Window } from '../db/page.ts';
 import * as policies from '../db/policies.ts';
-import type { Loader, Loaders, Store } from '../schema/graphql/store.ts';
+import * as prices from '../db/prices.ts';
+import * as providerKeys from '../db/provider-keys.ts';
+import * as tokens from '../db/tokens.ts';
+import * as webhooks from '../db/webhooks.ts';
+import type { ListLoader, Loader, Loaders, SearchLoader, Store } from '../schema/graphql/store.ts';
+import { windowsOf } from '../schema/rules/budget.ts';
 
 /** Every module that resolvers call. */
-export const store: Store = { agents, policies };
+export const store: Store = {
+  ...{ agents, audit, checkpoints, deliveries, events, policies, prices, providerKeys, tokens },
+  webhooks,
+};
 
-/** Loaders of an org's rows, for one request. */
-export function loadersFor(org: Org): Loaders {
+/**
+ * Loaders of an org's rows, for one request. They batch but remember nothing, so that what a
+ * mutation has changed is read anew.
+ *
+ * @param now Unix milliseconds at which the request came.
+ */
+export function loadersFor(org: Org, now: number): Loaders {
+  const windows = windowsOf(now);
   return {
     agents: byId((ids) => agents.readAgents(org, ids)),
+    agentsOfPolicy: listsOf((ids, window) => agents.listAgentsOfPolicies(org, ids, window)),
+    agentSpend: byKey((ids) => agents.readAgentSpend(org, ids, windows)),
+    attempts: byKey((ids) => deliveries.readAttempts(org, ids)),
+    choicesOfAgent: byKey((ids) => agents.readChoicesOfAgents(org, ids)),
+    deliveries: byId((ids) => deliveries.readDeliveries(org, ids)),
+    deliveriesOf: searchesOf((ids, search, window) =>
+      deliveries.pageDeliveriesOf(org, ids, search, window),
+    ),
+    events: byId((ids) => events.readEvents(org, ids)),
+    policies: byId((ids) => policies.readPolicies(org, ids)),
+    policyVersions: byId((ids) => policies.readVersions(org, ids)),
+    newestVersions: byKey(async (ids) => {
+      const newest = await policies.readNewestVersions(org, ids);
+      return new Map(newest.map((version) => [version.policyId, version]));
+    }),
+    versionsOfPolicy: listsOf((ids, window) => policies.listVersions(org, ids, window)),
+    tokens: byId((ids) => tokens.readTokens(org, ids)),
+    tokensOfAgent: listsOf((ids, window) => tokens.listTokensOfAgents(org, ids, window)),
+    webhooks: byId((ids) => webhooks.readWebhooks(org, ids)),
   };
 }
 
@@ -20,8 +58,48 @@ export function loadersFor(org: Org): Loaders {
 function byId<K extends string, V extends { readonly id: K }>(
   read: (ids: readonly K[]) => Promise<readonly V[]>,
 ): Loader<K, V> {
-  return new DataLoader<K, V | undefined>(async (ids) => {
-    const found = new Map((await read(ids)).map((node) => [node.id, node]));
-    return ids.map((id) => found.get(id));
-  });
+  return byKey(async (ids) => new Map((await read(ids)).map((node) => [node.id, node])));
+}
+
+/** As {@link byId}, for what is found by something else than its own id. */
+function byKey<K extends string, V>(
+  read: (keys: readonly K[]) => Promise<ReadonlyMap<K, V>>,
+): Loader<K, V> {
+  return new DataLoader<K, V | undefined>(
+    async (keys) => {
+      const found = await read([...new Set(keys)]);
+      return keys.map((key) => found.get(key));
+    },
+    { cache: false },
+  );
+}
+
+/** A loader that asks for the lists of all parents of a turn at once, per part that is wanted. */
+function listsOf<P extends string, V>(
+  read: (parents: readonly P[], window: Window) => Promise<ReadonlyMap<P, Page<V>>>,
+): ListLoader<P, V> {
+  const byWindow = new Map<string, Loader<P, Page<V>>>();
+  return {
+    async load(parent, window) {
+      const part = JSON.stringify(window);
+      const loader = byWindow.get(part) ?? byKey<P, Page<V>>((ids) => read(ids, window));
+      byWindow.set(part, loader);
+      return (await loader.load(parent)) ?? { items: [], hasMore: false };
+    },
+  };
+}
+
+/** As {@link listsOf}, once per filter. */
+function searchesOf<P extends string, F, V>(
+  read: (parents: readonly P[], filter: F, window: Window) => Promise<ReadonlyMap<P, Page<V>>>,
+): SearchLoader<P, F, V> {
+  const byFilter = new Map<string, ListLoader<P, V>>();
+  return {
+    load(parent, filter, window) {
+      const sought = JSON.stringify(filter);
+      const loader = byFilter.get(sought) ?? listsOf<P, V>((ids, part) => read(ids, filter, part));
+      byFilter.set(sought, loader);
+      return loader.load(parent, window);
+    },
+  };
 }

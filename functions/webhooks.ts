@@ -1,22 +1,18 @@
 /** Webhooks over REST: the rotation of a secret, by a program that holds an admin token. */
 
-import { z } from 'zod';
-import { MAX_GRACE_MS, rotateWebhookSecret } from '../db/webhooks.ts';
+import type { z } from 'zod';
+import { rotateWebhookSecret } from '../db/webhooks.ts';
 import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
 import { InvalidJson, parseStrict } from '../schema/json.ts';
+import { MAX_GRACE_S, rotationSchema } from '../schema/webhook.ts';
 import { authenticateAdmin } from './admin.ts';
 import { respondJson } from './edge.ts';
 import { readBody } from './proxy/body.ts';
 import type { Services } from './services.ts';
 
 const MAX_BODY_BYTES = 4_096;
-const MAX_GRACE_S = MAX_GRACE_MS / 1_000;
-/** How long the secret before a rotation signs too, unless told otherwise. */
-export const DEFAULT_GRACE_S = 86_400;
-
 const GRACE = `graceS must be a whole number of seconds from 0 to ${MAX_GRACE_S}.`;
-const rotation = z.strictObject({ graceS: z.int().min(0).max(MAX_GRACE_S).optional() });
 
 /**
  * `POST /api/webhooks/{id}/rotate-secret`: makes a new secret and shows it this once; the present
@@ -32,7 +28,7 @@ export async function rotateSecret(
   id: string,
 ): Promise<Response> {
   const { org, actor } = await authenticateAdmin(services, request, 'webhook.rotate_secret', id);
-  const { graceS = DEFAULT_GRACE_S } = await readRotation(request);
+  const { graceS } = await readRotation(request);
   const graceMs = graceS * 1_000;
   const rotated = isId('webhook', id)
     ? await rotateWebhookSecret(org, services.master, actor, id, graceMs)
@@ -43,12 +39,12 @@ export async function rotateSecret(
   return respondJson({ ...rotated, previousUntil: until }, 200, { 'cache-control': 'no-store' });
 }
 
-async function readRotation(request: Request): Promise<z.output<typeof rotation>> {
+async function readRotation(request: Request): Promise<z.output<typeof rotationSchema>> {
   const limits = { maxEncodedBytes: MAX_BODY_BYTES, maxDecodedBytes: MAX_BODY_BYTES };
   const bytes = await readBody(request, limits);
-  if (bytes.length === 0) return {};
+  if (bytes.length === 0) return rotationSchema.parse({});
   try {
-    const parsed = rotation.safeParse(parseStrict(bytes, new Set(['graceS'])).value);
+    const parsed = rotationSchema.safeParse(parseStrict(bytes, new Set(['graceS'])).value);
     if (parsed.success) return parsed.data;
   } catch (error) {
     if (!(error instanceof InvalidJson)) throw error;

@@ -109,6 +109,33 @@ export function commitmentOf({ salt, text }: AuditPayload, sha256: Sha256): stri
   return sha256(JSON.stringify(['rungate.audit.payload.v1', salt, text]));
 }
 
+/** Who acted, as a payload has him. */
+export interface AuditActor {
+  /** The id of the user, token or link, or `operator` or `system`. */
+  readonly id: string;
+  readonly memberId?: string;
+  readonly role?: string;
+  readonly tokenId?: string;
+  readonly address?: string;
+  readonly userAgent?: string;
+  readonly requestId?: string;
+}
+
+/** What a payload says. */
+export interface AuditStory {
+  readonly actor: AuditActor;
+  /** The states around the change, as far as there are any. */
+  readonly before?: unknown;
+  readonly after?: unknown;
+  /** How long the states were that were too long to be kept. */
+  readonly omitted?: string;
+}
+
+/** What an entry says beside its facts; undefined once it is erased. */
+export function storyOf({ payload }: AuditEntry): AuditStory | undefined {
+  return payload && (JSON.parse(payload.text) as AuditStory);
+}
+
 const SECRET_KEYS =
   /^(secret|secrets|password|passphrase|hash|api_?key|private_?key|authorization|cookie|verifier|code_?verifier|nonce|credential|client_?secret|signing_?secret|master_?keys?)$/i;
 const SECRET_VALUES =

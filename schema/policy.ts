@@ -2,6 +2,7 @@
 
 import { z } from 'zod';
 import { type Nanos, parseDollars } from './money.ts';
+import { type Problem, problemsOf } from './problems.ts';
 import { compileCondition, InvalidCondition, MAX_CONDITION_LENGTH } from './rules/condition.ts';
 import { MAX_GLOB_LENGTH } from './rules/glob.ts';
 
@@ -176,7 +177,15 @@ export type Policy = Readonly<z.output<typeof policySchema>>;
 export type PolicyDocument = z.input<typeof policySchema>;
 
 /** The most characters of a document's JSON. */
-export const MAX_POLICY_LENGTH = 100_000;
+const MAX_POLICY_LENGTH = 100_000;
+
+/** What is wrong with a document as it is written; empty for one that can be a version. */
+export function judgePolicy(document: unknown): Problem[] {
+  const { error } = policySchema.safeParse(document);
+  if (error) return problemsOf(error.issues);
+  if (JSON.stringify(document).length <= MAX_POLICY_LENGTH) return [];
+  return [{ path: [], message: `must be at most ${MAX_POLICY_LENGTH} characters` }];
+}
 
 /**
  * The JSON Schema (draft 2020-12) of the document as people write it.

@@ -2,10 +2,10 @@
 
 import { describe, expect, test } from 'bun:test';
 import fc from 'fast-check';
-import { authHeaders, PROVIDERS, provider } from '../functions/providers/compatible.ts';
 import type { Meter, Reading } from '../functions/providers/contract.ts';
 import { ENDPOINTS, findEndpoint, upstreamPath } from '../functions/providers/endpoints.ts';
 import { type Json, type JsonObject, parseStrict, splice } from '../schema/json.ts';
+import { authHeaders, PROVIDERS, provider } from '../schema/providers.ts';
 import { findRates } from '../schema/rules/catalogue.ts';
 import { NO_USAGE, type Usage } from '../schema/usage.ts';
 

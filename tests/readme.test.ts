@@ -6,8 +6,8 @@ import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { newMasterKey } from '../db/seal.ts';
 import { type Config, readConfig } from '../functions/config.ts';
-import { PROVIDERS } from '../functions/providers/compatible.ts';
 import { ERRORS } from '../schema/errors.ts';
+import { PROVIDERS } from '../schema/providers.ts';
 import { nameRun } from '../schema/rules/identity.ts';
 import { finish, type Running, start } from './process.ts';
 

@@ -14,7 +14,7 @@ import {
   mintToken,
   readStoredToken,
   revokeToken,
-  rotateAdminToken,
+  rotateToken,
   updateAdminToken,
 } from '../db/tokens.ts';
 import { Refusal } from '../schema/errors.ts';
@@ -194,7 +194,7 @@ describe('an admin token', () => {
     const change = { name: 'x', actions: ['agent.read'] as const };
     for (const attempt of [
       () => updateAdminToken(org, admin, id, change),
-      () => rotateAdminToken(org, admin, id, 0),
+      () => rotateToken(org, admin, id, 0),
       () => revokeToken(org, admin, id),
     ]) {
       expect((await refusalOf(attempt())).code).toBe('permission_denied');
@@ -206,7 +206,7 @@ describe('an admin token', () => {
     const { org, owner } = await makeOrg(ground);
     const { id } = await tokenOf(org, owner, ['org.delete', 'token.rotate']);
     const actor: Principal = { ...as(owner), kind: 'token', actions: ['token.rotate'] };
-    expect((await refusalOf(rotateAdminToken(org, actor, id, 0))).code).toBe('permission_denied');
+    expect((await refusalOf(rotateToken(org, actor, id, 0))).code).toBe('permission_denied');
   });
 
   test('of another org answers like one that does not exist', async () => {
@@ -217,7 +217,7 @@ describe('an admin token', () => {
     const answers = async (token: TokenId) => {
       const attempts = [
         updateAdminToken(one.org, actor, token, change),
-        rotateAdminToken(one.org, actor, token, 0),
+        rotateToken(one.org, actor, token, 0),
         revokeToken(one.org, actor, token),
       ];
       const refusals = await Promise.all(attempts.map(refusalOf));
@@ -237,7 +237,7 @@ describe('an admin token', () => {
         const expiresAt = lifeS === null ? null : now + lifeS * 1_000 + 60_000;
         const wanted = { name: 't', actions: ['agent.read'] as const, expiresAt };
         const old = await createAdminToken(org, 'operator', owner.id, wanted);
-        const made = await rotateAdminToken(org, as(owner), old.id, overlapS * 1_000);
+        const made = await rotateToken(org, as(owner), old.id, overlapS * 1_000);
         const [before, after] = [
           (await findCredential(ground.db, hashToken(old.token)))!,
           (await findCredential(ground.db, hashToken(made.token)))!,
@@ -253,7 +253,8 @@ describe('an admin token', () => {
 
   test('is listed without its text and its hash', async () => {
     const { org, adminToken } = await makeOrg(ground);
-    const [listed] = await listTokens(org, 'admin', 10);
+    const page = { limit: 10, isBackward: false };
+    const listed = (await listTokens(org, { kind: 'admin' }, page)).items[0]?.node;
     expect(listed).toMatchObject({ name: 'init', role: 'owner', effective: ADMIN_ACTIONS });
     const text = JSON.stringify(listed);
     expect(text).not.toContain(adminToken);

@@ -44,6 +44,8 @@ export interface Deployment {
   /** The first agent's token, and all of them by name. */
   readonly token: string;
   readonly tokens: Readonly<Record<string, string>>;
+  /** The owner's admin token, which may do everything. */
+  readonly adminToken: string;
   readonly folder: string;
   readonly servers: readonly Running[];
   /** Runs the CLI on the deployment's database. */
@@ -115,7 +117,7 @@ export async function deploy(wanted: Wanted = {}): Promise<Deployment> {
     await rm(folder, { recursive: true, force: true });
   };
   try {
-    const tokens = await furnish(cli, folder, wanted);
+    const { tokens, adminToken } = await furnish(cli, folder, wanted);
     for (let count = 0; count < (wanted.processes ?? 1); count++) await serve();
     const urls = servers.map(({ ready }) => ready.groups?.url ?? '');
     return {
@@ -123,6 +125,7 @@ export async function deploy(wanted: Wanted = {}): Promise<Deployment> {
       urls,
       token: Object.values(tokens)[0] ?? '',
       tokens,
+      adminToken,
       folder,
       servers,
       cli,
@@ -171,7 +174,7 @@ async function furnish(
   cli: Deployment['cli'],
   folder: string,
   { upstreamUrl, policy = {}, agents = ['tester'], prices = [] }: Wanted,
-): Promise<Record<string, string>> {
+): Promise<Pick<Deployment, 'tokens' | 'adminToken'>> {
   const key = (name: string, provider: string) => ({
     name,
     provider,
@@ -188,10 +191,14 @@ async function furnish(
   };
   const path = join(folder, 'rungate.json');
   await Bun.write(path, JSON.stringify(manifest));
-  await succeed(cli('init', '--org', 'Acme', '--email', 'owner@example.com', '--json'));
+  const first = await succeed(
+    cli('init', '--org', 'Acme', '--email', 'owner@example.com', '--json'),
+  );
+  const { adminToken } = JSON.parse(first) as { adminToken: string };
   const applied = await succeed(cli('apply', path, '--org', 'acme', '--json'));
   const made = JSON.parse(applied) as { tokens: { agent: string; token: string }[] };
-  return Object.fromEntries(made.tokens.map(({ agent, token }) => [agent, token]));
+  const tokens = Object.fromEntries(made.tokens.map(({ agent, token }) => [agent, token]));
+  return { tokens, adminToken };
 }
 
 async function succeed(run: ReturnType<Deployment['cli']>): Promise<string> {

@@ -109,9 +109,10 @@ describe('a session', () => {
     for (let at = 0; at < MAX_SESSIONS + 3; at++) {
       await openSession(org, owner.id, ORIGIN, NOW + at);
     }
-    const listed = await listSessions(org, owner.id, NOW + 100, 1_000);
-    expect(listed).toHaveLength(MAX_SESSIONS);
-    expect(listed[0]).toMatchObject({
+    const window = { limit: 1_000, isBackward: false };
+    const { items } = await listSessions(org, owner.id, NOW + 100, window);
+    expect(items).toHaveLength(MAX_SESSIONS);
+    expect(items[0]?.node).toMatchObject({
       createdAt: NOW + MAX_SESSIONS + 2,
       address: ORIGIN.address,
       userAgent: ORIGIN.userAgent,

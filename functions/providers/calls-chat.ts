@@ -1,6 +1,6 @@
 /** Tool calls of chat completions: `tool_calls`, and the former `function_call`. */
 
-import { fold, type Json, type JsonObject } from '../../schema/json.ts';
+import type { Json, JsonObject } from '../../schema/json.ts';
 import { isObject } from '../../schema/rules/bound.ts';
 import {
   freeText,
@@ -70,9 +70,8 @@ class ChatGatherer implements Gatherer {
   #walk(value: JsonObject, path: string): void {
     refuseVariants(value);
     for (const [key, member] of Object.entries(value)) {
-      const known = key.length < 16 ? fold(key) : key;
-      if (known === 'tool_calls') this.#toolCalls(member, path);
-      else if (known === 'function_call') this.#functionCall(member, path);
+      if (key === 'tool_calls') this.#toolCalls(member, path);
+      else if (key === 'function_call') this.#functionCall(member, path);
       else if (isObject(member)) this.#walk(member, `${path}.${key}`);
       else if (Array.isArray(member)) this.#walkList(member, `${path}.${key}`);
     }

@@ -1,15 +1,10 @@
 /** Reading the tool calls of an answer so that no client can read another call than was judged. */
 
-import {
-  fold,
-  InvalidJson,
-  type Json,
-  type JsonObject,
-  parseStrict,
-} from '../../schema/json.ts';
+import { fold, InvalidJson, type Json, type JsonObject, parseStrict } from '../../schema/json.ts';
 import { isObject } from '../../schema/rules/bound.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import type { CallReader, ProposedCall } from './contract.ts';
+import { parseEvent } from './reading.ts';
 import { sourcesOf } from './source.ts';
 
 /** An answer that clients could read as different calls. */
@@ -86,8 +81,8 @@ export function freeText(input: string): Pick<ProposedCall, 'args' | 'argsText'>
   return { args: { input }, argsText: JSON.stringify({ input }) };
 }
 
-/** Text that a JSON escape or a lenient decoder could turn into a key or a name. */
-const DISGUISE = /\\u|\0/;
+/** Signs of a text that an escape or a lenient decoder could turn into a key or a name. */
+const DISGUISE = /\\u|\0|\ufffd/;
 const NO_KEYS: ReadonlySet<string> = new Set();
 const NONE: readonly string[] = [];
 const encoder = new TextEncoder();
@@ -140,7 +135,7 @@ export class StrictReader implements CallReader {
 
   /** Some clients take each `data` line for an event of its own. */
   #refuseLines(data: string): void {
-    const isEvent = data.split('\n').some((line) => this.#mayHold(line) && parseArgs(line));
+    const isEvent = data.split('\n').some((line) => this.#mayHold(line) && parseEvent(line));
     if (isEvent) this.#fault ??= 'an event has several lines, one of which is an event by itself';
   }
 

@@ -2,10 +2,10 @@
 
 import { secretContext } from '../../db/provider-keys.ts';
 import { Refusal } from '../../schema/errors.ts';
+import { authHeaders } from '../../schema/providers.ts';
 import { type Failure, readRetryAfter } from '../../schema/rules/retry.ts';
 import { demo } from '../demo.ts';
 import { EgressError, type EgressErrorCode, type EgressResponse } from '../egress.ts';
-import { authHeaders } from '../providers/compatible.ts';
 import { upstreamPath } from '../providers/endpoints.ts';
 import { holds, upstreamHeaders } from './headers.ts';
 import type { Held } from './reserve.ts';

@@ -31,7 +31,6 @@ export class Course {
   readonly copy: Copy | undefined;
   readonly #translator: Stage | undefined;
   readonly #screen: Screen | undefined;
-  readonly #reader: CallReader | undefined;
   readonly #policy: Policy | undefined;
   /** The whole stream as the caller would get it, where it may have to be parked. */
   readonly #kept: Uint8Array[] = [];
@@ -51,7 +50,6 @@ export class Course {
     this.#meter = new StreamMeter(meter, swallows);
     this.#translator = translator;
     this.#policy = policy;
-    this.#reader = reader;
     this.#screen = policy && reader && new Screen(reader, (name) => judgeName(policy, name));
     this.#keeps = policy !== undefined && asksPeople(policy);
   }
@@ -104,7 +102,7 @@ export class Course {
   /** What becomes of the stream and its calls; there once it has ended. */
   verdict(): Verdict {
     if (!this.#policy) return { effect: 'allow', callIds: [] };
-    const verdict = judgeCalls(this.#policy, this.#calls, this.#reader?.fault);
+    const verdict = judgeCalls(this.#policy, this.#calls, this.#screen?.fault);
     return judgeKept(verdict, this.#keptBytes);
   }
 

@@ -5,12 +5,12 @@ import { findForeignId, findResponse, type KeptResponse } from '../../db/respons
 import { readSettings, type Settings } from '../../db/settings.ts';
 import type { JsonObject } from '../../schema/json.ts';
 import type { Policy } from '../../schema/policy.ts';
+import { provider as findProvider, type Provider } from '../../schema/providers.ts';
 import { invalid, isGiven } from '../../schema/rules/bound.ts';
 import { findRates, overrideRates, type Rates } from '../../schema/rules/catalogue.ts';
 import { type Denial, decideModel } from '../../schema/rules/decide.ts';
 import { decideHosted } from '../../schema/rules/hosted.ts';
 import { denyName, governsTools } from '../../schema/rules/tools.ts';
-import { provider as findProvider, type Provider } from '../providers/compatible.ts';
 import type { Endpoint } from '../providers/contract.ts';
 import { declaredTools } from '../providers/declared.ts';
 import { ENDPOINTS } from '../providers/endpoints.ts';

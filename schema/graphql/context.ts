@@ -3,6 +3,7 @@
 import type { Actor } from '../../db/audit.ts';
 import type { Org } from '../../db/org.ts';
 import type { MasterKeys } from '../../db/seal.ts';
+import type { PublicKey, Signer } from '../../db/signing.ts';
 import type { AllowList } from '../address.ts';
 import type { MemberId, SessionId, TokenId } from '../ids.ts';
 import type { AdminAction, Role } from '../roles.ts';
@@ -19,6 +20,12 @@ export interface Viewer {
   readonly sessionId: SessionId | null;
 }
 
+/** Keys that are opened when they are needed. */
+export interface Signing {
+  signer(): Promise<Signer>;
+  publicKeys(): Promise<readonly PublicKey[]>;
+}
+
 /** The context of one request. */
 export interface Context {
   readonly viewer: Viewer;
@@ -30,6 +37,8 @@ export interface Context {
   /** Batched reads, remembered for this request only. */
   readonly loaders: Loaders;
   readonly master: MasterKeys;
+  /** The deployment's keys for checkpoints of audit trails. */
+  readonly signing: Signing;
   /** Hosts that may be named although they are not public. */
   readonly egressAllow: AllowList;
   /** Where people reach this deployment, without a slash at the end. */

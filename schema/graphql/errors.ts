@@ -30,6 +30,18 @@ export class UserError extends Error {
   }
 }
 
+/** Several faults of one input; the first of them speaks where only one can be told. */
+export class UserErrors extends UserError {
+  readonly all: readonly UserError[];
+
+  /** @param all At least one. */
+  constructor(all: readonly UserError[]) {
+    const { code, field, message } = all[0]!;
+    super(code, field, message);
+    this.all = all;
+  }
+}
+
 /** The error of something that isn't there, or is another org's: both answer the same. */
 export function notFound(field: string): UserError {
   return new UserError('NOT_FOUND', [field], 'There is no such object in this org.');

@@ -1,7 +1,11 @@
 /** The whole schema. */
 
 import './agents.ts';
+import './audit.ts';
+import './deliveries.ts';
+import './events.ts';
 import './org.ts';
+import './webhooks.ts';
 import { builder } from './builder.ts';
 
 /** The schema that is served and printed. */

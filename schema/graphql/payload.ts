@@ -2,7 +2,7 @@
 
 import { builder } from './builder.ts';
 import type { Context } from './context.ts';
-import { USER_ERROR_CODES, type UserError, type UserErrorCode } from './errors.ts';
+import { USER_ERROR_CODES, type UserError, type UserErrorCode, UserErrors } from './errors.ts';
 
 const UserErrorCodeType = builder.enumType('UserErrorCode', {
   description: 'Why a mutation did nothing.',
@@ -50,8 +50,9 @@ export async function attempt<T extends object>(
   } catch (error) {
     const explained = context.explain(error);
     if (!explained) throw error;
-    const { code, field, message } = explained;
-    return { errors: [{ code, field, message }] } as unknown as Outcome<T>;
+    const all = explained instanceof UserErrors ? explained.all : [explained];
+    const errors = all.map(({ code, field, message }) => ({ code, field, message }));
+    return { errors } as unknown as Outcome<T>;
   }
 }
 

@@ -1,13 +1,38 @@
 /** The functions of the store that resolvers call; they are handed in, never imported. */
 
 import type * as agents from '../../db/agents.ts';
+import type * as audit from '../../db/audit.ts';
+import type * as checkpoints from '../../db/checkpoints.ts';
+import type * as deliveries from '../../db/deliveries.ts';
+import type * as events from '../../db/events.ts';
+import type { Page, Window } from '../../db/page.ts';
 import type * as policies from '../../db/policies.ts';
-import type { AgentId } from '../ids.ts';
+import type * as prices from '../../db/prices.ts';
+import type * as providerKeys from '../../db/provider-keys.ts';
+import type * as tokens from '../../db/tokens.ts';
+import type * as webhooks from '../../db/webhooks.ts';
+import type {
+  AgentId,
+  DeliveryId,
+  EventId,
+  PolicyId,
+  PolicyVersionId,
+  TokenId,
+  WebhookId,
+} from '../ids.ts';
 
 /** Modules of the store, by noun. */
 export interface Store {
   readonly agents: typeof agents;
+  readonly audit: typeof audit;
+  readonly checkpoints: typeof checkpoints;
+  readonly deliveries: typeof deliveries;
+  readonly events: typeof events;
   readonly policies: typeof policies;
+  readonly prices: typeof prices;
+  readonly providerKeys: typeof providerKeys;
+  readonly tokens: typeof tokens;
+  readonly webhooks: typeof webhooks;
 }
 
 /** Reads many rows of a kind by id in one statement. */
@@ -15,7 +40,31 @@ export interface Loader<K, V> {
   load(key: K): Promise<V | undefined>;
 }
 
+/** Reads the same part of the lists of many parents in one statement. */
+export interface ListLoader<P, V> {
+  load(parent: P, window: Window): Promise<Page<V>>;
+}
+
+/** Reads the same part of the lists of many parents, as far as a filter lets through. */
+export interface SearchLoader<P, F, V> {
+  load(parent: P, filter: F, window: Window): Promise<Page<V>>;
+}
+
 /** A loader for every noun that others refer to. */
 export interface Loaders {
   readonly agents: Loader<AgentId, agents.Agent>;
+  readonly attempts: Loader<DeliveryId, deliveries.DeliveryLog['log']>;
+  readonly deliveries: Loader<DeliveryId, deliveries.Delivery>;
+  readonly deliveriesOf: SearchLoader<WebhookId, deliveries.DeliverySearch, deliveries.Delivery>;
+  readonly events: Loader<EventId, events.Event>;
+  readonly webhooks: Loader<WebhookId, webhooks.Webhook>;
+  readonly agentsOfPolicy: ListLoader<PolicyId, agents.Agent>;
+  readonly agentSpend: Loader<AgentId, agents.AgentSpend>;
+  readonly choicesOfAgent: Loader<AgentId, readonly agents.Choice[]>;
+  readonly policies: Loader<PolicyId, policies.NamedPolicy>;
+  readonly policyVersions: Loader<PolicyVersionId, policies.WrittenVersion>;
+  readonly newestVersions: Loader<PolicyId, policies.WrittenVersion>;
+  readonly versionsOfPolicy: ListLoader<PolicyId, policies.WrittenVersion>;
+  readonly tokens: Loader<TokenId, tokens.StoredToken>;
+  readonly tokensOfAgent: ListLoader<AgentId, tokens.StoredToken>;
 }

@@ -6,11 +6,11 @@ import type { Command } from 'commander';
 import {
   type Agent,
   type Assignment,
-  assignPolicy,
   type Choice,
   createAgent,
   findAgent,
   readAgentChoices,
+  updateAgent,
 } from '../../db/agents.ts';
 import { DatabaseError } from '../../db/client.ts';
 import type { Org } from '../../db/org.ts';
@@ -191,7 +191,7 @@ async function planAgent(org: Org, wanted: Manifest['agents'][number]): Promise<
     if (!present) {
       return { change, token: (await createAgent(org, OPERATOR, name, policyId, terms)).token };
     }
-    await assignPolicy(org, OPERATOR, present.id, policyId, terms);
+    await updateAgent(org, OPERATOR, present.id, { name, policyId, ...terms });
     return { change };
   };
 }

@@ -6,9 +6,7 @@ import process from 'node:process';
 import { createInterface } from 'node:readline';
 import { type Command, InvalidArgumentError } from 'commander';
 import { z } from 'zod';
-import { readChain } from '../../db/audit.ts';
-import { listCheckpoints, signHead, verifyChain, verifyOrg } from '../../db/checkpoints.ts';
-import type { Org } from '../../db/org.ts';
+import { signHead, verifyChain, verifyOrg } from '../../db/checkpoints.ts';
 import {
   InvalidCheckpoint,
   openSigner,
@@ -18,13 +16,13 @@ import {
   readPublicKeys,
   type Signer,
 } from '../../db/signing.ts';
+import { AUDIT_FORMATS, type AuditFormat, auditLines } from '../../functions/audit.ts';
 import {
   AUDIT_ENTRY,
   type AuditEntry,
   type ChainReport,
   type Checkpoint,
 } from '../../schema/audit.ts';
-import { formatCsvRow } from '../../schema/csv.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
 import { addCommand, addGroup, addOrgCommand, parseName } from './options.ts';
 import { type OutputOptions, printJson, printNote, printResult } from './output.ts';
@@ -35,7 +33,7 @@ interface OrgOptions extends OutputOptions {
 }
 
 interface ExportOptions extends OrgOptions {
-  readonly format: 'jsonl' | 'csv';
+  readonly format: AuditFormat;
 }
 
 interface VerifyOptions extends OutputOptions {
@@ -79,40 +77,14 @@ async function signerOf({ config, db }: Session): Promise<Signer> {
 }
 
 async function exportTrail({ org: slug, format }: ExportOptions): Promise<void> {
-  await withOrg(slug, async (org, session) => {
-    for await (const line of format === 'csv' ? csvLines(org) : jsonLines(org, session)) {
+  await withOrg(slug, async (org, { config, db }) => {
+    const keys = { db, master: await readMasterKeys(config) };
+    for await (const line of auditLines(keys, org, format)) {
       if (!process.stdout.write(`${line}\n`)) {
         await new Promise<void>((resolve) => process.stdout.once('drain', resolve));
       }
     }
   });
-}
-
-/** A header with the public keys and the checkpoints, then an entry per line. */
-async function* jsonLines(org: Org, session: Session): AsyncGenerator<string> {
-  const signer = await signerOf(session);
-  await signHead(org, signer, Date.now());
-  const { config, db } = session;
-  const publicKeys = await readPublicKeys(db, await readMasterKeys(config));
-  const checkpoints = await listCheckpoints(org);
-  const header = { type: 'rungate.audit', version: 1, org: org.id, publicKeys, checkpoints };
-  yield JSON.stringify(header);
-  for await (const entry of readChain(org)) yield JSON.stringify(entry);
-}
-
-const CSV_COLUMNS = [
-  ...['seq', 'id', 'at', 'actorKind', 'action', 'target', 'outcome'],
-  ...['payload', 'commitment', 'prevHash', 'hash'],
-];
-
-async function* csvLines(org: Org): AsyncGenerator<string> {
-  yield formatCsvRow(CSV_COLUMNS);
-  for await (const entry of readChain(org)) {
-    const { seq, id, at, actorKind, action, target, outcome, payload } = entry;
-    const said = [seq, id, new Date(at).toISOString(), actorKind, action, target, outcome];
-    const proof = [payload?.text ?? null, entry.commitment, entry.prevHash, entry.hash];
-    yield formatCsvRow([...said, ...proof]);
-  }
 }
 
 async function verify(options: VerifyOptions): Promise<void> {
@@ -196,7 +168,8 @@ function printReport(report: ChainReport, options: OutputOptions): void {
   printResult(report, [...found, sum], options);
 }
 
-function parseFormat(text: string): string {
-  if (text === 'jsonl' || text === 'csv') return text;
+function parseFormat(text: string): AuditFormat {
+  const format = AUDIT_FORMATS.find((each) => each === text);
+  if (format) return format;
   throw new InvalidArgumentError('It must be jsonl or csv.');
 }

@@ -5,29 +5,21 @@ import { createReadStream } from 'node:fs';
 import { stdin } from 'node:process';
 import { z } from 'zod';
 import { MAX_WEBHOOKS } from '../../db/webhooks.ts';
-import { authHeaders, PROVIDERS, type Provider } from '../../functions/providers/compatible.ts';
 import { type AllowList, judgeUrl } from '../../schema/address.ts';
 import { subscriptionSchema } from '../../schema/events.ts';
 import { InvalidJson, type JsonObject, parseStrict } from '../../schema/json.ts';
-import {
-  dollars,
-  MAX_POLICY_LENGTH,
-  type PolicyDocument,
-  policySchema,
-} from '../../schema/policy.ts';
+import { modelSchema, nameSchema } from '../../schema/names.ts';
+import { dollars, judgePolicy, type PolicyDocument } from '../../schema/policy.ts';
 import { formatPlace, type Problem, problemsOf } from '../../schema/problems.ts';
+import { provider as findProvider, PROVIDERS, type Provider } from '../../schema/providers.ts';
+import { baseUrlOf, judgeBaseUrl, judgeSecret } from '../../schema/rules/provider-key.ts';
 import { EXIT_USAGE, Failure } from './failure.ts';
 
 const MAX_FILE_BYTES = 4 * 1024 * 1024;
 const MAX_LIST = 1_000;
-const MAX_URL_CHARS = 1_000;
 const MAX_WEBHOOK_URL_CHARS = 2_000;
 const MAX_SECRET_CHARS = 4_096;
 const MAX_SHOWN_PROBLEMS = 5;
-
-const name = z
-  .string()
-  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'must be 1 to 64 of A-Z a-z 0-9 . _ -');
 
 const providerName = z.string().refine((text) => findProvider(text) !== undefined, {
   error: `must be one of ${PROVIDERS.map((row) => row.name).join(', ')}`,
@@ -46,17 +38,14 @@ const secretSource = z.union(
 );
 
 const providerKey = z.strictObject({
-  name,
+  name: nameSchema,
   provider: providerName,
-  baseUrl: z.string().max(MAX_URL_CHARS).optional(),
+  baseUrl: z.string().optional(),
   secret: secretSource.optional(),
 });
 
 const price = z.strictObject({
-  model: z
-    .string()
-    .max(256)
-    .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\/[\x21-\x7e]+$/, 'must be written key/model'),
+  model: modelSchema,
   inputPerMillion: dollars,
   outputPerMillion: dollars,
   contextWindow: z.int().min(1).max(100_000_000).optional(),
@@ -65,7 +54,7 @@ const price = z.strictObject({
 });
 
 const policy = z.strictObject({
-  name,
+  name: nameSchema,
   document: z.custom<PolicyDocument>().superRefine(checkPolicy),
 });
 
@@ -74,8 +63,8 @@ const choice = z
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?:\/v[1-9]\d{0,8})?$/, 'must be a policy, or policy/v2');
 
 const agent = z.strictObject({
-  name,
-  policy: name,
+  name: nameSchema,
+  policy: nameSchema,
   /** The version to keep to; without it, the newest. */
   policyVersion: z.int().min(1).max(999_999_999).optional(),
   /** What callers may choose instead with `x-rungate-policy`. */
@@ -155,10 +144,6 @@ export function invalidManifest(path: string, problems: readonly string[]): Fail
   return new Failure(EXIT_USAGE, `${titleOf(path)} is not valid: ${shown}${rest}.`);
 }
 
-function findProvider(text: string): Provider | undefined {
-  return PROVIDERS.find((row) => row.name === text);
-}
-
 function titleOf(path: string): string {
   return path === '-' ? 'The input' : path;
 }
@@ -193,13 +178,8 @@ function parseFile(path: string, bytes: Uint8Array): JsonObject {
 
 /** The document is kept as it is written; what the schema makes of it is made again on reading. */
 function checkPolicy(document: unknown, context: z.core.$RefinementCtx): void {
-  const parsed = policySchema.safeParse(document);
-  for (const { path, message } of problemsOf(parsed.error?.issues ?? [])) {
+  for (const { path, message } of judgePolicy(document)) {
     context.addIssue({ code: 'custom', path: [...path], message });
-  }
-  if (parsed.success && JSON.stringify(document).length > MAX_POLICY_LENGTH) {
-    const message = `must be at most ${MAX_POLICY_LENGTH} characters`;
-    context.addIssue({ code: 'custom', message });
   }
 }
 
@@ -232,21 +212,10 @@ function completeKey(
   const urlProblem = provider && judgeBaseUrl(provider, key.baseUrl, allow);
   if (urlProblem) report(`.baseUrl: ${urlProblem}`);
   const secret = readSecret(key.secret, env);
-  const secretProblem = provider && judgeSecret(provider, key.secret, secret);
+  const secretProblem = provider && judgeSource(provider, key.secret, secret);
   if (secretProblem) report(`.secret${secretProblem}`);
-  const baseUrl = (key.baseUrl ?? provider?.baseUrl ?? '').replace(/\/+$/, '');
+  const baseUrl = baseUrlOf(provider, key.baseUrl);
   return { name: key.name, provider: key.provider, baseUrl, secret: secret ?? '' };
-}
-
-function judgeBaseUrl(
-  provider: Provider,
-  text: string | undefined,
-  allow: AllowList,
-): string | undefined {
-  if (provider.auth === 'none') return text === undefined ? undefined : 'must be left out';
-  if (text === undefined) return provider.baseUrl ? undefined : 'is needed for this provider';
-  const isPlain = !/[?#\s\\]/.test(text);
-  return judgeUrl(text, allow) ?? (isPlain ? undefined : 'must not have a query');
 }
 
 function readSecret(
@@ -257,7 +226,7 @@ function readSecret(
   return 'env' in source ? env[source.env] || undefined : source.value;
 }
 
-function judgeSecret(
+function judgeSource(
   provider: Provider,
   source: SecretSource | undefined,
   secret: string | undefined,
@@ -268,10 +237,6 @@ function judgeSecret(
   if (secret === undefined) {
     return 'env' in source ? `.env: the environment has no ${source.env}` : ': is empty';
   }
-  try {
-    authHeaders(provider, secret);
-    return undefined;
-  } catch {
-    return `: must be 1 to ${MAX_SECRET_CHARS} visible ASCII characters`;
-  }
+  const problem = judgeSecret(provider, secret);
+  return problem && `: ${problem}`;
 }

@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { DatabaseError } from '../../db/client.ts';
 import { migrate } from '../../db/migrate.ts';
 import { createOrg } from '../../db/orgs.ts';
+import { titleSchema } from '../../schema/names.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addCommand } from './options.ts';
 import { type OutputOptions, printJson } from './output.ts';
@@ -16,7 +17,6 @@ interface InitOptions extends OutputOptions {
 }
 
 const EMAIL = z.email().max(254);
-const ORG_NAME = /^[^\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]{1,100}$/u;
 
 /** Adds `init`. */
 export function addOrgCommands(program: Command): void {
@@ -45,8 +45,8 @@ async function create({ db, config }: Session, name: string, email: string) {
 }
 
 function parseOrgName(text: string): string {
-  const name = text.trim();
-  if (ORG_NAME.test(name)) return name;
+  const name = titleSchema.safeParse(text);
+  if (name.success) return name.data;
   throw new InvalidArgumentError('It must be a name of 1 to 100 characters on one line.');
 }
 

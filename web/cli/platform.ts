@@ -63,7 +63,7 @@ function addAccountCommands(account: Command): void {
   add('suspend', 'refuse all its tokens and sessions').action(suspend);
   add('resume', 'let it work again').action(resume);
   add('plan', 'change its plan').argument('<plan>', PLANS.join(', '), parsePlan).action(changePlan);
-  add('delete', 'ask for its deletion in seven days').action(requestDeletion);
+  add('delete', 'ask for its deletion in 24 hours').action(requestDeletion);
 }
 
 async function createToken({ name, allow, expires, ...options }: TokenOptions): Promise<void> {

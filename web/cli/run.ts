@@ -98,7 +98,7 @@ function showBody({ bytes, totalBytes }: Body): ShownBody {
   const facts = { totalBytes, truncated: bytes.length < totalBytes };
   const text = new TextDecoder().decode(bytes);
   // The last character of a body that was cut off may be half there.
-  const isText = facts.truncated || !text.includes('\ufffd');
+  const isText = !text.slice(0, -1).includes('\ufffd');
   return isText ? { text, ...facts } : { base64: bytes.toBase64(), ...facts };
 }
 

@@ -6,8 +6,9 @@ import { type Database, filePath, openDatabase } from '../../db/client.ts';
 import { pendingMigrations } from '../../db/migrate.ts';
 import type { Org } from '../../db/org.ts';
 import { findOrg } from '../../db/orgs.ts';
-import { type MasterKeys, openMasterKeys } from '../../db/seal.ts';
-import { type Config, masterKeysOf, readConfig } from '../../functions/config.ts';
+import type { MasterKeys } from '../../db/seal.ts';
+import { type Config, readConfig } from '../../functions/config.ts';
+import { openKeys } from '../../functions/keys.ts';
 import { makeLog } from '../../functions/log.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 
@@ -87,5 +88,5 @@ export async function withOrg<T>(
  * @throws {SealError} `invalid_master_keys`
  */
 export async function readMasterKeys(config: Config): Promise<MasterKeys> {
-  return openMasterKeys(await masterKeysOf(config, makeLog(config.logLevel)));
+  return await openKeys(config, makeLog(config.logLevel));
 }

@@ -16,16 +16,14 @@ import {
   deleteWebhook,
   findWebhook,
   listWebhooks,
-  MAX_GRACE_MS,
   rotateWebhookSecret,
   updateWebhook,
   type Webhook,
 } from '../../db/webhooks.ts';
-import { DEFAULT_GRACE_S } from '../../functions/webhooks.ts';
-import { judgeUrl } from '../../schema/address.ts';
 import { Refusal } from '../../schema/errors.ts';
 import { type EventType, isEventType, subscriptionSchema } from '../../schema/events.ts';
 import { isId } from '../../schema/ids.ts';
+import { DEFAULT_GRACE_S, judgeEndpoint, MAX_GRACE_S } from '../../schema/webhook.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
 import { addGroup, addOrgCommand, integerBetween, parseName } from './options.ts';
 import { type OutputOptions, printNote, printResult } from './output.ts';
@@ -61,9 +59,7 @@ interface ReplayOptions extends WebhookOptions {
   readonly to?: number;
 }
 
-const MAX_URL_CHARS = 2_000;
 const MAX_LISTED = 1_000;
-const MAX_GRACE_S = MAX_GRACE_MS / 1_000;
 
 /** Adds `webhooks list`, `add`, `rotate`, `enable`, `disable`, `remove` … */
 export function addWebhookCommands(program: Command): void {
@@ -169,7 +165,7 @@ async function add(url: string, options: AddOptions): Promise<void> {
   if (!events.success) throw new Failure(EXIT_USAGE, `--event ${problem}.`);
   const wanted = { url, events: events.data, description: options.description };
   const made = await withWebhooks(options, async (org, { config }) => {
-    const wrong = url.length > MAX_URL_CHARS ? 'is too long' : judgeUrl(url, config.egressAllow);
+    const wrong = judgeEndpoint(url, config.egressAllow);
     if (wrong) throw new Failure(EXIT_USAGE, `The URL ${wrong}.`);
     return await createWebhook(org, await readMasterKeys(config), OPERATOR, wanted);
   });

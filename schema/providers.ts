@@ -1,6 +1,6 @@
 /** The providers: where each one lives, how it takes a credential, and whose prices are its. */
 
-import type { Dialect } from '../../schema/errors.ts';
+import type { Dialect } from './errors.ts';
 
 /** An upstream that speaks a known dialect. */
 export interface Provider {

@@ -1,0 +1,149 @@
+/** Deletion: takes every row of an org, in tables that the schema itself names, then the org. */
+
+import { PLATFORM_CHAIN } from '../schema/audit.ts';
+import type { OrgId } from '../schema/ids.ts';
+import { auditEntry, erasePayloads, MAX_ERASED } from './audit.ts';
+import type { Database } from './client.ts';
+import { enter } from './ledger.ts';
+import { forOrg, type Org } from './org.ts';
+
+/** A table with rows of orgs. */
+export interface TenantTable {
+  readonly name: string;
+  /** Columns of its primary key. */
+  readonly key: readonly string[];
+}
+
+/** Goes last, with the org itself: until then an interrupted deletion can be taken up again. */
+const LAST = 'org_keys';
+
+/** Every table that has a column `org_id`, those that refer to others before these. */
+export async function tenantTables(db: Database): Promise<TenantTable[]> {
+  const [columns, references] = await Promise.all([
+    db.read(
+      `select m.name as name, c.name as column, c.pk as pk
+       from sqlite_master m join pragma_table_info(m.name) c
+       where m.type = 'table' order by m.name, c.pk`,
+      [],
+    ),
+    db.read(
+      `select m.name as name, f."table" as target
+       from sqlite_master m join pragma_foreign_key_list(m.name) f where m.type = 'table'`,
+      [],
+    ),
+  ]);
+  const owned = columns.filter(({ column }) => column === 'org_id').map(({ name }) => String(name));
+  const isBefore = (name: string, other: string) =>
+    references.some((row) => row.name === name && row.target === other);
+  return inOrder(owned, isBefore).map((name) => ({
+    name,
+    key: columns
+      .filter((row) => row.name === name && Number(row.pk) > 0)
+      .map(({ column }) => String(column)),
+  }));
+}
+
+/** @throws {Error} when tables refer to each other in a circle. */
+function inOrder(names: readonly string[], isBefore: (one: string, other: string) => boolean) {
+  const left = new Set(names);
+  const ordered: string[] = [];
+  while (left.size > 0) {
+    const free = [...left].filter((name) =>
+      [...left].every((other) => other === name || !isBefore(other, name)),
+    );
+    if (free.length === 0) throw new Error('The tables refer to each other in a circle.');
+    for (const name of free) left.delete(name);
+    ordered.push(...free);
+  }
+  return ordered;
+}
+
+/** Rows with bodies are large: few of them go at once. */
+const MOST: Readonly<Record<string, number>> = { captures: 20, parked: 1, parked_parts: 20 };
+
+/**
+ * Deletes some rows of an org from a table; with its members also the people who are in no other
+ * org, and their links to sign in.
+ *
+ * @param limit The most rows of one transaction.
+ * @returns how many; 0 when none is left, and always for the org's key.
+ */
+export async function deleteRows(org: Org, table: TenantTable, limit: number): Promise<number> {
+  const { name, key } = table;
+  if (name === LAST) return 0;
+  if (name === 'members') return await deleteMembers(org, limit);
+  const columns = key.map((column) => `"${column}"`).join(', ');
+  const [deleted] = await org.write(
+    org.statement(
+      `delete from "${name}" where (${columns}) in (
+         select ${columns} from "${name}" where org_id = ?1 limit ?2
+       )`,
+      Math.min(limit, MOST[name] ?? limit),
+    ),
+  );
+  return deleted!.changes;
+}
+
+async function deleteMembers(org: Org, limit: number): Promise<number> {
+  const rows = await org.read('select user_id from members where org_id = ?1 limit ?2', limit);
+  if (rows.length === 0) return 0;
+  const users = JSON.stringify(rows.map((row) => row.user_id));
+  const alone = `select id from users where id in (select value from json_each(?1))
+    and not exists (select 1 from members m where m.user_id = users.id)`;
+  const [deleted] = await org.write(
+    org.statement(
+      'delete from members where org_id = ?1 and user_id in (select value from json_each(?2))',
+      users,
+    ),
+    {
+      sql: `delete from sign_in_links where email in (
+        select email from users where id in (${alone})
+      )`,
+      args: [users],
+    },
+    { sql: `delete from users where id in (${alone})`, args: [users] },
+  );
+  return deleted!.changes;
+}
+
+/**
+ * Destroys the org's key, deletes the org and enters it in the ledger; that it was deleted stays on
+ * the platform's audit trail, by its id. Nothing else of the org may be left.
+ *
+ * @throws {DatabaseError} when something of the org has been written meanwhile: begin anew.
+ */
+export async function deleteOrg(db: Database, org: Org, now: number): Promise<void> {
+  const chain = forOrg(db, PLATFORM_CHAIN);
+  await chain.write(
+    org.statement(`delete from ${LAST} where org_id = ?1`),
+    { sql: 'delete from orgs where id = ?1', args: [org.id] },
+    enter(org.id, now),
+    auditEntry(chain, 'system', 'account.deleted', org.id),
+  );
+}
+
+/** Erases what the platform's audit trail says of the org beside its id. @returns how many entries. */
+export async function forgetAccount(db: Database, org: OrgId): Promise<number> {
+  const chain = forOrg(db, PLATFORM_CHAIN);
+  const rows = await chain.read(
+    `select seq from audit_entries
+     where org_id = ?1 and target = ?2 and payload is not null order by seq limit ?3`,
+    org,
+    MAX_ERASED,
+  );
+  if (rows.length === 0) return 0;
+  return await erasePayloads(
+    chain,
+    'system',
+    rows.map(({ seq }) => Number(seq)),
+  );
+}
+
+/** Orgs whose deletion is due, the longest overdue first. */
+export async function findLeaving(db: Database, now: number, limit: number): Promise<Org[]> {
+  const rows = await db.read(
+    'select id from orgs where deletes_at <= ?1 order by deletes_at limit ?2',
+    [now, limit],
+  );
+  return rows.map((row) => forOrg(db, row.id as OrgId));
+}

@@ -1,0 +1,102 @@
+/** The forms of people who sign in: shown, read, and limited by the address they come from. */
+
+import { html } from 'hono/html';
+import { countFailure, type FailureLimit } from '../../db/limits.ts';
+import { addressBlock } from '../../schema/address.ts';
+import { Refusal } from '../../schema/errors.ts';
+import { retryAfterSOf } from '../../schema/rules/limit.ts';
+import { addressOf } from '../edge.ts';
+import { type Markup, respondForm } from '../pages.ts';
+import { readBody } from '../proxy/body.ts';
+import type { Services } from '../services.ts';
+import { refuseOtherSites } from '../sites.ts';
+
+/** A page: its heading and what is below it. */
+export interface Page {
+  readonly title: string;
+  readonly body: Markup;
+  readonly status?: number;
+}
+
+/** The way from a request's path to the root, relative: a proxy may serve under a path of its own. */
+export function rootOf({ url }: Request): string {
+  return '../'.repeat(new URL(url).pathname.split('/').length - 2);
+}
+
+/** Answers with a page; a refusal becomes one, too. */
+export async function onPage(
+  request: Request,
+  act: () => Promise<Page | Response>,
+): Promise<Response> {
+  try {
+    const page = await act();
+    return page instanceof Response ? page : await show(request, page);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    return await showRefusal(request, error);
+  }
+}
+
+function show(request: Request, { title, body, status = 200 }: Page): Promise<Response> {
+  return respondForm(title, body, status, rootOf(request));
+}
+
+async function showRefusal(request: Request, refusal: Refusal): Promise<Response> {
+  const body = html`<p>${refusal.message}</p>`;
+  const response = await show(request, {
+    title: 'That did not work',
+    body,
+    status: refusal.status,
+  });
+  const { retryAfterS } = refusal.detail;
+  if (retryAfterS !== undefined) response.headers.set('retry-after', String(retryAfterS));
+  return response;
+}
+
+const FORM_LIMITS = { maxEncodedBytes: 16_384, maxDecodedBytes: 16_384 };
+
+/**
+ * Reads a form that a page of this deployment has sent.
+ *
+ * @throws {Refusal} `permission_denied` for one of another site, `invalid_request` for another
+ *   content type, `body_too_large`.
+ */
+export async function readForm(services: Services, request: Request): Promise<URLSearchParams> {
+  refuseOtherSites(services, request, 'sign_in.origin');
+  const type = request.headers.get('content-type')?.split(';')[0]?.trim().toLowerCase();
+  const bytes = await readBody(request, FORM_LIMITS);
+  if (bytes.length > 0 && type !== 'application/x-www-form-urlencoded') {
+    const message = 'Send the form as application/x-www-form-urlencoded.';
+    throw new Refusal('invalid_request', message, { field: 'content-type' });
+  }
+  return new URLSearchParams(new TextDecoder().decode(bytes));
+}
+
+/** How often an address may ask to sign in, or fail to. */
+const TRIES: FailureLimit = { windowMs: 60_000, most: 30 };
+
+/**
+ * Counts a try to sign in against its address.
+ *
+ * @throws {Refusal} `rate_limited`.
+ */
+export async function countTry(services: Services, request: Request): Promise<void> {
+  const address = addressOf(services, request);
+  const block = address === undefined ? 'unknown' : addressBlock(address);
+  const waitMs = await countFailure(services.db, `sign-in ${block}`, TRIES, services.now());
+  if (waitMs === 0) return;
+  const { most, windowMs } = TRIES;
+  const resetS = Math.ceil(waitMs / 1_000);
+  const limit = { name: 'sign-in-address-60s', unit: 'requests', limit: most, remaining: 0 };
+  const state = { ...limit, resetS, windowS: windowMs / 1_000 };
+  throw new Refusal(
+    'rate_limited',
+    `Too many tries to sign in from this address; try again in ${resetS} s.`,
+    { rule: 'sign_in.address', limits: [state], retryAfterS: retryAfterSOf(state) },
+  );
+}
+
+/** Whether text has the shape of a secret of ours: 256 bits in base64url. */
+export function isSecret(text: string): boolean {
+  return /^[\w-]{43}$/.test(text);
+}

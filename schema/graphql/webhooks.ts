@@ -1,0 +1,377 @@
+/** Webhooks: endpoints that are told of events, their secrets, and sending events again. */
+
+import type { Webhook } from '../../db/webhooks.ts';
+import { subscriptionSchema } from '../events.ts';
+import type { WebhookId } from '../ids.ts';
+import { DEFAULT_GRACE_S, descriptionSchema, judgeEndpoint, rotationSchema } from '../webhook.ts';
+import { builder } from './builder.ts';
+import { connect, sizeOf, windowOf } from './connection.ts';
+import type { Context } from './context.ts';
+import { DeliveryFilter, DeliveryType, searchOf } from './deliveries.ts';
+import { notFound, UserError } from './errors.ts';
+import { EventObject, eventTypeOf } from './events.ts';
+import { parseInput } from './input.ts';
+import { attempt, errorsField } from './payload.ts';
+import './scalars.ts';
+
+/** An endpoint that is told of events. */
+export const WebhookType = builder.objectRef<Webhook>('Webhook');
+
+const WebhookStatus = builder.enumType('WebhookStatus', {
+  description: 'Whether events are delivered to a webhook.',
+  values: {
+    ENABLED: { value: 'enabled', description: 'They are.' },
+    DISABLED: { value: 'disabled', description: 'They are not, by hand or for its failures.' },
+  } as const,
+});
+
+const READ = { action: 'webhook.read', nullable: true } as const;
+
+builder.objectType(WebhookType, {
+  description: 'An endpoint that is told of events.',
+  fields: (t) => ({
+    id: t.expose('id', {
+      ...{ type: 'WebhookID', action: 'public', nullable: false },
+      description: 'Its id.',
+    }),
+    url: t.exposeString('url', { ...READ, description: 'Where events go.' }),
+    description: t.exposeString('description', { ...READ, description: 'What it is for.' }),
+    events: t.exposeStringList('events', {
+      ...READ,
+      description: 'The types of events that it gets, or * alone for all.',
+    }),
+    status: t.expose('status', {
+      ...{ ...READ, type: WebhookStatus },
+      description: 'Whether events are delivered to it.',
+    }),
+    disabledReason: t.exposeString('disabledReason', {
+      ...READ,
+      description: 'by_hand; gone: it answered 410; failing: nothing got through for days.',
+    }),
+    failingSince: t.expose('failingSince', {
+      ...{ ...READ, type: 'DateTime' },
+      description: 'Since when nothing has got through; null after a success.',
+    }),
+    previousSecretUntil: t.expose('previousUntil', {
+      ...{ ...READ, type: 'DateTime' },
+      description: 'Until when the secret before the last rotation signs too.',
+    }),
+    createdBy: t.exposeString('createdBy', {
+      ...READ,
+      description: 'Who made it: the id of a member or token, or operator.',
+    }),
+    createdAt: t.expose('createdAt', {
+      ...{ ...READ, type: 'DateTime' },
+      description: 'When it was made.',
+    }),
+    updatedAt: t.expose('updatedAt', {
+      ...{ ...READ, type: 'DateTime' },
+      description: 'When it was last changed.',
+    }),
+    deliveries: t.connection({
+      type: DeliveryType,
+      action: 'delivery.read',
+      description: 'The deliveries to it, the newest first.',
+      complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+      args: { filter: t.arg({ type: DeliveryFilter, description: 'Which of them.' }) },
+      resolve: ({ id }, { filter, ...page }, { loaders }) => {
+        const { webhookId, ...search } = searchOf(filter);
+        const isOther = webhookId !== undefined && webhookId !== null && webhookId !== id;
+        const window = windowOf(page);
+        return connect(page, () =>
+          isOther ? NO_PAGE : loaders.deliveriesOf.load(id, search, window),
+        );
+      },
+    }),
+  }),
+});
+
+const NO_PAGE = Promise.resolve({ items: [], hasMore: false });
+
+const WebhookFilter = builder.inputType('WebhookFilter', {
+  description: 'Which webhooks are listed; all of what is given must hold.',
+  fields: (t) => ({
+    status: t.field({ type: WebhookStatus, description: 'That are enabled, or disabled.' }),
+    event: t.string({ description: 'That get events of this type.' }),
+  }),
+});
+
+builder.queryFields((t) => ({
+  webhooks: t.connection({
+    type: WebhookType,
+    action: 'webhook.read',
+    description: 'The webhooks of the org, the oldest first.',
+    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    args: { filter: t.arg({ type: WebhookFilter, description: 'Which of them.' }) },
+    resolve: (_root, { filter, ...page }, { org, store }) =>
+      connect(page, (window) => store.webhooks.pageWebhooks(org, filter ?? {}, window)),
+  }),
+  webhook: t.field({
+    ...{ type: WebhookType, action: 'webhook.read', nullable: true },
+    description: 'The webhook of an id.',
+    args: { id: t.arg({ type: 'WebhookID', required: true, description: 'The webhook.' }) },
+    resolve: (_root, { id }, { loaders }) => loaders.webhooks.load(id),
+  }),
+}));
+
+/** The webhook as it is now. */
+async function present({ org, store }: Context, id: WebhookId): Promise<Webhook> {
+  const [webhook] = await store.webhooks.readWebhooks(org, [id]);
+  if (!webhook) throw notFound('webhookId');
+  return webhook;
+}
+
+function checkUrl({ egressAllow }: Context, url: string): string {
+  const wrong = judgeEndpoint(url, egressAllow);
+  if (wrong) throw new UserError('INVALID', ['url'], `The URL ${wrong}.`);
+  return url;
+}
+
+builder.relayMutationField(
+  'webhookCreate',
+  {
+    inputFields: (t) => ({
+      url: t.string({ required: true, description: 'Where events go, by https.' }),
+      events: t.stringList({ description: 'The types of events it gets; all unless given.' }),
+      description: t.string({ description: 'What it is for.' }),
+    }),
+  },
+  {
+    action: 'webhook.create',
+    description: 'Adds a webhook and shows its secret this once.',
+    resolve: (_root, { input }, context) =>
+      attempt(context, async () => {
+        const { org, actor, master, store } = context;
+        const { id, secret } = await store.webhooks.createWebhook(org, master, actor, {
+          url: checkUrl(context, input.url),
+          events: parseInput(subscriptionSchema, input.events ?? ['*'], 'events'),
+          description: parseInput(descriptionSchema, input.description ?? '', 'description'),
+        });
+        return { webhook: await present(context, id), secret };
+      }),
+  },
+  {
+    description: 'What webhookCreate brought about.',
+    outputFields: (t) => ({
+      webhook: t.field({
+        ...{ type: WebhookType, action: 'public', nullable: true },
+        description: 'The new webhook.',
+        resolve: ({ webhook }) => webhook,
+      }),
+      secret: t.string({
+        ...{ action: 'public', nullable: true },
+        description: 'What its events are signed with; it is not shown again.',
+        resolve: ({ secret }) => secret,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'webhookUpdate',
+  {
+    inputFields: (t) => ({
+      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      url: t.string({ description: 'Where events go from now on.' }),
+      events: t.stringList({ description: 'The types of events it gets from now on.' }),
+      description: t.string({ description: 'What it is for.' }),
+      status: t.field({
+        type: WebhookStatus,
+        description: 'Enabled, it starts anew; disabled, all that is due to it is given up.',
+      }),
+    }),
+  },
+  {
+    action: 'webhook.update',
+    description: 'Changes what is given of a webhook, and leaves the rest.',
+    resolve: (_root, { input }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store } = context;
+        const { webhookId: id, url, events, description, status } = input;
+        const isFound = await store.webhooks.updateWebhook(org, actor, id, {
+          ...(url && { url: checkUrl(context, url) }),
+          ...(events && { events: parseInput(subscriptionSchema, events, 'events') }),
+          ...(typeof description === 'string' && {
+            description: parseInput(descriptionSchema, description, 'description'),
+          }),
+          ...(status && { status }),
+        });
+        if (!isFound) throw notFound('webhookId');
+        return { webhook: await present(context, id) };
+      }),
+  },
+  {
+    description: 'What webhookUpdate brought about.',
+    outputFields: (t) => ({
+      webhook: t.field({
+        ...{ type: WebhookType, action: 'public', nullable: true },
+        description: 'The webhook as it is now.',
+        resolve: ({ webhook }) => webhook,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'webhookDelete',
+  {
+    inputFields: (t) => ({
+      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+    }),
+  },
+  {
+    action: 'webhook.delete',
+    description: 'Deletes a webhook with everything that was delivered to it.',
+    resolve: (_root, { input: { webhookId } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store } = context;
+        const isFound = await store.webhooks.deleteWebhook(org, actor, webhookId);
+        if (!isFound) throw notFound('webhookId');
+        return { deletedWebhookId: webhookId };
+      }),
+  },
+  {
+    description: 'What webhookDelete brought about.',
+    outputFields: (t) => ({
+      deletedWebhookId: t.field({
+        ...{ type: 'WebhookID', action: 'public', nullable: true },
+        description: 'The webhook that is no more.',
+        resolve: ({ deletedWebhookId }) => deletedWebhookId,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'webhookRotateSecret',
+  {
+    inputFields: (t) => ({
+      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      graceS: t.field({
+        ...{ type: 'Count', defaultValue: DEFAULT_GRACE_S },
+        description: 'For how many seconds the present secret signs too, at most seven days.',
+      }),
+    }),
+  },
+  {
+    action: 'webhook.rotate_secret',
+    description:
+      'Makes a new secret and shows it this once; the present one signs too for a while.',
+    resolve: (_root, { input }, context) =>
+      attempt(context, async () => {
+        const { org, actor, master, store } = context;
+        const { webhookId: id } = input;
+        const graceMs = graceOf(input.graceS) * 1_000;
+        const rotated = await store.webhooks.rotateWebhookSecret(org, master, actor, id, graceMs);
+        if (!rotated) throw notFound('webhookId');
+        const { secret, previousUntil } = rotated;
+        return { webhook: await present(context, id), secret, previousUntil };
+      }),
+  },
+  {
+    description: 'What webhookRotateSecret brought about.',
+    outputFields: (t) => ({
+      webhook: t.field({
+        ...{ type: WebhookType, action: 'public', nullable: true },
+        description: 'The webhook.',
+        resolve: ({ webhook }) => webhook,
+      }),
+      secret: t.string({
+        ...{ action: 'public', nullable: true },
+        description: 'What its events are signed with from now on; it is not shown again.',
+        resolve: ({ secret }) => secret,
+      }),
+      previousUntil: t.field({
+        ...{ type: 'DateTime', action: 'public', nullable: true },
+        description: 'Until when the secret before it signs too; null when it no longer does.',
+        resolve: ({ previousUntil }) => previousUntil,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+function graceOf(graceS: number | null | undefined): number {
+  return parseInput(rotationSchema.shape.graceS, graceS ?? undefined, 'graceS');
+}
+
+builder.relayMutationField(
+  'webhookTest',
+  {
+    inputFields: (t) => ({
+      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      type: t.string({
+        ...{ required: true, defaultValue: 'run.started' },
+        description: 'The type of the event, whatever is subscribed to.',
+      }),
+    }),
+  },
+  {
+    action: 'webhook.test',
+    description: 'Sends a webhook an event that tells of nothing and says so.',
+    resolve: (_root, { input: { webhookId, type } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store, loaders } = context;
+        const eventType = eventTypeOf(type, 'type');
+        const webhook = await present(context, webhookId);
+        const id = await store.deliveries.sendTestEvent(org, actor, webhook, eventType);
+        return { event: await loaders.events.load(id) };
+      }),
+  },
+  {
+    description: 'What webhookTest brought about.',
+    outputFields: (t) => ({
+      event: t.field({
+        ...{ type: EventObject, action: 'public', nullable: true },
+        description: 'The event that is sent.',
+        resolve: ({ event }) => event,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'webhookReplay',
+  {
+    inputFields: (t) => ({
+      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      from: t.field({ type: 'DateTime', required: true, description: 'The first moment.' }),
+      to: t.field({ type: 'DateTime', description: 'The end, not included; now unless given.' }),
+    }),
+  },
+  {
+    action: 'webhook.redeliver',
+    description: 'Sends what happened in a window of time again, as far as it is subscribed to.',
+    resolve: (_root, { input: { webhookId, from, to } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store, now } = context;
+        const stretch = { from, to: to ?? now };
+        if (from >= stretch.to) {
+          throw new UserError('INVALID', ['from'], 'The window must begin before its end.');
+        }
+        const webhook = await present(context, webhookId);
+        const replayed = await store.deliveries.replayEvents(org, actor, webhook, stretch);
+        return { replayed, hasMore: replayed === store.deliveries.MAX_REPLAYED };
+      }),
+  },
+  {
+    description: 'What webhookReplay brought about.',
+    outputFields: (t) => ({
+      replayed: t.field({
+        ...{ type: 'Count', action: 'public', nullable: true },
+        description: 'How many events are due again.',
+        resolve: ({ replayed }) => replayed,
+      }),
+      hasMore: t.boolean({
+        ...{ action: 'public', nullable: true },
+        description: 'Whether there may be more: then replay the rest of the window too.',
+        resolve: ({ hasMore }) => hasMore,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);

@@ -1,0 +1,22 @@
+/** What things may be called: the rules of every way in, checked where input arrives. */
+
+import { z } from 'zod';
+
+/** What agents, policies and provider keys are called: it goes into labels, routes and headers. */
+export const nameSchema = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'must be 1 to 64 of A-Z a-z 0-9 . _ -');
+
+const LINE = /^[^\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]{1,100}$/u;
+
+/** What people call an org or a token of theirs. */
+export const titleSchema = z
+  .string()
+  .trim()
+  .regex(LINE, 'must be a name of 1 to 100 characters on one line');
+
+/** A model below the provider key that it is asked for with: `openai/gpt-5`. */
+export const modelSchema = z
+  .string()
+  .max(256)
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\/[\x21-\x7e]+$/, 'must be written key/model');

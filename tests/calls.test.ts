@@ -1,0 +1,270 @@
+/** Proposed calls are read alike in every dialect, kind and number, streamed or not. */
+
+import { describe, expect, test } from 'bun:test';
+import fc from 'fast-check';
+import type { Endpoint, ProposedCall } from '../functions/providers/contract.ts';
+import { ENDPOINTS } from '../functions/providers/endpoints.ts';
+import { resultIds, toolResults } from '../functions/providers/results.ts';
+import { sourcesOf } from '../functions/providers/source.ts';
+import { Screen } from '../functions/proxy/screen.ts';
+import type { Json, JsonObject } from '../schema/json.ts';
+import { type Policy, type PolicyDocument, policySchema } from '../schema/policy.ts';
+import { decideTool, judgeName } from '../schema/rules/tools.ts';
+import { bodyOf, FORMS, type Form, framesOf, type Proposal, usualForm } from './proposals.ts';
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+const endpointOf = (name: string): Endpoint => ENDPOINTS.find((each) => each.name === name)!;
+const readerOf = (name: string) => endpointOf(name).calls!();
+const effectsOf = (policy: Policy, calls: readonly ProposedCall[]) =>
+  new Set(calls.map((call) => decideTool(policy, call).effect));
+
+/** What a policy with one word on some names says of them. */
+const RULES: Readonly<
+  Record<string, readonly [effect: string, (names: readonly string[]) => PolicyDocument['tools']]>
+> = {
+  'allowed by a list': ['allow', (names) => ({ allow: ['lookup', 'crm/lookup', ...names] })],
+  'denied by a rule': ['deny', (names) => ({ deny: [...names] })],
+  'not on the list': ['deny', (names) => ({ allow: ['lookup'], deny: [names[0]!] })],
+  'asked about': ['ask', (names) => ({ requireApproval: names.map((tool) => ({ tool })) })],
+  'asked about by its arguments': [
+    'ask',
+    (names) => ({ requireApproval: names.map((tool) => ({ tool, when: 'args.n > 1' })) }),
+  ],
+};
+
+const ARGS = '{"n": 2,  "sql":"DROP “TABLE” é😀 \\u0041","big":1.50}';
+
+/** A form's call among others of the dialect's usual kind, which are allowed. */
+function proposalsOf(form: Form, count: number, at: number): Proposal[] {
+  const usual = usualForm(form.endpoint, form.label === 'former' ? 'former' : 'function');
+  return Array.from({ length: count }, (_, number): Proposal => {
+    const id = `call_${number}`;
+    if (number === at) return [form, { id, name: 'drop_table', args: ARGS }];
+    return [usual, { id, name: 'lookup', args: `{"q":${number}}` }];
+  });
+}
+
+function expected(proposals: readonly Proposal[]): string[] {
+  return proposals
+    .flatMap(([form, call]) =>
+      form.names(call.name).map((name) => {
+        const argsText = form.argsText(call.args);
+        return JSON.stringify([form.kind, form.id(call), name, argsText, JSON.parse(argsText)]);
+      }),
+    )
+    .sort();
+}
+
+const told = (calls: readonly ProposedCall[]) =>
+  calls
+    .map(({ kind, id, name, argsText, args }) => JSON.stringify([kind, id, name, argsText, args]))
+    .sort();
+
+const cells = FORMS.flatMap((form) =>
+  [1, 2, 3].flatMap((count) => Array.from({ length: count }, (_, at) => ({ form, count, at }))),
+);
+
+for (const [rule, [effect, toolsOf]] of Object.entries(RULES)) {
+  describe(`a call that is ${rule}`, () => {
+    test.each(cells)('$form.endpoint $form.label, $at of $count', ({ form, count, at }) => {
+      // Free text has no arguments that a condition could read, which makes it apply.
+      const proposals = proposalsOf(form, count, at);
+      const policy = policySchema.parse({ tools: toolsOf(form.names('drop_table')) });
+      const reader = readerOf(form.endpoint);
+      const calls = reader.body(encoder.encode(bodyOf(form.endpoint, proposals)));
+      expect(reader.fault).toBeUndefined();
+      expect(told(calls)).toEqual(expected(proposals));
+      expect(effectsOf(policy, calls).has(effect as 'allow')).toBe(true);
+
+      const frames = framesOf(form.endpoint, proposals);
+      const streamed = readerOf(form.endpoint);
+      const screen = new Screen(streamed, (name) => judgeName(policy, name));
+      const passed = frames.map(({ text }) => decoder.decode(screen.push(encoder.encode(text))));
+      const { withheld, calls: found } = screen.end();
+      const first = frames.findIndex(({ calls: [...numbers] }) => numbers.includes(at));
+      const open = effect === 'allow' ? frames : frames.slice(0, first);
+      expect(passed.join('')).toBe(open.map(({ text }) => text).join(''));
+      expect(passed.join('') + decoder.decode(withheld)).toBe(
+        frames.map(({ text }) => text).join(''),
+      );
+      expect(screen.fault).toBeUndefined();
+      expect(told(found)).toEqual(expected(proposals));
+      expect(effectsOf(policy, found).has(effect as 'allow')).toBe(true);
+    });
+  });
+}
+
+describe('hosted calls', () => {
+  const hosted = ['code_interpreter', 'web_search', 'file_search', 'image_generation'];
+  test.each(hosted)('%s is no proposal of a response', (kind) => {
+    const policy = policySchema.parse({ tools: { allow: [] } });
+    const item = `{"id":"i1","type":"${kind}_call","status":"completed","code":"x"}`;
+    const events = [
+      `data: {"type":"response.output_item.added","output_index":0,"item":${item}}\n\n`,
+      `data: {"type":"response.${kind}_call.in_progress","output_index":0,"item_id":"i1"}\n\n`,
+      `data: {"type":"response.${kind}_call_code.delta","output_index":0,"item_id":"i1","delta":"x"}\n\n`,
+      `data: {"type":"response.output_item.done","output_index":0,"item":${item}}\n\n`,
+    ];
+    const screen = new Screen(readerOf('responses.create'), (name) => judgeName(policy, name));
+    const passed = events.map((text) => decoder.decode(screen.push(encoder.encode(text))));
+    expect(passed).toEqual(events);
+    expect(screen.end().calls).toEqual([]);
+  });
+
+  test.each(['server_tool_use', 'mcp_tool_use'])('%s is no proposal of a message', (type) => {
+    const policy = policySchema.parse({ tools: { allow: [] } });
+    const input = '"delta":{"type":"input_json_delta","partial_json":"{}"}';
+    const events = [
+      `data: {"type":"content_block_start","index":0,"content_block":{"type":"${type}","id":"s","name":"bash","input":{}}}\n\n`,
+      `data: {"type":"content_block_delta","index":0,${input}}\n\n`,
+    ];
+    const screen = new Screen(readerOf('messages'), (name) => judgeName(policy, name));
+    const passed = events.map((text) => decoder.decode(screen.push(encoder.encode(text))));
+    expect(passed).toEqual(events);
+    expect(screen.end().calls).toEqual([]);
+  });
+});
+
+describe('a search for tools', () => {
+  test.each([
+    ['server', []],
+    ['client', ['tool_search']],
+  ])('that the %s runs', (execution, names) => {
+    const item = { type: 'tool_search_call', id: 'a', execution, arguments: { q: 1 } };
+    const body = encoder.encode(JSON.stringify({ output: [item] }));
+    expect(
+      readerOf('responses.create')
+        .body(body)
+        .map(({ name }) => name),
+    ).toEqual(names);
+  });
+});
+
+const differing: readonly (readonly [why: string, Form['endpoint'], string[], string[]])[] = [
+  [
+    'deltas of a response differ from what is done',
+    'responses.create',
+    [
+      '{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","id":"i","call_id":"c","name":"pay","arguments":"","status":"in_progress"}}',
+      '{"type":"response.function_call_arguments.delta","output_index":0,"item_id":"i","delta":"{\\"n\\":9}"}',
+      '{"type":"response.function_call_arguments.done","output_index":0,"item_id":"i","arguments":"{\\"n\\":1}"}',
+      '{"type":"response.output_item.done","output_index":0,"item":{"type":"function_call","id":"i","call_id":"c","name":"pay","arguments":"{\\"n\\":2}","status":"completed"}}',
+      '{"type":"response.completed","response":{"output":[{"type":"function_call","id":"i","call_id":"c","name":"give","arguments":"{\\"n\\":3}","status":"completed"}]}}',
+    ],
+    ['give 1', 'give 2', 'give 3', 'give 9', 'pay 1', 'pay 2', 'pay 3', 'pay 9'],
+  ],
+  [
+    'a block begins with another input than its deltas make',
+    'messages',
+    [
+      '{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c","name":"pay","input":{"n":1}}}',
+      '{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"{\\"n\\":9}"}}',
+    ],
+    ['pay 1', 'pay 9'],
+  ],
+  [
+    'a name comes in pieces, and the index back with another id',
+    'chat.completions',
+    [
+      '{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"a","function":{"name":"drop","arguments":"{\\"n\\":1}"}}]}}]}',
+      '{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"b","function":{"name":"_all","arguments":"{\\"n\\":2}"}}]}}]}',
+    ],
+    ['_all 2', '_all ?', 'drop 1', 'drop ?', 'drop_all ?'],
+  ],
+];
+
+describe('where readers could read several calls', () => {
+  test.each(differing)('%s: each is one', (_, endpoint, events, calls) => {
+    const reader = readerOf(endpoint);
+    for (const data of events) reader.event({ event: '', data, start: 0, end: 0 });
+    const found = reader.calls().map(({ name, args }) => `${name} ${args?.n ?? '?'}`);
+    expect(found.sort()).toEqual(calls);
+  });
+
+  test('arguments that are not strict JSON are none', () => {
+    const bad = ['{"a":1,"a":2}', '{"a":1} ', '', '[]', '{"a":"\\ud800"}', '{"a":1', '1e999'];
+    for (const args of bad) {
+      const body = { choices: [{ message: { function_call: { name: 'f', arguments: args } } }] };
+      const [call] = readerOf('chat.completions').body(encoder.encode(JSON.stringify(body)));
+      const isStrict = args === '{"a":1} ';
+      expect([call!.args === undefined, call!.argsText]).toEqual([!isStrict, args]);
+    }
+  });
+
+  test('numbers stand in the text of an object as the model wrote them', () => {
+    const content =
+      '[{"type":"tool_use","id":"t","name":"f","input":{ "n" : 12345678901234567890}}]';
+    const [call] = readerOf('messages').body(encoder.encode(`{"content":${content}}`));
+    expect(call!.argsText).toBe('{ "n" : 12345678901234567890}');
+  });
+});
+
+test('the source of every part of a JSON text is what stands there', () => {
+  const value = fc.jsonValue({ maxDepth: 4 }).filter((each) => each?.constructor === Object);
+  fc.assert(
+    fc.property(value, fc.constantFrom(0, 1, '\t'), (made, space) => {
+      const text = JSON.stringify(made, null, space);
+      const parsed = JSON.parse(text) as JsonObject;
+      const sources = sourcesOf(text, parsed);
+      for (const [part, source] of sources) {
+        expect(text).toContain(source);
+        expect(JSON.parse(source)).toEqual(part);
+      }
+      expect(sources.get(parsed)).toBe(text);
+      expect(sources.size).toBe(countParts(parsed));
+    }),
+  );
+});
+
+function countParts(value: Json): number {
+  if (typeof value !== 'object' || value === null) return 0;
+  return 1 + Object.values(value).reduce<number>((sum, each) => sum + countParts(each), 0);
+}
+
+describe('tool results', () => {
+  const bodies: readonly (readonly [string, JsonObject, string[], string[]])[] = [
+    [
+      'chat.completions',
+      {
+        messages: [
+          { role: 'assistant', tool_calls: [{ id: 'c0' }] },
+          { role: 'tool', tool_call_id: 'c0', content: '' },
+          { role: 'function', name: 'f', content: '' },
+          { role: 'user', tool_call_id: 'x' },
+        ],
+      },
+      ['c0', 'f'],
+      ['messages[1].tool_call_id', 'messages[2].name'],
+    ],
+    [
+      'responses.create',
+      {
+        input: [
+          { type: 'function_call_output', call_id: 'c0', output: '' },
+          { type: 'shell_call_output', call_id: 'c1', output: [] },
+          { type: 'mcp_approval_response', approval_request_id: 'r', approve: true },
+          { role: 'user', content: 'call_id' },
+        ],
+      },
+      ['c0', 'c1', 'r'],
+      ['input[0].call_id', 'input[1].call_id', 'input[2].approval_request_id'],
+    ],
+    [
+      'messages',
+      {
+        messages: [
+          { role: 'user', content: 'text' },
+          { role: 'user', content: [{ type: 'text' }, { type: 'tool_result', tool_use_id: 'u' }] },
+        ],
+      },
+      ['u'],
+      ['messages[1].content[1].tool_use_id'],
+    ],
+    ['embeddings', { input: [] }, [], []],
+  ];
+  test.each(bodies)('%s: each is found with its place', (name, body, ids, fields) => {
+    expect(resultIds(endpointOf(name), body)).toEqual(ids);
+    expect(toolResults(endpointOf(name), body).map(({ field }) => field)).toEqual(fields);
+  });
+});

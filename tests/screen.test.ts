@@ -1,0 +1,394 @@
+/** No call that is denied or asked about passes the screen, whatever the stream looks like. */
+
+import { describe, expect, test } from 'bun:test';
+import Anthropic from '@anthropic-ai/sdk';
+import fc from 'fast-check';
+import OpenAI from 'openai';
+import { ENDPOINTS } from '../functions/providers/endpoints.ts';
+import { Screen } from '../functions/proxy/screen.ts';
+import { policySchema } from '../schema/policy.ts';
+import { decideTool, judgeName } from '../schema/rules/tools.ts';
+import { SseTooLarge } from '../schema/sse.ts';
+import { FORMS, type Form, type Frame, framesOf, type Proposal, usualForm } from './proposals.ts';
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+
+const POLICIES = {
+  deny: policySchema.parse({ tools: { deny: ['drop_*', '*/drop_*', 'shell', 'apply_patch'] } }),
+  ask: policySchema.parse({ tools: { requireApproval: [{ tool: '*drop*' }, { tool: '*l*' }] } }),
+  list: policySchema.parse({ tools: { allow: ['lookup'] } }),
+  open: policySchema.parse({ tools: { allow: ['*'] } }),
+};
+
+const readerOf = (endpoint: string) => ENDPOINTS.find(({ name }) => name === endpoint)!.calls!();
+
+/** What a screen makes of a stream that arrives in these chunks. */
+function run(endpoint: string, chunks: readonly Uint8Array[], policy = POLICIES.list) {
+  const screen = new Screen(readerOf(endpoint), (name) => judgeName(policy, name));
+  const passed = Buffer.concat(chunks.map((chunk) => screen.push(chunk)));
+  const { isHolding } = screen;
+  const { withheld, calls } = screen.end();
+  const effects = calls.map((call) => decideTool(policy, call).effect);
+  const isStopped = screen.fault !== undefined || effects.some((effect) => effect !== 'allow');
+  return { passed, withheld, calls, isHolding, isStopped, fault: screen.fault };
+}
+
+const runText = (endpoint: string, text: string, policy = POLICIES.list) =>
+  run(endpoint, [encoder.encode(text)], policy);
+
+// Streams, and ways to write the same in other bytes
+
+const endpoints = ['chat.completions', 'responses.create', 'messages'] as const;
+const sql = fc.constantFrom('{"sql":"DROP é😀"}', '{}', '{"a":{"b":[1,2,"\\u0041"]}}');
+const gatedCall = fc.record({
+  form: fc.constantFrom(...FORMS),
+  args: sql,
+  count: fc.integer({ min: 1, max: 3 }),
+  at: fc.nat(2),
+});
+
+function proposalsOf(form: Form, name: string, args: string, count: number, at: number) {
+  const usual = usualForm(form.endpoint, form.label === 'former' ? 'former' : 'function');
+  return Array.from({ length: count }, (_, number): Proposal => {
+    if (number === at % count) return [form, { id: `c${number}`, name, args }];
+    return [usual, { id: `c${number}`, name: 'lookup', args: '{"q":1}' }];
+  });
+}
+
+interface Dress {
+  readonly newline: string;
+  readonly noise: readonly number[];
+  readonly escapes: readonly number[];
+  readonly splits: readonly number[];
+  readonly repeats: readonly number[];
+  readonly mark: boolean;
+  readonly order: readonly number[];
+  readonly cuts: readonly number[];
+}
+
+const turns = fc.array(fc.nat(9), { minLength: 1, maxLength: 12 });
+const dress: fc.Arbitrary<Dress> = fc.record({
+  newline: fc.constantFrom('\n', '\r\n', '\r'),
+  ...{ noise: turns, escapes: turns, splits: turns, repeats: turns, order: turns },
+  mark: fc.boolean(),
+  cuts: fc.oneof(turns, fc.array(fc.integer({ min: 1, max: 400 }), { minLength: 1, maxLength: 9 })),
+});
+
+const NOISE = ['', '', ': ping\n\n', ':\n', 'id: 7\n', 'retry: 10\n', 'x-more: 1\n', ': é\n: b\n'];
+
+/** Writes a letter of some strings as an escape, be they keys or values. */
+function escapeSome(text: string, numbers: readonly number[]): string {
+  let turn = 0;
+  return text.replace(/"(?:[^"\\]|\\.)*"/g, (string) => {
+    const at = numbers[turn++ % numbers.length]!;
+    const letter = string[at];
+    if (at < 1 || !letter || !/[a-z_]/.test(letter) || string.includes('\\')) return string;
+    const code = letter.charCodeAt(0).toString(16).padStart(4, '0');
+    return `${string.slice(0, at)}\\u${code}${string.slice(at + 1)}`;
+  });
+}
+
+/** Says some members twice, the harmless reading first or last. */
+function repeatSome(text: string, numbers: readonly number[]): string {
+  let turn = 0;
+  const harmless = { name: '"lookup"', tool_calls: '[]', type: '"text"', item: '{}' };
+  return text.replace(/(?<!\\)"(name|tool_calls|type|item)":/g, (member, key) => {
+    if (numbers[turn++ % numbers.length]! < 6) return member;
+    return `${member}${harmless[key as keyof typeof harmless]},${member}`;
+  });
+}
+
+function splitSome(text: string, numbers: readonly number[]): string {
+  let turn = 0;
+  return text.replace(/(?<=["\]}]),(?=")/g, () =>
+    numbers[turn++ % numbers.length]! > 7 ? ',\ndata: ' : ',',
+  );
+}
+
+/** A frame in other bytes; what stands before it is no part of it. */
+function dressFrame({ text }: Frame, number: number, how: Dress, isHostile: boolean) {
+  const before = NOISE[how.noise[number % how.noise.length]!] ?? '';
+  const escaped = escapeSome(text, how.escapes);
+  const repeated = isHostile ? repeatSome(escaped, how.repeats) : escaped;
+  const written = splitSome(repeated, how.splits);
+  return [before, written].map((part) => part.replaceAll('\n', how.newline));
+}
+
+/** The same frames with those of several calls taking turns; each call keeps its own order. */
+function interleave(frames: readonly Frame[], order: readonly number[]): Frame[] {
+  const own = frames.filter(({ calls }) => calls.length === 1);
+  const queues = Map.groupBy(own, ({ calls }) => calls[0]!);
+  const mixed = own.map((_, turn) => {
+    const open = [...queues.values()].filter((queue) => queue.length > 0);
+    return open[order[turn % order.length]! % open.length]!.shift()!;
+  });
+  let next = 0;
+  return frames.map((frame) => (frame.calls.length === 1 ? mixed[next++]! : frame));
+}
+
+function cut(bytes: Uint8Array, lengths: readonly number[]): Uint8Array[] {
+  const chunks: Uint8Array[] = [];
+  let at = 0;
+  for (let turn = 0; at < bytes.length; turn++) {
+    const length = lengths[turn % lengths.length]! || 1;
+    chunks.push(bytes.slice(at, at + length));
+    at += length;
+  }
+  return chunks;
+}
+
+/** A whole stream and the offset of the first frame of one of its calls. */
+function write(frames: readonly Frame[], at: number, how: Dress, isHostile: boolean) {
+  const first = frames.findIndex(({ calls }) => calls.includes(at));
+  let text = how.mark ? '\ufeff' : '';
+  let limit = 0;
+  for (const [number, frame] of frames.entries()) {
+    const [before = '', written = ''] = dressFrame(frame, number, how, isHostile);
+    text += before;
+    if (number === first) limit = encoder.encode(text).length;
+    text += written;
+  }
+  return { bytes: encoder.encode(text), limit };
+}
+
+const isOneByOne = (form: Form) => form.endpoint === 'messages';
+
+describe('a stream, however it is written and cut', () => {
+  test('does not give out a byte of a call that is denied or asked about', () => {
+    const policies = fc.constantFrom(POLICIES.list, POLICIES.deny, POLICIES.ask);
+    fc.assert(
+      fc.property(gatedCall, dress, policies, ({ form, args, count, at }, how, policy) => {
+        const target = at % count;
+        const plain = framesOf(form.endpoint, proposalsOf(form, 'drop_table', args, count, at));
+        const frames = isOneByOne(form) ? plain : interleave(plain, how.order);
+        const names = form.names('drop_table');
+        fc.pre(names.some((name) => judgeName(policy, name) !== 'allow'));
+        const { bytes, limit } = write(frames, target, how, true);
+        const { passed, withheld, isStopped } = run(form.endpoint, cut(bytes, how.cuts), policy);
+        expect(passed.length).toBeLessThanOrEqual(limit);
+        expect(isStopped).toBe(true);
+        expect(Buffer.concat([passed, withheld]).equals(bytes)).toBe(true);
+      }),
+      { numRuns: 1_500 },
+    );
+  });
+
+  test('comes out byte for byte when its calls are allowed', () => {
+    fc.assert(
+      fc.property(gatedCall, dress, ({ form, args, count, at }, how) => {
+        const plain = framesOf(form.endpoint, proposalsOf(form, 'read_table', args, count, at));
+        const frames = isOneByOne(form) ? plain : interleave(plain, how.order);
+        const { bytes } = write(frames, 0, how, false);
+        const out = run(form.endpoint, cut(bytes, how.cuts), POLICIES.open);
+        const { passed, withheld, calls } = out;
+        expect([out.fault, out.isHolding]).toEqual([undefined, false]);
+        // A CR at the very end may be half of a line end.
+        if (how.newline !== '\r') expect(withheld.length).toBe(0);
+        expect(Buffer.concat([passed, withheld]).equals(bytes)).toBe(true);
+        expect(new Set(calls.map(({ id }) => id)).size).toBeGreaterThan(0);
+      }),
+      { numRuns: 1_000 },
+    );
+  });
+
+  test('gives text out event by event as it comes', () => {
+    for (const endpoint of endpoints) {
+      const screen = new Screen(readerOf(endpoint), () => 'deny');
+      for (const { text } of framesOf(endpoint, [])) {
+        expect(decoder.decode(screen.push(encoder.encode(text)))).toBe(text);
+        expect(decoder.decode(screen.push(encoder.encode(': alive\n')))).toBe(': alive\n');
+      }
+      expect(screen.isHolding).toBe(false);
+    }
+  });
+
+  test('is cut off when more would have to be held back than may be', () => {
+    const screen = new Screen(readerOf('messages'), () => 'deny', 2_000);
+    const [form] = FORMS.filter(({ endpoint }) => endpoint === 'messages');
+    const call = { id: 'a', name: 'drop_table', args: `{"a":"${'x'.repeat(4_000)}"}` };
+    const frames = framesOf('messages', [[form!, call]]);
+    expect(() => {
+      for (const { text } of frames) screen.push(encoder.encode(text));
+    }).toThrow(SseTooLarge);
+  });
+});
+
+// What clients read that the standard does not see
+
+const fn = (members: string) => `{"choices":[{"index":0,"delta":{"tool_calls":[${members}]}}]}`;
+const EVIL = fn('{"index":0,"id":"a","function":{"name":"drop_table","arguments":"{}"}}');
+const TEXT = '{"choices":[{"index":0,"delta":{"content":"hi"}}]}';
+const piece = (name: string, more = '"index":0,') => fn(`{${more}"function":{"name":"${name}"}}`);
+
+const TRICKS: Readonly<Record<string, string>> = {
+  'no blank line at the end': `data: ${EVIL}\n`,
+  'no line end at the end': `data: ${EVIL}`,
+  'a lone CR before the value': `data:\r${EVIL}\n\n`,
+  'white space before the field': ` data: ${EVIL}\n\n`,
+  'a mark before the field': `data: ${TEXT}\n\n\ufeffdata: ${EVIL}\n\n`,
+  'two marks at the start': `\ufeff\ufeffdata: ${EVIL}\n\n`,
+  'the field in capitals': `Data: ${EVIL}\n\n`,
+  'white space after the field': `data : ${EVIL}\n\n`,
+  'no field at all': `${EVIL}\n\n`,
+  'one of several lines': `data: {"a":\ndata: ${EVIL}\ndata: }\n\n`,
+  'another name of the event': `event: ping\ndata: ${EVIL}\n\n`,
+  'a list of chunks': `data: [${EVIL}]\n\n`,
+  'a case variant': `data: ${EVIL.replace('tool_calls', 'Tool_Calls')}\n\n`,
+  'a letter that folds': `data: ${EVIL.replace('tool_calls', 'tool_call\u017f')}\n\n`,
+  'a case variant of the delta': `data: ${EVIL.replace('delta', 'Delta')}\n\n`,
+  'a key that is cut by a NUL': `data: ${EVIL.replace('tool_calls', 'tool_c\0alls')}\n\n`,
+  'another place': `data: {"choices":[{"message":{"x":${EVIL}}}]}\n\n`,
+  'an object in place of a list': `data: ${EVIL.replace(/\[(\{"index":0,"id".*\})\]\}\}\]\}/, '$1}}]}')}\n\n`,
+  'a name in pieces': `data: ${piece('drop_')}\n\ndata: ${piece('table')}\n\n`,
+  'a name in pieces without an index': `data: ${piece('drop_', '')}\n\ndata: ${piece('table', '')}\n\n`,
+  'a name in pieces under several ids': `data: ${piece('drop_', '"index":0,"id":"a",')}\n\ndata: ${piece('table', '"index":0,"id":"b",')}\n\n`,
+  'a name in pieces with and without an index': `data: ${piece('drop_')}\n\ndata: ${piece('table', '')}\n\n`,
+  'a call that only begins': `data: ${fn('{"index":0,"id":"table","type":"function"}')}\n\ndata: ${piece('drop_table')}\n\n`,
+  'a name that changes': `data: ${piece('lookup')}\n\ndata: ${piece('drop_table')}\n\n`,
+  'a name that comes last': `data: ${fn('{"index":0,"function":{"arguments":"{table"}}')}\n\ndata: ${piece('drop_table')}\n\n`,
+  'a name beside the function': `data: ${fn('{"index":0,"name":"drop_table","function":{"name":"lookup"}}')}\n\n`,
+  'a second choice': `data: ${piece('lookup')}\n\ndata: ${piece('drop_table').replace('"index":0', '"index":1')}\n\n`,
+};
+
+describe('a call is not given out by', () => {
+  const deny = policySchema.parse({ tools: { deny: ['drop_table'] } });
+  test.each(Object.entries(TRICKS))('%s', (_, text) => {
+    const whole = encoder.encode(`data: ${TEXT}\n\n: alive\n\n${text}`);
+    const marked = text.startsWith('\ufeff') ? encoder.encode(text) : whole;
+    for (const lengths of [[1], [7], [100_000]]) {
+      const { passed, isStopped } = run('chat.completions', cut(marked, lengths), deny);
+      const given = decoder.decode(passed);
+      expect(given).not.toContain('table');
+      expect(isStopped).toBe(true);
+    }
+  });
+
+  test('bytes that are not UTF-8, which some clients drop', () => {
+    const bytes = encoder.encode(`data: ${EVIL.replace('drop_', 'drop\u0001')}\n\n`);
+    bytes[bytes.indexOf(1)] = 0xff;
+    const { passed, isStopped } = run('chat.completions', [bytes], deny);
+    expect([passed.length, isStopped]).toEqual([0, true]);
+    const kept = encoder.encode(`data: ${TEXT.replace('hi', '\ufffd \ufeff')}\n\n`);
+    expect(run('chat.completions', [kept], deny).passed.equals(kept)).toBe(true);
+  });
+
+  test('lines and bytes behind a call that is held back but allowed', () => {
+    const when = policySchema.parse({
+      tools: { deny: [{ tool: 'pay', when: 'args.n > 5' }, 'drop_table'] },
+    });
+    const pay = fn('{"index":0,"function":{"name":"pay","arguments":"{\\"n\\":1}"}}');
+    const held = `data: ${pay}\n\n`;
+    expect(runText('chat.completions', held, when)).toMatchObject({ isStopped: false });
+    for (const text of [` data: ${EVIL}\n\n`, `\ufeffdata: ${EVIL}\n\n`, `data: ${EVIL}`]) {
+      const chunks = [encoder.encode(held), encoder.encode(text)];
+      const { passed, isStopped } = run('chat.completions', chunks, when);
+      expect([passed.length, isStopped]).toEqual([0, true]);
+    }
+  });
+
+  test('blocks of a message out of order', () => {
+    const block = (index: number, name: string) =>
+      `data: {"type":"content_block_start","index":${index},"content_block":{"type":"tool_use","id":"a","name":"${name}","input":{}}}\n\n`;
+    const { isStopped, passed } = runText('messages', block(1, 'lookup'));
+    expect([isStopped, passed.length]).toEqual([true, 0]);
+  });
+
+  test('arguments of a call that nothing has begun', () => {
+    const block = '"index":3,"delta":{"type":"input_json_delta","partial_json":"{}"}';
+    const item = '"output_index":3,"item_id":"i","delta":"{}"';
+    const texts = {
+      messages: `data: {"type":"content_block_delta",${block}}\n\n`,
+      'responses.create': `data: {"type":"response.function_call_arguments.delta",${item}}\n\n`,
+    };
+    for (const [endpoint, text] of Object.entries(texts)) {
+      const screen = new Screen(readerOf(endpoint), () => 'allow');
+      expect(screen.push(encoder.encode(text)).length).toBe(0);
+      expect(screen.isHolding).toBe(true);
+    }
+  });
+
+  test('an item of a response that changes its place, or is one line of several', () => {
+    const item = (id: string, index: number) =>
+      `{"type":"response.output_item.done","output_index":${index},"item":{"type":"function_call","id":"${id}","call_id":"${id}","name":"lookup","arguments":"{}"}}`;
+    const lines = `data: {"x":\ndata: ${item('a', 0)}\ndata: }\n\n`;
+    const moved = [item('a', 0), item('b', 1), item('b', 0)].map((data) => `data: ${data}\n\n`);
+    expect(runText('responses.create', lines).fault).toContain('several lines');
+    expect(runText('responses.create', moved.join('')).fault).toContain('places');
+    const delta =
+      '{"type":"response.function_call_arguments.delta","output_index":0,"item_id":"b"}';
+    const mixed = [...moved.slice(0, 2), `data: ${delta}\n\n`].join('');
+    expect(runText('responses.create', mixed).fault).toContain('places');
+  });
+
+  test('an event of a response whose name and type differ', () => {
+    const item = '{"type":"function_call","id":"a","call_id":"c","name":"lookup","arguments":"{}"}';
+    const text = `event: response.output_text.delta\ndata: {"type":"response.output_item.added","output_index":0,"item":${item}}\n\n`;
+    expect(runText('responses.create', text).fault).toContain('differs');
+  });
+
+  test('commands of a shell that differ from those it ends with', () => {
+    const open = policySchema.parse({ tools: { allow: ['shell'], deny: ['x'] } });
+    const item = (command: string, status: string) =>
+      `{"type":"shell_call","id":"i","call_id":"c","status":"${status}","action":{"commands":["${command}"]}}`;
+    const events = (delta: string) =>
+      [
+        `{"type":"response.output_item.added","output_index":0,"item":${item('', 'in_progress')}}`,
+        `{"type":"response.shell_call_command.delta","output_index":0,"command_index":0,"delta":"${delta}"}`,
+        `{"type":"response.output_item.done","output_index":0,"item":${item('ls', 'completed')}}`,
+      ]
+        .map((data) => `data: ${data}\n\n`)
+        .join('');
+    const { isStopped, calls } = runText('responses.create', events('ls'), open);
+    expect([isStopped, calls.length]).toEqual([false, 1]);
+    expect(runText('responses.create', events('rm -rf /'), open).isStopped).toBe(true);
+  });
+});
+
+// The SDKs themselves on what passes
+
+const gated = (endpoint: Form['endpoint']): Response => {
+  const form = usualForm(endpoint, endpoint === 'messages' ? 'tool_use' : 'function');
+  const proposals = proposalsOf(form, 'drop_table', '{"sql":"DROP"}', 2, 1);
+  const text = framesOf(endpoint, proposals)
+    .map((frame) => frame.text)
+    .join('');
+  const { passed } = runText(endpoint, text);
+  return new Response(new Uint8Array(passed), {
+    headers: { 'content-type': 'text/event-stream' },
+  });
+};
+
+describe('an SDK sees the calls before one that is held back, and never that one', () => {
+  const keys = { apiKey: 'k', maxRetries: 0 };
+
+  test('openai, chat', async () => {
+    const client = new OpenAI({ ...keys, fetch: async () => gated('chat.completions') });
+    const seen: string[] = [];
+    const stream = await client.chat.completions.create({ model: 'm', messages: [], stream: true });
+    for await (const { choices } of stream) {
+      for (const call of choices[0]?.delta.tool_calls ?? []) seen.push(JSON.stringify(call));
+    }
+    expect(seen.join()).toContain('lookup');
+    expect(seen.join()).not.toMatch(/drop_table|DROP/);
+  });
+
+  test('openai, responses', async () => {
+    const client = new OpenAI({ ...keys, fetch: async () => gated('responses.create') });
+    const seen: string[] = [];
+    const stream = await client.responses.create({ model: 'm', input: 'x', stream: true });
+    for await (const event of stream) if ('item' in event) seen.push(JSON.stringify(event.item));
+    expect(seen.join()).toContain('lookup');
+    expect(seen.join()).not.toMatch(/drop_table|DROP/);
+  });
+
+  test('@anthropic-ai/sdk, messages', async () => {
+    const client = new Anthropic({ ...keys, fetch: async () => gated('messages') });
+    const seen: string[] = [];
+    const stream = client.messages.stream({ model: 'm', max_tokens: 9, messages: [] });
+    stream.on('streamEvent', (_, snapshot) => void seen.push(JSON.stringify(snapshot.content)));
+    await stream.done().catch(() => {});
+    expect(seen.join()).toContain('lookup');
+    expect(seen.join()).not.toMatch(/drop_table|DROP/);
+  });
+});

@@ -1,0 +1,353 @@
+/** A deployment in the test's own process: two orgs alike, and a database that can be watched. */
+
+import { copyFileSync } from 'node:fs';
+import { createAgent } from '../db/agents.ts';
+import {
+  type Database,
+  filePath,
+  openDatabase,
+  type Row,
+  type Statement,
+  type Value,
+} from '../db/client.ts';
+import { invite } from '../db/invitations.ts';
+import { type Member, offerOwnership } from '../db/members.ts';
+import { Memo } from '../db/memo.ts';
+import type { Org } from '../db/org.ts';
+import { createPlatformToken } from '../db/platform.ts';
+import { addPolicyVersion } from '../db/policies.ts';
+import { setPrice } from '../db/prices.ts';
+import { putProviderKey } from '../db/provider-keys.ts';
+import { newToken } from '../db/seal.ts';
+import { openSession } from '../db/sessions.ts';
+import { putOidc } from '../db/signin.ts';
+import { createAdminToken } from '../db/tokens.ts';
+import { createWebhook } from '../db/webhooks.ts';
+import { makeApp } from '../functions/app.ts';
+import { boot } from '../functions/boot.ts';
+import { Deliveries } from '../functions/jobs/deliver.ts';
+import { Flights } from '../functions/proxy/flight.ts';
+import type { Services } from '../functions/services.ts';
+import { parseCidrList } from '../schema/address.ts';
+import type { Nanos } from '../schema/money.ts';
+import { type AdminAction, actionsOf, ROLES, type Role } from '../schema/roles.ts';
+import { addMember, type Ground, makeGround, makeOrg } from './orgs.ts';
+
+/** What a test sees of every statement, and may make of it. */
+export interface Watch {
+  /** Another text for a statement. */
+  rewrite?: ((sql: string) => string) | undefined;
+  /** Called with what each statement read. */
+  seen?: ((sql: string, rows: readonly Row[]) => void) | undefined;
+}
+
+/** An org with one of everything. */
+export interface Side {
+  readonly org: Org;
+  readonly slug: string;
+  readonly owner: Member;
+  readonly members: Readonly<Record<Role, Member>>;
+  readonly adminToken: string;
+  readonly agentToken: string;
+  /** What its agents call their run, and what its names begin with. */
+  readonly name: string;
+}
+
+/** What a request is sent with. */
+export type Credential = Readonly<Record<string, string>>;
+
+/** An answer of the admin API. */
+export interface Answer {
+  readonly status: number;
+  readonly text: string;
+  readonly data: Readonly<Record<string, unknown>> | null;
+  readonly errors: readonly {
+    readonly message: string;
+    readonly path?: readonly (string | number)[];
+    readonly extensions?: Readonly<Record<string, unknown>>;
+  }[];
+}
+
+/** Both orgs, and ways to them. */
+export interface World {
+  readonly ground: Ground;
+  readonly own: Side;
+  readonly foreign: Side;
+  readonly watch: Watch;
+  /** The services of the server as it runs now. */
+  readonly services: Services;
+  /** Sends a request to the server, from an address of its own. */
+  send(path: string, init?: RequestInit): Promise<Response>;
+  /** Asks the admin API. */
+  ask(credential: Credential, query: string, variables?: object): Promise<Answer>;
+  /** Every row of an org, as text by table. */
+  dump(org: Org): Promise<ReadonlyMap<string, string>>;
+  /** Puts the database back to how it was when the world was made, or last kept. */
+  restore(): Promise<void>;
+  /** Keeps the database as it is for {@link World.restore}. */
+  keep(): Promise<void>;
+  clear(): Promise<void>;
+}
+
+const POLICY = {
+  tools: { requireApproval: [{ tool: 'refund', expiresAfterS: 86_400 }], deny: ['forbidden'] },
+  limits: [{ per: 'agent', requests: 100_000, windowS: 3_600 }],
+  budget: { run: '1.00', agentPerDay: '100.00', alertAt: 0.000_001 },
+  capture: 'sealed',
+};
+
+/** Makes both orgs. Always clear it. */
+export async function makeWorld(env: Readonly<Record<string, string>> = {}): Promise<World> {
+  const bare = await makeGround();
+  const watch: Watch = {};
+  const base = await makeServices(bare, env);
+  let db = await openDatabase({ url: bare.url, synchronous: 'normal' });
+  await bare.db.close();
+  const watched = watchDatabase(() => db, watch);
+  const ground = { ...bare, db: watched };
+  const start = () => {
+    const memory = {
+      credentials: new Memo<never>(99),
+      runs: new Memo<never>(99),
+      failures: new Memo<number>(99),
+    };
+    const flights = new Flights(watched, base.log, Date.now);
+    const deliveries = new Deliveries({ ...base, db: watched });
+    const services: Services = { ...base, db: watched, memory, flights, deliveries };
+    return { services, answer: makeApp(services) };
+  };
+  let running = start();
+  let requests = 0;
+  const send = async (path: string, init: RequestInit = {}) => {
+    const at = ++requests;
+    const address = `127.${1 + (at >> 16)}.${(at >> 8) & 255}.${at & 255}`;
+    return await running.answer(new Request(`http://localhost${path}`, init), { address });
+  };
+  const path = filePath(ground.url);
+  const reopen = async (change: () => void) => {
+    await db.close();
+    change();
+    db = await openDatabase({ url: ground.url, synchronous: 'normal' });
+    running = start();
+  };
+  const keep = () => reopen(() => copyFileSync(path, `${path}.kept`));
+  const world = {
+    ...{ ground, watch, send, keep },
+    get services() {
+      return running.services;
+    },
+    ask: (credential: Credential, query: string, variables: object = {}) =>
+      ask(send, credential, query, variables),
+    dump: (org: Org) => dump(db, org),
+    restore: () => reopen(() => copyFileSync(`${path}.kept`, path)),
+    async clear() {
+      await db.close();
+      await bare.clear();
+    },
+  };
+  try {
+    const own = await makeSide(world, 'own');
+    const foreign = await makeSide(world, 'foreign');
+    await keep();
+    return Object.assign(world, { own, foreign }) as World;
+  } catch (error) {
+    await world.clear();
+    throw error;
+  }
+}
+
+async function makeServices(
+  { url, masterText }: Ground,
+  env: Readonly<Record<string, string>>,
+): Promise<Services> {
+  const services = await boot({
+    RUNGATE_DATABASE_URL: url,
+    RUNGATE_MASTER_KEYS: masterText,
+    RUNGATE_EGRESS_ALLOW: '127.0.0.1/32',
+    RUNGATE_LOG: 'silent',
+    ...env,
+  });
+  await services.db.close();
+  return services;
+}
+
+/** A database whose statements a test sees and may change. */
+function watchDatabase(current: () => Database, watch: Watch): Database {
+  const text = (sql: string) => watch.rewrite?.(sql) ?? sql;
+  return {
+    async read(sql, args) {
+      const rows = await current().read(text(sql), args);
+      watch.seen?.(sql, rows);
+      return rows;
+    },
+    async first(sql, args) {
+      const row = await current().first(text(sql), args);
+      watch.seen?.(sql, row ? [row] : []);
+      return row;
+    },
+    async write(statements: readonly Statement[]) {
+      const results = await current().write(
+        watch.rewrite ? statements.map(({ sql, args }) => ({ sql: text(sql), args })) : statements,
+      );
+      for (const [at, { sql }] of statements.entries()) watch.seen?.(sql, results[at]?.rows ?? []);
+      return results;
+    },
+    close: () => current().close(),
+  };
+}
+
+async function ask(
+  send: World['send'],
+  credential: Credential,
+  query: string,
+  variables: object,
+): Promise<Answer> {
+  const response = await send('/graphql', {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', ...credential },
+    body: JSON.stringify({ query, variables }),
+  });
+  const text = await response.text();
+  const { data = null, errors = [] } = JSON.parse(text) as Partial<Answer>;
+  return { status: response.status, text, data, errors };
+}
+
+/** Tables with an org's rows; the org's own row goes by its id. */
+async function dump(db: Database, org: Org): Promise<ReadonlyMap<string, string>> {
+  const tables = await db.read(
+    `select m.name from sqlite_master m join pragma_table_info(m.name) c
+     where m.type = 'table' and c.name = 'org_id' order by m.name`,
+    [],
+  );
+  const rowsOf = async (sql: string) => JSON.stringify(await db.read(sql, [org.id]));
+  const entries: [string, string][] = [];
+  for (const { name } of tables) {
+    entries.push([String(name), await rowsOf(`select * from "${name}" where org_id = ?1`)]);
+  }
+  entries.push(['orgs', await rowsOf('select * from orgs where id = ?1')]);
+  return new Map(entries);
+}
+
+/** The credential of an admin's or agent's token. */
+export const bearer = (token: string): Credential => ({ authorization: `Bearer ${token}` });
+
+type Making = Pick<World, 'ground' | 'send' | 'services'>;
+
+async function makeSide(world: Making, kind: string): Promise<Side> {
+  const { ground } = world;
+  const { org, slug, owner, adminToken } = await makeOrg(ground);
+  const others = await Promise.all(
+    ROLES.slice(1).map(async (role) => [role, await addMember(ground, org, role)] as const),
+  );
+  const members = { owner, ...Object.fromEntries(others) } as Side['members'];
+  const name = `${kind}-${slug}`;
+  const side = { org, slug, owner, members, adminToken, name };
+  const agentToken = await furnish(ground, side);
+  await live(world, { ...side, agentToken });
+  return { ...side, agentToken };
+}
+
+/** What is configured in an org. */
+async function furnish(
+  { master }: Ground,
+  { org, owner, members, name }: Omit<Side, 'agentToken'>,
+): Promise<string> {
+  const now = Date.now();
+  const baseUrl = 'http://demo/v1';
+  await putProviderKey(org, master, 'operator', {
+    name: 'demo',
+    provider: 'demo',
+    baseUrl,
+    secret: name,
+  });
+  const document = JSON.stringify(POLICY);
+  const policy = await addPolicyVersion(org, 'operator', `${name}-policy`, document);
+  await addPolicyVersion(org, 'operator', `${name}-policy`, document, policy);
+  await addPolicyVersion(org, 'operator', `${name}-spare`, document);
+  const { token } = await createAgent(org, 'operator', `${name}-agent`, policy.id);
+  const price = 1_000_000_000 as Nanos;
+  const rates = { inputNanosPerMillion: price, outputNanosPerMillion: price };
+  await setPrice(org, 'operator', 'demo/demo-small', rates);
+  await invite(org, 'operator', `${name}@invited.example`, 'viewer', now);
+  const oidc = { issuer: `https://${name}.example`, clientId: name, secret: name, domains: [] };
+  await putOidc(org, master, 'operator', oidc, now);
+  await offerOwnership(org, 'operator', owner.id, members.admin.id, now);
+  await openSession(org, members.member.id, { method: 'link' }, now);
+  const url = `http://127.0.0.1:9/${name}`;
+  await createWebhook(org, master, 'operator', { url, events: ['*'], description: name });
+  return token;
+}
+
+/** What happens in an org: calls, a gate, a report, deliveries. */
+async function live({ send, services }: Making, { agentToken, name }: Side): Promise<void> {
+  const headers = {
+    ...bearer(agentToken),
+    'content-type': 'application/json',
+    'x-rungate-run': name,
+  };
+  const post = async (path: string, body: object) => {
+    const response = await send(path, { method: 'POST', headers, body: JSON.stringify(body) });
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${path}: ${response.status} ${text}`);
+  };
+  const messages = [{ role: 'user', content: `hello from ${name}` }];
+  await post('/v1/chat/completions', { model: 'demo/demo-small', messages });
+  await post('/v1/responses', { model: 'demo/demo-small', input: `hello from ${name}` });
+  await post(`/v1/runs/${name}/tools`, { name: 'refund', arguments: { of: name } });
+  const report = { kind: 'tool_call', name: 'search', outcome: 'ok', latencyMs: 1 };
+  await post(`/v1/runs/${name}/steps`, report);
+  await services.deliveries.run(2_000);
+}
+
+/** Whoever asks, and what he may do by the table of roles. */
+export interface Asker {
+  readonly role: Role | null;
+  readonly kind: string;
+  readonly credential: Credential;
+  readonly actions: ReadonlySet<AdminAction>;
+}
+
+/** Everyone who may ask: each role by session and by tokens of all, and of parts of its actions. */
+export async function makeAskers(world: World, side: Side): Promise<Asker[]> {
+  const askers: Asker[] = [];
+  for (const role of ROLES) {
+    const all = actionsOf(role);
+    askers.push(await bySession(side, role));
+    const parts = [all, all.filter((_, at) => at % 2 === 0), all.filter((_, at) => at % 2 === 1)];
+    for (const [at, actions] of parts.entries()) {
+      const credential = await tokenOf(side, role, actions);
+      const kind = ['token of all', 'token of even', 'token of odd'][at]!;
+      askers.push({ role, kind, credential, actions: new Set(actions) });
+    }
+  }
+  const nothing = { role: null, actions: new Set<AdminAction>() };
+  const now = Date.now();
+  const loopback = parseCidrList('127.0.0.0/8');
+  const { token } = await createPlatformToken(world.ground.db, 'p', loopback, 3_600_000, now);
+  return [
+    ...askers,
+    { ...nothing, kind: 'agent token', credential: bearer(side.agentToken) },
+    { ...nothing, kind: 'platform token', credential: bearer(token) },
+    { ...nothing, kind: 'unknown token', credential: bearer(newToken('admin')) },
+    { ...nothing, kind: 'unknown session', credential: { cookie: `rungate=${newToken('admin')}` } },
+    { ...nothing, kind: 'nothing', credential: {} },
+  ];
+}
+
+/** A member with a session of his own. */
+export async function bySession(side: Side, role: Role): Promise<Asker> {
+  const { id } = side.members[role];
+  const session = await openSession(side.org, id, { method: 'link' }, Date.now());
+  const credential = { cookie: `rungate=${session!.secret}` };
+  return { role, kind: 'session', credential, actions: new Set(actionsOf(role)) };
+}
+
+/** An admin token of a member with some actions. */
+export async function tokenOf(
+  { org, members }: Side,
+  role: Role,
+  actions: readonly AdminAction[],
+): Promise<Credential> {
+  const wanted = { name: 'asker', actions, expiresAt: null };
+  return bearer((await createAdminToken(org, 'operator', members[role].id, wanted)).token);
+}
