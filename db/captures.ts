@@ -110,6 +110,24 @@ export async function readBodies(
   return bodies;
 }
 
+/**
+ * Opens the bodies of a step for someone, and puts that on the audit trail before he sees them.
+ *
+ * @returns `undefined` where none is kept.
+ * @throws {SealError} as {@link readBodies}.
+ */
+export async function showBodies(
+  org: Org,
+  actor: Actor,
+  master: MasterKeys,
+  { runId, stepId }: { readonly runId: RunId; readonly stepId: StepId },
+): Promise<Bodies | undefined> {
+  const bodies = await readBodies(org, master, runId, stepId);
+  if (!bodies.request && !bodies.response) return undefined;
+  await org.write(auditEntry(org, actor, 'run.body_read', runId, { stepId }));
+  return bodies;
+}
+
 /** Puts on the audit trail that someone reads the bodies of a run, before he does. */
 export async function noteReading(org: Org, actor: Actor, run: RunId): Promise<void> {
   await org.write(auditEntry(org, actor, 'run.body_read', run));

@@ -7,10 +7,12 @@ import {
   type ChainPoint,
   type ChainReport,
   type Checkpoint,
+  PLATFORM_CHAIN,
 } from '../schema/audit.ts';
 import { Refusal } from '../schema/errors.ts';
+import type { OrgId } from '../schema/ids.ts';
 import { type Actor, auditEntry, readChain } from './audit.ts';
-import type { Statement } from './client.ts';
+import type { Database, Statement } from './client.ts';
 import type { Org } from './org.ts';
 import { type Page, readPage, type Window } from './page.ts';
 import { digestText } from './seal.ts';
@@ -51,10 +53,11 @@ export async function signHead(
 }
 
 /**
- * Deletes the entries made before a time, except the newest of all, behind a signed checkpoint
- * from which the rest still verifies.
+ * Deletes the oldest entries made before a time, except the newest of all, behind a signed
+ * checkpoint from which the rest still verifies.
  *
  * @param beforeMs Unix milliseconds.
+ * @param limit The most entries that are deleted.
  * @returns how many were deleted.
  */
 export async function pruneAudit(
@@ -62,15 +65,20 @@ export async function pruneAudit(
   signer: Signer,
   beforeMs: number,
   now: number,
+  limit = Number.MAX_SAFE_INTEGER,
 ): Promise<number> {
   const row = await org.first(
     `select seq, hash from audit_entries
-     where org_id = ?1 and seq < coalesce(
-       (select min(seq) from audit_entries where org_id = ?1 and at >= ?2),
-       (select max(seq) from audit_entries where org_id = ?1)
+     where org_id = ?1 and seq < min(
+       coalesce(
+         (select min(seq) from audit_entries where org_id = ?1 and at >= ?2),
+         (select max(seq) from audit_entries where org_id = ?1)
+       ),
+       (select min(seq) from audit_entries where org_id = ?1) + ?3
      )
      order by seq desc limit 1`,
     beforeMs,
+    limit,
   );
   if (!row) return 0;
   const point = { seq: Number(row.seq), hash: String(row.hash) };
@@ -82,6 +90,38 @@ export async function pruneAudit(
     auditEntry(org, 'system', 'audit.prune', 'audit', { untilSeq: point.seq }),
   );
   return pruned!.changes;
+}
+
+/** Orgs whose chain has grown since it was signed, and where the search goes on. */
+export interface UnsignedPage {
+  readonly orgs: readonly OrgId[];
+  /** The last org that was looked at; undefined once that was the last of all. */
+  readonly next: OrgId | undefined;
+}
+
+const ORGS_PER_PAGE = 200;
+
+/** Finds chains that have grown since a checkpoint from before a time, in pages of orgs. */
+export async function findUnsigned(
+  db: Database,
+  signedBeforeMs: number,
+  after = '',
+): Promise<UnsignedPage> {
+  const rows = await db.read(
+    `select id, coalesce((select max(seq) from audit_entries where org_id = o.id), 0) > coalesce(
+         (select max(seq) from audit_checkpoints where org_id = o.id and purpose = 'head'), 0
+       ) and coalesce(
+         (select max(at) from audit_checkpoints where org_id = o.id and purpose = 'head'), 0
+       ) < ?1 as is_due
+     from (
+       select id from (select '${PLATFORM_CHAIN}' as id union all select id from orgs)
+       where id > ?2 order by id limit ${ORGS_PER_PAGE}
+     ) o order by id`,
+    [signedBeforeMs, after],
+  );
+  const due = rows.filter((row) => row.is_due === 1).map(({ id }) => id as OrgId);
+  const isWhole = rows.length === ORGS_PER_PAGE;
+  return { orgs: due, next: isWhole ? (rows.at(-1)?.id as OrgId) : undefined };
 }
 
 async function signPoint(

@@ -22,8 +22,9 @@ import { type Actor, auditEntry } from './audit.ts';
 import type { Database, Row, Statement } from './client.ts';
 import { forOrg, type Org } from './org.ts';
 import { announce } from './outbox.ts';
-import { digestText, newId } from './seal.ts';
-import type { Shelf, Vault } from './vault.ts';
+import { type Page, readPage, readPages, type Window } from './page.ts';
+import { digestText, type MasterKeys, newId } from './seal.ts';
+import { openVault, type Shelf, type Vault } from './vault.ts';
 
 /** A gate as it stands; times are Unix milliseconds. */
 export interface Gate extends GateStand {
@@ -265,6 +266,112 @@ export async function listGates(org: Org, query: GateQuery, now: number): Promis
     query.limit,
   );
   return rows.map(toGate);
+}
+
+/** Which gates of an org are searched for; all of what is given must hold. */
+export interface GateFilter {
+  /** As it stands at the moment of asking: see {@link statusAt}. */
+  readonly status?: GateStatus | null | undefined;
+  readonly agentId?: AgentId | null | undefined;
+  readonly runId?: RunId | null | undefined;
+}
+
+/** {@link statusAt} of a row, with the moment bound to `?2`. */
+const AS_OF_NOW: Readonly<Record<GateStatus, string>> = {
+  pending: `g.status = 'pending' and g.expires_at > ?2`,
+  approved: `g.status = 'approved' and g.expires_at > ?2`,
+  rejected: `g.status = 'rejected'`,
+  expired: `(
+    g.status = 'expired' or g.status in ('pending', 'approved') and g.expires_at <= ?2
+  )`,
+  released: `g.status = 'released'`,
+};
+
+const ofStatus = (status: GateStatus | null | undefined): string =>
+  status ? AS_OF_NOW[status] : '?2 > 0';
+
+/** An org's gates, the newest first. */
+export function searchGates(
+  org: Org,
+  { status, agentId, runId }: GateFilter,
+  now: number,
+  window: Window,
+): Promise<Page<Gate>> {
+  const sql = `${SELECT} where g.org_id = ?1 and ${ofStatus(status)}
+    and (?3 is null or g.agent_id = ?3) and (?4 is null or g.run_id = ?4)`;
+  const args = [now, agentId ?? null, runId ?? null];
+  return readPage(org, { sql, args, order: 'id', isDescending: true }, window, toGate);
+}
+
+/** The same part of the gates of several runs, the newest first. */
+export function listGatesOfRuns(
+  org: Org,
+  runs: readonly RunId[],
+  { status }: Pick<GateFilter, 'status'>,
+  now: number,
+  window: Window,
+): Promise<Map<RunId, Page<Gate>>> {
+  const sql = (run: string) => `${SELECT}
+    where g.org_id = ?1 and ${ofStatus(status)} and g.run_id = ${run}`;
+  const listings = { sql, args: [now], order: 'id', isDescending: true };
+  return readPages(org, listings, runs, window, toGate);
+}
+
+/** The gates of these ids. */
+export async function readGates(org: Org, ids: readonly GateId[]): Promise<Gate[]> {
+  const rows = await org.read(
+    `${SELECT} where g.org_id = ?1 and g.id in (select value from json_each(?2))`,
+    JSON.stringify(ids),
+  );
+  return rows.map(toGate);
+}
+
+/**
+ * The exact texts of the arguments of gates, for those who may see them.
+ *
+ * @throws {SealError} when the org's key is gone, or what is kept was altered.
+ */
+export async function readArgs(
+  org: Org,
+  master: MasterKeys,
+  ids: readonly GateId[],
+): Promise<Map<GateId, string>> {
+  const vault = await openVault(org, master);
+  const gates = await readGates(org, ids);
+  const opened = gates.map(async (gate) => [gate.id, await openArgs(vault, gate)] as const);
+  return new Map(await Promise.all(opened));
+}
+
+/** What one decider has decided on a gate. */
+export interface GateDecision {
+  /** A member's id, `operator`, or `link:` and the id of a signed link. */
+  readonly decider: string;
+  readonly decision: Verdict['decision'];
+  readonly reason: string | null;
+  /** Unix milliseconds. */
+  readonly decidedAt: number;
+}
+
+/** The decisions on gates, each gate's in the order of time. */
+export async function readDecisions(
+  org: Org,
+  ids: readonly GateId[],
+): Promise<Map<GateId, GateDecision[]>> {
+  const rows = await org.read(
+    `select * from gate_decisions
+     where org_id = ?1 and gate_id in (select value from json_each(?2)) order by decided_at`,
+    JSON.stringify(ids),
+  );
+  const decisions = new Map(ids.map((id): [GateId, GateDecision[]] => [id, []]));
+  for (const row of rows) {
+    decisions.get(row.gate_id as GateId)?.push({
+      decider: String(row.decider),
+      decision: row.decision as GateDecision['decision'],
+      reason: row.reason as string | null,
+      decidedAt: row.decided_at as number,
+    });
+  }
+  return decisions;
 }
 
 /** A person's decision on a gate. */

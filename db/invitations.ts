@@ -194,7 +194,9 @@ async function change(
   id: InvitationId,
   [sql, ...args]: [string, ...(string | number)[]],
 ): Promise<void> {
-  const missing = new Refusal('not_found', 'The org has no such open invitation.');
+  const missing = new Refusal('not_found', 'The org has no such open invitation.', {
+    field: 'invitationId',
+  });
   const row = await org.first('select role from invitations where org_id = ?1 and id = ?2', id);
   if (!row) return await refuse(org, actor, action, id, missing);
   const refusal = judgeInvitation(acting(actor), row.role as Role);

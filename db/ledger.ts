@@ -54,7 +54,8 @@ function readLine(line: string, at: number): [OrgId, number] {
   try {
     const { org, deletedAt } = JSON.parse(line) as { org?: unknown; deletedAt?: unknown };
     const deleted = Date.parse(String(deletedAt));
-    if (typeof org === 'string' && isId('org', org) && !Number.isNaN(deleted)) return [org, deleted];
+    if (typeof org === 'string' && isId('org', org) && !Number.isNaN(deleted))
+      return [org, deleted];
   } catch {}
   throw new Error(`Line ${at + 1} of the deletion ledger is not one of a ledger.`);
 }

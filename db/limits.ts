@@ -161,6 +161,27 @@ function toSlots(json: Row[string] | undefined): Slot[] {
   return pairs.map(([lastAt, used]) => ({ lastAt, used }));
 }
 
+/** How limits stand at a moment, without a call; those of a run, which stop it, are not known. */
+export async function readLimits(
+  org: Org,
+  limits: readonly Limit[],
+  nowMillis: number,
+): Promise<Standing[]> {
+  if (limits.length === 0) return [];
+  const charges = limits.map((limit) => ({ limit, amount: 0 }));
+  const rows = await org.read(READ_LIMITS, writeCharges(charges, nowMillis), nowMillis);
+  return readStandings(rows);
+}
+
+const READ_LIMITS = `select iif(c.kind = 'concurrent', ${liveSql('?3')}, (
+      select coalesce(sum(s.used), 0) ${slotsSql('?3')}
+    )) as used,
+    null as first_at, 0 as live,
+    iif(c.window_ms > 0, (
+      select json_group_array(json_array(s.last_at, s.used)) ${slotsSql('?3')}
+    ), '[]') as slots
+  from ${chargesSql('?2')} c order by c.position`;
+
 /** What {@link Limit} a failed sign-in counts against, by the address it came from. */
 export interface FailureLimit {
   readonly windowMs: number;

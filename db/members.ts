@@ -172,7 +172,9 @@ function endSessions(org: Org, member: MemberId): Statement {
 }
 
 async function present(org: Org, actor: Actor, action: string, id: MemberId): Promise<Member> {
-  const missing = new Refusal('not_found', 'The org has no such member.');
+  const missing = new Refusal('not_found', 'The org has no such member.', {
+    field: 'memberId',
+  });
   return (await readMember(org, id)) ?? (await refuse(org, actor, action, id, missing));
 }
 
@@ -259,11 +261,11 @@ export async function offerOwnership(
   if (offered!.changes === 0) await refuse(org, actor, 'org.transfer', to, refusal);
 }
 
-/** Takes the offer back. @returns false when there is none. */
-export async function withdrawOffer(org: Org, actor: Actor): Promise<boolean> {
+/** Takes the offer to a member back. @returns false when there is none. */
+export async function withdrawOffer(org: Org, actor: Actor, to: MemberId): Promise<boolean> {
   const [withdrawn] = await org.write(
-    org.statement('delete from ownership_offers where org_id = ?1'),
-    auditEntry(org, actor, 'org.transfer', org.id, { withdrawn: true }, { ifChanged: true }),
+    org.statement('delete from ownership_offers where org_id = ?1 and to_member = ?2', to),
+    auditEntry(org, actor, 'org.transfer', to, { withdrawn: true }, { ifChanged: true }),
   );
   return withdrawn!.changes > 0;
 }

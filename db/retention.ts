@@ -71,6 +71,8 @@ export interface Overdue {
   readonly org: Org;
   /** Records from before are deleted; Unix milliseconds. */
   readonly beforeMs: number;
+  /** Whether the audit trail's turn has come: that is noted on it, and so done once a day. */
+  readonly isAuditDue: boolean;
 }
 
 /** A part of all orgs, and where the next one begins. */
@@ -99,7 +101,7 @@ export async function findOverdue(
 ): Promise<OverduePage> {
   const args = [now, JSON.stringify(planDays(operatorDays)), after, ORGS_PER_PAGE];
   const rows = await db.read(
-    `select id, before, before is not null and coalesce(deletes_at, ?1 + 1) > ?1 and (
+    `select id, before, coalesce(deletes_at, ?1 + 1) > ?1 as stays, (
          exists (select 1 from runs where org_id = o.id and closed_at < before)
          or exists (
            select 1 from runs where status = 'open' and opened_at < before and org_id = o.id
@@ -107,14 +109,23 @@ export async function findOverdue(
          or exists (select 1 from events where org_id = o.id and created_at < before)
          or exists (select 1 from responses where org_id = o.id and created_at < before)
          or exists (select 1 from invitations where org_id = o.id and expires_at < before)
-         or before > (select at from audit_entries where org_id = o.id order by seq limit 1)
-       ) as is_overdue
+       ) as is_overdue,
+       before - iif(
+         exists (
+           select 1 from audit_checkpoints
+           where org_id = o.id and purpose = 'pruned' and at > ?1 - ${DAY_MS}
+         ), ${DAY_MS}, 0
+       ) > (select at from audit_entries where org_id = o.id order by seq limit 1) as is_audit_due
      from (${KEPT}) o order by id`,
     args,
   );
   const overdue = rows
-    .filter((row) => row.is_overdue === 1)
-    .map((row) => ({ org: forOrg(db, row.id as OrgId), beforeMs: Number(row.before) }));
+    .filter((row) => row.stays === 1 && (row.is_overdue === 1 || row.is_audit_due === 1))
+    .map((row) => ({
+      org: forOrg(db, row.id as OrgId),
+      beforeMs: Number(row.before),
+      isAuditDue: row.is_audit_due === 1,
+    }));
   const isWhole = rows.length === ORGS_PER_PAGE;
   return { overdue, next: isWhole ? (rows.at(-1)?.id as OrgId) : undefined };
 }

@@ -1,6 +1,6 @@
 /** Runs: opened, joined, closed, blocked, and their ceilings. */
 
-import type { AgentId, PolicyVersionId, RunId } from '../schema/ids.ts';
+import type { AgentId, PolicyId, PolicyVersionId, RunId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import type { Scope } from '../schema/rules/budget.ts';
 import type { RunName } from '../schema/rules/identity.ts';
@@ -9,6 +9,7 @@ import { type Actor, auditEntry } from './audit.ts';
 import type { Row, Statement } from './client.ts';
 import type { Org } from './org.ts';
 import { announce } from './outbox.ts';
+import { type Page, readPage, type Window } from './page.ts';
 import { readPolicyVersion } from './policies.ts';
 import { newId } from './seal.ts';
 
@@ -58,6 +59,56 @@ export async function findRun(org: Org, agent: AgentId, name: string): Promise<R
 /** A run by its own id. */
 export async function readRun(org: Org, id: RunId): Promise<Run | undefined> {
   return maybe(await org.first('select * from runs where org_id = ?1 and id = ?2', id));
+}
+
+/** The runs of these ids. */
+export async function readRuns(org: Org, ids: readonly RunId[]): Promise<Run[]> {
+  const rows = await org.read(
+    'select * from runs where org_id = ?1 and id in (select value from json_each(?2))',
+    JSON.stringify(ids),
+  );
+  return rows.map(toRun);
+}
+
+/** Which runs of an org are listed; all of what is given must hold. */
+export interface RunFilter {
+  readonly status?: RunStatus | null | undefined;
+  readonly agentId?: AgentId | null | undefined;
+  /** Of any version of this policy. */
+  readonly policyId?: PolicyId | null | undefined;
+  /** Unix milliseconds, the first included and the last not. */
+  readonly openedAfter?: number | null | undefined;
+  readonly openedBefore?: number | null | undefined;
+  /** Part of the name, in any case. */
+  readonly name?: string | null | undefined;
+}
+
+/** In which order runs are listed. */
+export interface RunOrder {
+  readonly by: 'opened_at' | 'active_at' | 'spent_nanos';
+  readonly isDescending: boolean;
+}
+
+/** The runs of an org. */
+export function listRuns(
+  org: Org,
+  filter: RunFilter,
+  { by, isDescending }: RunOrder,
+  window: Window,
+): Promise<Page<Run>> {
+  const { status, agentId, policyId, openedAfter, openedBefore, name } = filter;
+  const sql = `select * from runs where org_id = ?1
+    and (?2 is null or status = ?2) and (?3 is null or agent_id = ?3)
+    and (?4 is null or policy_version_id in (
+      select id from policy_versions where org_id = ?1 and policy_id = ?4
+    ))
+    and opened_at >= ?5 and opened_at < ?6
+    and (?7 is null or instr(lower(name), lower(?7)) > 0)`;
+  const args = [
+    ...[status ?? null, agentId ?? null, policyId ?? null],
+    ...[openedAfter ?? 0, openedBefore ?? Number.MAX_SAFE_INTEGER, name ?? null],
+  ];
+  return readPage(org, { sql, args, order: by, isDescending }, window, toRun);
 }
 
 /** The runs of all agents that go by a name or an id, the newest first; at most ten. */
@@ -292,16 +343,21 @@ export async function reopenRun(org: Org, id: RunId, now: number): Promise<boole
 /**
  * Sets a run's ceiling, but never below what is spent and held: money that is gone can't be
  * forbidden. A run that its own ceiling had blocked re-opens when there is room again.
+ *
+ * @returns whether there is such a run.
  */
 export async function setCeiling(
   org: Org,
   actor: Actor,
   id: RunId,
   ceilingNanos: Nanos,
-): Promise<void> {
+): Promise<boolean> {
+  const run = await readRun(org, id);
+  if (!run) return false;
   const reopens = `status = 'blocked' and closed_reason = 'budget.run'
     and ?3 > spent_nanos + held_nanos`;
-  await org.write(
+  const before = { ceilingNanos: run.ceilingNanos, status: run.status };
+  const [changed] = await org.write(
     org.statement(
       `update runs set
          ceiling_nanos = max(?3, spent_nanos + held_nanos),
@@ -312,8 +368,9 @@ export async function setCeiling(
       id,
       ceilingNanos,
     ),
-    auditEntry(org, actor, 'run.set_ceiling', id, { ceilingNanos }),
+    auditEntry(org, actor, 'run.set_ceiling', id, { ceilingNanos }, { before, ifChanged: true }),
   );
+  return changed!.changes > 0;
 }
 
 function maybe(row: Row | undefined): Run | undefined {

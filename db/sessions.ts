@@ -178,12 +178,12 @@ export function listSessions(
   return readPage(org, { sql, args, order: 'active_at', isDescending: true }, window, toListed);
 }
 
-/** The live sessions of these members, the latest used first. */
+/** The live sessions of each of these members, the latest used first. */
 export async function sessionsOf(
   org: Org,
   members: readonly MemberId[],
   now: number,
-): Promise<ListedSession[]> {
+): Promise<ReadonlyMap<MemberId, readonly ListedSession[]>> {
   const rows = await org.read(
     `${LIVE} and s.member_id in (select value from json_each(?4))
      order by s.active_at desc, s.id desc`,
@@ -191,7 +191,7 @@ export async function sessionsOf(
     now - IDLE_MS,
     JSON.stringify(members),
   );
-  return rows.map(toListed);
+  return Map.groupBy(rows.map(toListed), ({ memberId }) => memberId);
 }
 
 function toListed(row: Row): ListedSession {

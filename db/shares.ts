@@ -25,7 +25,8 @@ export function openShares(folder: string): KeyShares {
       await mkdir(folder, { recursive: true, mode: 0o700 });
       await createWhole(pathOf(org), `${share.toBase64()}\n`);
       const kept = await read(org);
-      if (!kept) throw new SealError('unknown_key', 'The share could not be read once it was kept.');
+      if (!kept)
+        throw new SealError('unknown_key', 'The share could not be read once it was kept.');
       return kept;
     },
     destroy: (org) => rm(pathOf(org), { force: true }),

@@ -200,11 +200,11 @@ export async function openOidcSecret(
   return await open(master, String(key?.wrapped), secretPlace(org.id, issuer), secret);
 }
 
-/** Takes an org's identity provider away. @returns false when it has none. */
-export async function deleteOidc(org: Org, actor: Actor): Promise<boolean> {
+/** Takes an org's identity provider away. @returns false when it doesn't have this one. */
+export async function deleteOidc(org: Org, actor: Actor, issuer: string): Promise<boolean> {
   const before = shown(await readOidc(org));
   const [deleted] = await org.write(
-    org.statement('delete from oidc_settings where org_id = ?1'),
+    org.statement('delete from oidc_settings where org_id = ?1 and issuer = ?2', issuer),
     auditEntry(
       org,
       actor,

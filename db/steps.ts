@@ -15,6 +15,7 @@ import {
   writeCharges,
 } from './limits.ts';
 import type { Org } from './org.ts';
+import { type Page, readPages, type Window } from './page.ts';
 import { newId } from './seal.ts';
 
 export type StepKind =
@@ -406,6 +407,52 @@ export async function readStep(org: Org, run: RunId, id: StepId): Promise<Step |
     id,
   );
   return row && toStep(row);
+}
+
+/** A step, and where it belongs. */
+export interface RunStep extends Step {
+  readonly runId: RunId;
+  readonly agentId: AgentId;
+}
+
+/** Which steps of a run are listed. */
+export interface StepFilter {
+  readonly kinds?: readonly StepKind[] | null | undefined;
+}
+
+/** The same part of the trails of several runs, each in the order of time. */
+export function listStepsOfRuns(
+  org: Org,
+  runs: readonly RunId[],
+  { kinds = null }: StepFilter,
+  window: Window,
+): Promise<Map<RunId, Page<RunStep>>> {
+  const sql = (run: string) => `select * from steps where org_id = ?1 and run_id = ${run}
+    and (?2 is null or kind in (select value from json_each(?2)))`;
+  const listings = { sql, args: [kinds && JSON.stringify(kinds)], order: 'id' };
+  return readPages(org, listings, runs, window, toRunStep);
+}
+
+/** Where a step is found: `run_…/stp_…`. */
+export type StepKey = `${RunId}/${StepId}`;
+
+/** The steps of several runs, by their keys. */
+export async function readSteps(
+  org: Org,
+  keys: readonly StepKey[],
+): Promise<Map<StepKey, RunStep>> {
+  const rows = await org.read(
+    `select steps.* from json_each(?2) k join steps
+       on run_id = k.value ->> 0 and id = k.value ->> 1
+     where org_id = ?1`,
+    JSON.stringify(keys.map((key) => key.split('/'))),
+  );
+  const steps = rows.map(toRunStep);
+  return new Map(steps.map((step) => [`${step.runId}/${step.id}`, step]));
+}
+
+function toRunStep(row: Row): RunStep {
+  return { ...toStep(row), runId: row.run_id as RunId, agentId: row.agent_id as AgentId };
 }
 
 function toStep(row: Row): Step {

@@ -13,7 +13,8 @@ import type { Services } from './services.ts';
 
 const MAX_PAGE = 200;
 
-const page = z.object({
+/** The query of a page of a run's trail. */
+export const stepsQuery = z.object({
   limit: z.coerce.number().int().min(1).max(MAX_PAGE).default(50),
   after: z.string().max(64).default(''),
 });
@@ -36,7 +37,7 @@ export async function showSteps(
 ): Promise<Response> {
   const caller = await authenticate(services, request, 'run.read');
   const run = await ownRun(caller, name);
-  const query = page.safeParse(Object.fromEntries(new URL(request.url).searchParams));
+  const query = stepsQuery.safeParse(Object.fromEntries(new URL(request.url).searchParams));
   if (!query.success) {
     throw new Refusal('invalid_request', `limit must be a whole number from 1 to ${MAX_PAGE}.`, {
       field: 'limit',

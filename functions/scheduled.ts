@@ -6,10 +6,15 @@ import { endJob, takeJob } from '../db/jobs.ts';
 import { pruneSlots } from '../db/limits.ts';
 import { pruneParked } from '../db/parked.ts';
 import { constantTimeEqual, hashToken, newId } from '../db/seal.ts';
+import { purgeSessions } from '../db/sessions.ts';
 import { expireHolds } from '../db/system.ts';
 import { Refusal } from '../schema/errors.ts';
 import { policySchema } from '../schema/policy.ts';
 import { respondJson } from './edge.ts';
+import { checkAlerts, TELL_MS } from './jobs/alert.ts';
+import { eraseLeaving } from './jobs/erase.ts';
+import { retain } from './jobs/retain.ts';
+import { signTrails } from './jobs/sign.ts';
 import type { Services } from './services.ts';
 
 /** What a job counted. */
@@ -42,6 +47,8 @@ export interface Job {
 const TICK_MS = 5_000;
 /** Jobs are quick; a process that dies in one holds it up for no longer than this. */
 const LEASE_MS = 10_000;
+/** How long a job with much to do takes of a tick; the next one goes on with it. */
+const LONG_MS = 2_000;
 /** How long a tick that was asked for waits for deliveries. */
 const WAIT_MS = 20_000;
 
@@ -71,7 +78,30 @@ const JOBS: readonly Job[] = [
   {
     name: 'limit_windows',
     leaseMs: LEASE_MS,
-    run: async ({ db, now }) => ({ pruned: await pruneSlots(db, now()) }),
+    run: async ({ db, now }) => ({
+      pruned: await pruneSlots(db, now()),
+      sessions: await purgeSessions(db, now()),
+    }),
+  },
+  {
+    name: 'retention',
+    leaseMs: LEASE_MS,
+    run: async (services) => ({ ...(await retain(services, LONG_MS)) }),
+  },
+  {
+    name: 'deletions',
+    leaseMs: LEASE_MS,
+    run: async (services) => ({ ...(await eraseLeaving(services, LONG_MS)) }),
+  },
+  {
+    name: 'checkpoints',
+    leaseMs: LEASE_MS,
+    run: async (services) => ({ signed: await signTrails(services, LONG_MS) }),
+  },
+  {
+    name: 'alert_rules',
+    leaseMs: LEASE_MS + TELL_MS,
+    run: async (services) => ({ ...(await checkAlerts(services, LONG_MS)) }),
   },
 ];
 

@@ -6,11 +6,17 @@ import * as audit from '../db/audit.ts';
 import * as checkpoints from '../db/checkpoints.ts';
 import * as deliveries from '../db/deliveries.ts';
 import * as events from '../db/events.ts';
+import * as invitations from '../db/invitations.ts';
+import * as members from '../db/members.ts';
 import type { Org } from '../db/org.ts';
+import * as orgs from '../db/orgs.ts';
 import type { Page, Window } from '../db/page.ts';
 import * as policies from '../db/policies.ts';
 import * as prices from '../db/prices.ts';
 import * as providerKeys from '../db/provider-keys.ts';
+import * as sessions from '../db/sessions.ts';
+import * as signin from '../db/signin.ts';
+import * as simulations from '../db/simulations.ts';
 import * as tokens from '../db/tokens.ts';
 import * as webhooks from '../db/webhooks.ts';
 import type { ListLoader, Loader, Loaders, SearchLoader, Store } from '../schema/graphql/store.ts';
@@ -18,7 +24,9 @@ import { windowsOf } from '../schema/rules/budget.ts';
 
 /** Every module that resolvers call. */
 export const store: Store = {
+  ...{ invitations, members, sessions, signin },
   ...{ agents, audit, checkpoints, deliveries, events, policies, prices, providerKeys, tokens },
+  ...{ orgs, simulations },
   webhooks,
 };
 
@@ -41,12 +49,15 @@ export function loadersFor(org: Org, now: number): Loaders {
       deliveries.pageDeliveriesOf(org, ids, search, window),
     ),
     events: byId((ids) => events.readEvents(org, ids)),
+    members: byId((ids) => members.readMembers(org, ids)),
+    sessionsOfMember: byKey((ids) => sessions.sessionsOf(org, ids, now)),
     policies: byId((ids) => policies.readPolicies(org, ids)),
     policyVersions: byId((ids) => policies.readVersions(org, ids)),
     newestVersions: byKey(async (ids) => {
       const newest = await policies.readNewestVersions(org, ids);
       return new Map(newest.map((version) => [version.policyId, version]));
     }),
+    versionsByNumber: byKey((keys) => policies.readNumberedVersions(org, keys)),
     versionsOfPolicy: listsOf((ids, window) => policies.listVersions(org, ids, window)),
     tokens: byId((ids) => tokens.readTokens(org, ids)),
     tokensOfAgent: listsOf((ids, window) => tokens.listTokensOfAgents(org, ids, window)),

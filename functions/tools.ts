@@ -39,7 +39,8 @@ const DAY_MS = 86_400_000;
 /** How far a caller's clock may be ahead. */
 const SKEW_MS = 60_000;
 
-const asking = z.strictObject({
+/** The body of a question about a tool. */
+export const asking = z.strictObject({
   name: z.string().min(1).max(MAX_NAME_CHARS),
   /** An object, or its JSON as models give it. */
   arguments: z
@@ -48,7 +49,8 @@ const asking = z.strictObject({
     .describe('The arguments, as an object or as its JSON.'),
 });
 
-const reporting = z.strictObject({
+/** The body of a report of a tool that was run. */
+export const reporting = z.strictObject({
   kind: z.literal('tool_call'),
   name: z.string().min(1).max(MAX_NAME_CHARS),
   callId: z.string().min(1).max(256).optional(),

@@ -40,6 +40,7 @@ describe('readConfig()', () => {
       trustedProxies: [],
       egressAllow: { hosts: new Set<string>(), cidrs: [] },
       schedulerSecret: undefined,
+      mail: undefined,
       caps: { requestsPerMinute: undefined, concurrentCalls: undefined },
       logLevel: 'info',
       isDemo: true,
@@ -66,6 +67,8 @@ describe('readConfig()', () => {
       RUNGATE_SCHEDULER_SECRET: 'tick-'.repeat(8),
       RUNGATE_MAX_REQUESTS_PER_MINUTE: '600',
       RUNGATE_MAX_CONCURRENT_CALLS: '50',
+      RUNGATE_SMTP_URL: 'smtps://user:pass@mail.example.com:465',
+      RUNGATE_MAIL_FROM: 'Rungate <rungate@example.com>',
       RUNGATE_LOG: 'debug',
       RUNGATE_DEMO: 'on',
       RUNGATE_INTROSPECTION: 'on',
@@ -78,6 +81,10 @@ describe('readConfig()', () => {
       masterKeys: KEYS,
       publicUrl: 'https://gate.example.com',
       schedulerSecret: 'tick-'.repeat(8),
+      mail: {
+        smtpUrl: 'smtps://user:pass@mail.example.com:465',
+        from: 'Rungate <rungate@example.com>',
+      },
       caps: { requestsPerMinute: 600, concurrentCalls: 50 },
       logLevel: 'debug',
       isDemo: true,
@@ -98,12 +105,16 @@ describe('readConfig()', () => {
     ['RUNGATE_EGRESS_ALLOW', ['*.lan', 'http://a', '10.0.0.0/33']],
     ['RUNGATE_MAX_REQUESTS_PER_MINUTE', ['0', '-1', '1e3', '1.5', '1000000000']],
     ['RUNGATE_MAX_CONCURRENT_CALLS', ['0', 'many']],
+    ['RUNGATE_SMTP_URL', ['http://mail.example.com', 'mail.example.com', 'smtp://a/b']],
+    ['RUNGATE_MAIL_FROM', ['rungate', 'a@b', 'Rungate <x>', 'a@example.com\nBcc: b@example.com']],
     ['RUNGATE_LOG', ['verbose', 'INFO']],
     ['RUNGATE_DEMO', ['true', '1']],
   ] as const)('names %s and says what is wanted', (name, values) => {
     for (const value of values) {
       const [line = '', ...rest] = problems({ [name]: value });
-      expect(rest.filter((other) => !other.startsWith('RUNGATE_MASTER_KEYS'))).toEqual([]);
+      expect(
+        rest.filter((other) => !/^RUNGATE_(MASTER_KEYS|MAIL_FROM is not set)/.test(other)),
+      ).toEqual([]);
       expect(line).toStartWith(`${name} is `);
       expect(line).toContain('; wanted: ');
       if (!name.endsWith('_URL')) expect(line).toContain(JSON.stringify(value));
@@ -128,8 +139,10 @@ describe('readConfig()', () => {
       RUNGATE_DATABASE_AUTH_TOKEN: `${canary} ${canary}`,
       RUNGATE_DATABASE_URL: `mysql://root:${canary}@db`,
       RUNGATE_PUBLIC_URL: `https://root:${canary}@gate`,
+      RUNGATE_SMTP_URL: `smtp://root:${canary}@mail/path`,
+      RUNGATE_MAIL_FROM: 'rungate@example.com',
     });
-    expect(said.length).toBe(4);
+    expect(said.length).toBe(5);
     expect(said.join()).not.toContain(canary);
   });
 
@@ -146,6 +159,12 @@ describe('readConfig()', () => {
     expect(problems(env).some((line) => line.startsWith('RUNGATE_MASTER_KEYS'))).toBe(isNeeded);
     const config = readConfig({ ...env, RUNGATE_MASTER_KEYS: KEYS });
     expect([config.isProduction, config.isDemo]).toEqual([isNeeded, !isNeeded]);
+  });
+
+  test('wants to know whom letters are from where there is a mail server', () => {
+    const [line = ''] = problems({ RUNGATE_SMTP_URL: 'smtp://mail.example.com' });
+    expect(line).toStartWith('RUNGATE_MAIL_FROM is not set');
+    expect(problems({ RUNGATE_MAIL_FROM: 'rungate@example.com' })).toEqual([]);
   });
 
   test.each(['short', 'x'.repeat(513), `${'x'.repeat(40)} y`, 'é'.repeat(40)])(

@@ -291,7 +291,7 @@ describe('ownership', () => {
     await offerOwnership(org, as(owner), owner.id, heir.id, now);
     expect(await accept(other)).toBe('not_found');
     expect(await accept(heir, now + 8 * 86_400_000)).toBe('not_found');
-    expect(await withdrawOffer(org, as(owner))).toBe(true);
+    expect(await withdrawOffer(org, as(owner), heir.id)).toBe(true);
     expect(await accept(heir)).toBe('not_found');
     await offerOwnership(org, as(owner), owner.id, heir.id, now);
     await changeRole(org, 'operator', other.id, 'owner');
@@ -410,10 +410,10 @@ test('the deletion of an org is asked for with its slug typed, and may be taken 
   await requestDeletion(org, as(owner), slug, now);
   expect(await readAccount(org)).toMatchObject({
     deletionRequestedAt: now,
-    deletesAt: now + 7 * 86_400_000,
+    deletesAt: now + 86_400_000,
   });
-  expect(await cancelDeletion(org, as(owner))).toBe(true);
-  expect(await cancelDeletion(org, as(owner))).toBe(false);
+  expect(await cancelDeletion(org, as(owner), now)).toBe(true);
+  expect(await cancelDeletion(org, as(owner), now)).toBe(false);
   expect(await readAccount(org)).toMatchObject({ deletesAt: null });
 });
 

@@ -182,11 +182,11 @@ const block = ({ id, name }: Told, input: string) =>
 const start = (index: number, content: string) =>
   named('content_block_start', `"index":${index},"content_block":${content}`);
 const stop = (index: number) => named('content_block_stop', `"index":${index}`);
-const messages = {
+const messages: Omit<Form, 'label' | 'events'> = {
   ...{ endpoint: 'messages', kind: 'tool_use', names: sameName, argsText: sameText },
-  id: ({ id }: Told) => id,
-  item: (call: Told) => block(call, call.args),
-} as const;
+  id: ({ id }) => id,
+  item: (call) => block(call, call.args),
+};
 
 const MESSAGE_FORMS: readonly Form[] = [
   {

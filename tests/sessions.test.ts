@@ -191,7 +191,7 @@ describe('an identity provider', () => {
     const moved = { ...stored, issuer: 'https://evil.example.net/' };
     await expect(openOidcSecret(one.org, ground.master, moved)).rejects.toThrow();
     await expect(openOidcSecret(other.org, ground.master, stored)).rejects.toThrow();
-    expect(await deleteOidc(one.org, as(one.owner))).toBe(true);
+    expect(await deleteOidc(one.org, as(one.owner), settings.issuer)).toBe(true);
     expect(await readOidc(one.org)).toBeUndefined();
   });
 

@@ -1,6 +1,7 @@
 /** What a resolver may use: the viewer, the door to his org's rows, and the functions of the store. */
 
 import type { Actor } from '../../db/audit.ts';
+import type { Invitation } from '../../db/invitations.ts';
 import type { Org } from '../../db/org.ts';
 import type { MasterKeys } from '../../db/seal.ts';
 import type { PublicKey, Signer } from '../../db/signing.ts';
@@ -26,6 +27,19 @@ export interface Signing {
   publicKeys(): Promise<readonly PublicKey[]>;
 }
 
+/** What the admin API writes to people. */
+export interface Letters {
+  /** Whether there is a way for letters: a mail server, or the log of a development server. */
+  readonly isOpen: boolean;
+  /**
+   * Mails an invitation.
+   *
+   * @param secret Of its link.
+   * @returns the link in development where there is no mail server, else null.
+   */
+  invite(invitation: Invitation, secret: string): Promise<string | null>;
+}
+
 /** The context of one request. */
 export interface Context {
   readonly viewer: Viewer;
@@ -39,6 +53,8 @@ export interface Context {
   readonly master: MasterKeys;
   /** The deployment's keys for checkpoints of audit trails. */
   readonly signing: Signing;
+  /** Letters to people. */
+  readonly letters: Letters;
   /** Hosts that may be named although they are not public. */
   readonly egressAllow: AllowList;
   /** Where people reach this deployment, without a slash at the end. */

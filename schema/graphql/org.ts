@@ -3,15 +3,20 @@
 import { builder } from './builder.ts';
 import type { Viewer } from './context.ts';
 import './scalars.ts';
-import { ROLES } from '../roles.ts';
 
 /** The roles of people. */
 export const RoleType = builder.enumType('Role', {
   description: 'What a person is in an org.',
-  values: ROLES.map((role) => role.toUpperCase() as Uppercase<typeof role>),
+  values: {
+    OWNER: { value: 'owner', description: 'May do everything.' },
+    ADMIN: { value: 'admin', description: 'Configures the org; no billing and no deletion.' },
+    MEMBER: { value: 'member', description: 'Watches runs, approves and rejects.' },
+    VIEWER: { value: 'viewer', description: 'Reads.' },
+  } as const,
 });
 
-const ViewerType = builder.objectRef<Viewer>('Viewer');
+/** Whoever asks. */
+export const ViewerType = builder.objectRef<Viewer>('Viewer');
 
 builder.objectType(ViewerType, {
   description: 'Whoever asks.',

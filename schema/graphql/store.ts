@@ -5,16 +5,23 @@ import type * as audit from '../../db/audit.ts';
 import type * as checkpoints from '../../db/checkpoints.ts';
 import type * as deliveries from '../../db/deliveries.ts';
 import type * as events from '../../db/events.ts';
+import type * as invitations from '../../db/invitations.ts';
+import type * as members from '../../db/members.ts';
+import type * as orgs from '../../db/orgs.ts';
 import type { Page, Window } from '../../db/page.ts';
 import type * as policies from '../../db/policies.ts';
 import type * as prices from '../../db/prices.ts';
 import type * as providerKeys from '../../db/provider-keys.ts';
+import type * as sessions from '../../db/sessions.ts';
+import type * as signin from '../../db/signin.ts';
+import type * as simulations from '../../db/simulations.ts';
 import type * as tokens from '../../db/tokens.ts';
 import type * as webhooks from '../../db/webhooks.ts';
 import type {
   AgentId,
   DeliveryId,
   EventId,
+  MemberId,
   PolicyId,
   PolicyVersionId,
   TokenId,
@@ -28,9 +35,15 @@ export interface Store {
   readonly checkpoints: typeof checkpoints;
   readonly deliveries: typeof deliveries;
   readonly events: typeof events;
+  readonly orgs: typeof orgs;
+  readonly invitations: typeof invitations;
+  readonly members: typeof members;
   readonly policies: typeof policies;
   readonly prices: typeof prices;
   readonly providerKeys: typeof providerKeys;
+  readonly simulations: typeof simulations;
+  readonly sessions: typeof sessions;
+  readonly signin: typeof signin;
   readonly tokens: typeof tokens;
   readonly webhooks: typeof webhooks;
 }
@@ -61,9 +74,12 @@ export interface Loaders {
   readonly agentsOfPolicy: ListLoader<PolicyId, agents.Agent>;
   readonly agentSpend: Loader<AgentId, agents.AgentSpend>;
   readonly choicesOfAgent: Loader<AgentId, readonly agents.Choice[]>;
+  readonly members: Loader<MemberId, members.Member>;
+  readonly sessionsOfMember: Loader<MemberId, readonly sessions.ListedSession[]>;
   readonly policies: Loader<PolicyId, policies.NamedPolicy>;
   readonly policyVersions: Loader<PolicyVersionId, policies.WrittenVersion>;
   readonly newestVersions: Loader<PolicyId, policies.WrittenVersion>;
+  readonly versionsByNumber: Loader<policies.VersionKey, policies.WrittenVersion>;
   readonly versionsOfPolicy: ListLoader<PolicyId, policies.WrittenVersion>;
   readonly tokens: Loader<TokenId, tokens.StoredToken>;
   readonly tokensOfAgent: ListLoader<AgentId, tokens.StoredToken>;

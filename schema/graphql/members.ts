@@ -1,0 +1,283 @@
+/** Members: the people of the org, their roles, and the handing over of the ownership. */
+
+import type { Member, OwnershipOffer } from '../../db/members.ts';
+import { builder } from './builder.ts';
+import { connect, sizeOf } from './connection.ts';
+import { notFound } from './errors.ts';
+import { RoleType, ViewerType } from './org.ts';
+import { attempt, errorsField } from './payload.ts';
+import './scalars.ts';
+
+/** A person's place in the org. */
+export const MemberType = builder.objectRef<Member>('Member');
+
+const READ = { action: 'member.read', nullable: true } as const;
+
+const UserType = builder.objectRef<Member>('User');
+
+builder.objectType(UserType, {
+  description: 'A person, the same one in all orgs.',
+  fields: (t) => ({
+    id: t.expose('userId', {
+      ...{ type: 'UserID', action: 'public', nullable: false },
+      description: 'His id.',
+    }),
+    email: t.exposeString('email', { ...READ, description: 'His e-mail address.' }),
+    name: t.exposeString('name', { ...READ, description: 'What he is called.' }),
+  }),
+});
+
+builder.objectType(MemberType, {
+  description: 'A person’s place in the org.',
+  fields: (t) => ({
+    id: t.expose('id', {
+      ...{ type: 'MemberID', action: 'public', nullable: false },
+      description: 'Its id.',
+    }),
+    user: t.field({
+      ...{ ...READ, type: UserType },
+      description: 'Who it is.',
+      resolve: (member) => member,
+    }),
+    role: t.expose('role', { ...{ ...READ, type: RoleType }, description: 'His role.' }),
+    createdAt: t.expose('createdAt', {
+      ...{ ...READ, type: 'DateTime' },
+      description: 'Since when he is a member.',
+    }),
+  }),
+});
+
+const MemberOrder = builder.enumType('MemberOrder', {
+  description: 'What members are ordered by.',
+  values: {
+    CREATED_AT: { value: 'created_at', description: 'When they became members.' },
+    EMAIL: { value: 'email', description: 'Their e-mail address.' },
+  } as const,
+});
+
+builder.queryFields((t) => ({
+  members: t.connection({
+    type: MemberType,
+    action: 'member.read',
+    description: 'The members of the org.',
+    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    args: {
+      role: t.arg({ type: RoleType, description: 'Only those with this role.' }),
+      search: t.arg.string({ description: 'Only those whose address or name contains this.' }),
+      orderBy: t.arg({
+        ...{ type: MemberOrder, defaultValue: 'created_at', required: true },
+        description: 'What they are ordered by.',
+      }),
+      descending: t.arg.boolean({
+        ...{ defaultValue: false, required: true },
+        description: 'Whether the order is turned around.',
+      }),
+    },
+    resolve: (_root, { role, search, orderBy, descending, ...page }, { org, store }) => {
+      const filter = { role, search, order: orderBy, isDescending: descending };
+      return connect(page, (window) => store.members.listMembers(org, filter, window));
+    },
+  }),
+  member: t.field({
+    ...{ type: MemberType, action: 'member.read', nullable: true },
+    description: 'The member of an id.',
+    args: { id: t.arg({ type: 'MemberID', required: true, description: 'The member.' }) },
+    resolve: (_root, { id }, { loaders }) => loaders.members.load(id),
+  }),
+}));
+
+builder.objectField(ViewerType, 'member', (t) =>
+  t.field({
+    ...{ type: MemberType, action: 'public', nullable: true },
+    description: 'Who he is in the org; with a token, whose it is.',
+    resolve: ({ memberId }, _args, { loaders }) => memberId && loaders.members.load(memberId),
+  }),
+);
+
+const MEMBER = { type: 'MemberID', required: true, description: 'The member.' } as const;
+
+builder.relayMutationField(
+  'memberUpdateRole',
+  {
+    inputFields: (t) => ({
+      memberId: t.field(MEMBER),
+      role: t.field({ type: RoleType, required: true, description: 'The role he gets.' }),
+    }),
+  },
+  {
+    action: 'member.update_role',
+    description: 'Gives a member another role and ends his sessions; the last owner stays one.',
+    resolve: (_root, { input: { memberId, role } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store, loaders } = context;
+        await store.members.changeRole(org, actor, memberId, role);
+        const member = await loaders.members.load(memberId);
+        if (!member) throw notFound('memberId');
+        return { member };
+      }),
+  },
+  {
+    description: 'What memberUpdateRole brought about.',
+    outputFields: (t) => ({
+      member: t.field({
+        ...{ type: MemberType, action: 'public', nullable: true },
+        description: 'The member as he is now.',
+        resolve: ({ member }) => member,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'memberRemove',
+  { inputFields: (t) => ({ memberId: t.field(MEMBER) }) },
+  {
+    action: 'member.remove',
+    description: 'Removes a member: his sessions and admin tokens end. The last owner stays.',
+    resolve: (_root, { input: { memberId } }, context) =>
+      attempt(context, async () => {
+        await context.store.members.removeMember(context.org, context.actor, memberId);
+        return { memberId };
+      }),
+  },
+  {
+    description: 'What memberRemove brought about.',
+    outputFields: (t) => ({
+      memberId: t.field({
+        ...{ type: 'MemberID', action: 'public', nullable: true },
+        description: 'Who is no member any more.',
+        resolve: ({ memberId }) => memberId,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+const OwnershipOfferType = builder.objectRef<OwnershipOffer>('OwnershipOffer');
+
+builder.objectType(OwnershipOfferType, {
+  description: 'An offer of the ownership that waits to be accepted.',
+  fields: (t) => ({
+    from: t.field({
+      ...{ ...READ, type: MemberType },
+      description: 'The owner, who becomes an admin.',
+      resolve: ({ from }, _args, { loaders }) => loaders.members.load(from),
+    }),
+    to: t.field({
+      ...{ ...READ, type: MemberType },
+      description: 'The member who becomes an owner.',
+      resolve: ({ to }, _args, { loaders }) => loaders.members.load(to),
+    }),
+    offeredAt: t.expose('offeredAt', {
+      ...{ ...READ, type: 'DateTime' },
+      description: 'When it was made.',
+    }),
+    expiresAt: t.expose('expiresAt', {
+      ...{ ...READ, type: 'DateTime' },
+      description: 'Until when it can be accepted.',
+    }),
+  }),
+});
+
+builder.queryField('ownershipOffer', (t) =>
+  t.field({
+    ...{ type: OwnershipOfferType, action: 'member.read', nullable: true },
+    description: 'The open offer of the ownership.',
+    resolve: (_root, _args, { org, store, now }) => store.members.readOffer(org, now),
+  }),
+);
+
+builder.relayMutationField(
+  'ownershipOffer',
+  {
+    inputFields: (t) => ({
+      memberId: t.field({ ...MEMBER, description: 'Who is to become an owner in one’s place.' }),
+    }),
+  },
+  {
+    action: 'org.transfer',
+    description: 'Offers one’s ownership to another member for seven days.',
+    resolve: (_root, { input: { memberId } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, viewer, store, now } = context;
+        if (!viewer.memberId) throw notFound('memberId');
+        await store.members.offerOwnership(org, actor, viewer.memberId, memberId, now);
+        return { offer: await store.members.readOffer(org, now) };
+      }),
+  },
+  {
+    description: 'What ownershipOffer brought about.',
+    outputFields: (t) => ({
+      offer: t.field({
+        ...{ type: OwnershipOfferType, action: 'public', nullable: true },
+        description: 'The offer, which waits to be accepted.',
+        resolve: ({ offer }) => offer,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'ownershipWithdraw',
+  {
+    inputFields: (t) => ({
+      memberId: t.field({ ...MEMBER, description: 'To whom the ownership is offered.' }),
+    }),
+  },
+  {
+    action: 'org.transfer',
+    description: 'Takes the offer of the ownership back.',
+    resolve: (_root, { input: { memberId } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store } = context;
+        const isGone = await store.members.withdrawOffer(org, actor, memberId);
+        if (!isGone) throw notFound('memberId');
+        return { memberId };
+      }),
+  },
+  {
+    description: 'What ownershipWithdraw brought about.',
+    outputFields: (t) => ({
+      memberId: t.field({
+        ...{ type: 'MemberID', action: 'public', nullable: true },
+        description: 'To whom nothing is offered any more.',
+        resolve: ({ memberId }) => memberId,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'ownershipAccept',
+  {
+    inputFields: (t) => ({
+      confirmation: t.string({ required: true, description: 'The slug of the org, typed.' }),
+    }),
+  },
+  {
+    action: 'public',
+    description:
+      'Accepts the ownership that is offered to the viewer, who must be signed in himself: he becomes an owner, who offered it an admin, and the sessions of both end.',
+    resolve: (_root, { input: { confirmation } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, viewer, store, loaders, now } = context;
+        if (!viewer.memberId) throw notFound('input');
+        await store.members.acceptOwnership(org, actor, viewer.memberId, confirmation, now);
+        return { member: await loaders.members.load(viewer.memberId) };
+      }),
+  },
+  {
+    description: 'What ownershipAccept brought about.',
+    outputFields: (t) => ({
+      member: t.field({
+        ...{ type: MemberType, action: 'public', nullable: true },
+        description: 'The new owner.',
+        resolve: ({ member }) => member,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
