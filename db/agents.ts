@@ -1,6 +1,6 @@
 /** Agents: workloads with a default policy. */
 
-import type { AgentId, PolicyId } from '../schema/ids.ts';
+import type { AgentId, PolicyId, TokenId } from '../schema/ids.ts';
 import { type Nanos, ZERO } from '../schema/money.ts';
 import type { Windows } from '../schema/rules/budget.ts';
 import { type Actor, auditEntry } from './audit.ts';
@@ -183,7 +183,7 @@ export async function createAgent(
   name: string,
   policy: PolicyId,
   { pinned, choices } = PLAIN,
-): Promise<{ id: AgentId; token: string }> {
+): Promise<{ id: AgentId; tokenId: TokenId; token: string }> {
   const id = newId('agent');
   const minted = mintToken(org, actor, id, null);
   await org.write(
@@ -207,7 +207,7 @@ export async function createAgent(
     }),
     announce(org, 'agent.created', { agentId: id, name }, Date.now()),
   );
-  return { id, token: minted.text };
+  return { id, tokenId: minted.id, token: minted.text };
 }
 
 /** What an agent is to be. */

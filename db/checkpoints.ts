@@ -32,14 +32,14 @@ export interface KeptCheckpoint extends Pick<Checkpoint, 'seq' | 'at' | 'purpose
 /**
  * Signs the chain as it stands and keeps the checkpoint.
  *
- * @param actor Who asks for it, for the trail; nobody where Rungate does it by itself.
+ * @param asked Who asks for it and what for, for the trail; nobody where it is routine.
  * @returns undefined for a chain without entries.
  */
 export async function signHead(
   org: Org,
   signer: Signer,
   now: number,
-  actor?: Actor,
+  asked?: { readonly actor: Actor; readonly note?: string | undefined },
 ): Promise<SignedCheckpoint | undefined> {
   const row = await org.first(
     'select seq, hash from audit_entries where org_id = ?1 order by seq desc limit 1',
@@ -47,8 +47,9 @@ export async function signHead(
   if (!row) return undefined;
   const point = { seq: Number(row.seq), hash: String(row.hash) };
   const signed = await signPoint(org, signer, point, 'head', now);
-  const told = actor && [auditEntry(org, actor, 'audit.checkpoint', 'audit', point)];
-  await org.write(keep(org, signed), ...(told ?? []));
+  const told = asked && { ...point, note: asked.note };
+  const entries = asked ? [auditEntry(org, asked.actor, 'audit.checkpoint', 'audit', told)] : [];
+  await org.write(keep(org, signed), ...entries);
   return signed;
 }
 

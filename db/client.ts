@@ -119,6 +119,26 @@ async function openFile(options: DatabaseOptions): Promise<Driver> {
   return fileDriver(db);
 }
 
+/**
+ * Writes a file anew without what was deleted from it, and empties its log: until then, deleted
+ * rows can be found in free pages. Nobody can write meanwhile.
+ *
+ * @throws {DatabaseError} when others keep the file busy.
+ */
+export async function compactFile(url: string): Promise<void> {
+  const { default: Libsql } = await import('libsql');
+  const db = new Libsql(filePath(url), { timeout: BUSY_TIMEOUT_MS });
+  try {
+    db.exec('vacuum');
+    const { busy } = db.prepare('pragma wal_checkpoint(truncate)').get() as { busy: number };
+    if (busy !== 0) throw new Error('others read from the database; try again');
+  } catch (error) {
+    throw new DatabaseError(error);
+  } finally {
+    db.close();
+  }
+}
+
 /** A new file is turned to WAL without waiting for another process that is just doing the same. */
 async function useWal(db: FileDatabase): Promise<void> {
   for (let attempt = 1; ; attempt++) {

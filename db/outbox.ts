@@ -43,15 +43,15 @@ export function announce<T extends EventType>(
   );
 }
 
-/** The same database, which also says when an event has been committed through it. */
+/** The same database, which also says when it has been given something to deliver. */
 export function watchOutbox(db: Database, onEvent: () => void): Database {
   return {
     ...db,
     write(statements) {
       const written = db.write(statements);
-      if (statements.some(isAnnouncement)) {
+      if (statements.some(isDue)) {
         const tell = (results: Awaited<typeof written>) => {
-          if (results.some(({ changes }, at) => changes > 0 && isAnnouncement(statements[at]!))) {
+          if (results.some(({ changes }, at) => changes > 0 && isDue(statements[at]!))) {
             onEvent();
           }
         };
@@ -62,6 +62,7 @@ export function watchOutbox(db: Database, onEvent: () => void): Database {
   };
 }
 
-function isAnnouncement({ sql }: Statement): boolean {
-  return sql === ALWAYS || sql === IF_CHANGED;
+/** Whether a statement writes an event, or sends one again. */
+function isDue({ sql }: Statement): boolean {
+  return sql.startsWith('insert into events') || sql.startsWith('insert into deliveries');
 }

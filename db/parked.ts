@@ -35,8 +35,9 @@ export interface Parked {
   readonly endedAt: number | null;
   readonly gates: readonly GateStand[];
   readonly runStatus: string;
+  /** Whether its agent is suspended, or its org, or the org is leaving. */
   readonly isSuspended: boolean;
-  /** Whether the token of who waits has been revoked. */
+  /** Whether the token of who waits has been revoked, or has expired. */
   readonly isRevoked: boolean;
 }
 
@@ -126,19 +127,24 @@ export async function readParked(
   org: Org,
   id: ParkedId,
   tokenId: TokenId,
+  now: number,
 ): Promise<Parked | undefined> {
   const rows = await org.read(
-    `select p.id, p.run_id, p.ended_at, r.status as run_status, a.suspended_at,
+    `select p.id, p.run_id, p.ended_at, r.status as run_status,
+       coalesce(a.suspended_at, o.suspended_at, o.deletion_requested_at) as suspended_at,
        exists (
-         select 1 from tokens where org_id = ?1 and id = ?3 and revoked_at is not null
+         select 1 from tokens where org_id = ?1 and id = ?3
+           and (revoked_at is not null or expires_at <= ?4)
        ) as is_revoked, g.id as gate_id, g.tool, g.status, g.expires_at as gate_expires_at
      from parked p
      join gates g on g.org_id = ?1 and g.parked_id = p.id
      join runs r on r.org_id = ?1 and r.id = p.run_id
      join agents a on a.org_id = ?1 and a.id = p.agent_id
+     join orgs o on o.id = ?1
      where p.org_id = ?1 and p.id = ?2 order by g.id`,
     id,
     tokenId,
+    now,
   );
   return rows[0] && toParked(rows[0], rows);
 }

@@ -277,7 +277,14 @@ export async function addPolicyVersion(
       now,
       actorName(actor),
     ),
-    auditEntry(org, actor, present ? 'policy.update' : 'policy.create', id, { name, number }),
+    auditEntry(
+      org,
+      actor,
+      present ? 'policy.update' : 'policy.create',
+      id,
+      { name, number },
+      { before: present && { name, number: present.number } },
+    ),
   );
   return { id, number };
 }

@@ -1,7 +1,7 @@
 /** Reports: what agents tell of tools that they ran themselves, as steps with a cost of their own. */
 
 import type { RunId, StepId, TokenId } from '../schema/ids.ts';
-import type { Nanos } from '../schema/money.ts';
+import { MAX_NANOS, type Nanos } from '../schema/money.ts';
 import type { Statement } from './client.ts';
 import type { Org } from './org.ts';
 import { digestText, newId } from './seal.ts';
@@ -36,7 +36,8 @@ export interface Reported {
 /**
  * Writes a report on a run's trail, whatever the run's status and ceilings: the money is gone.
  *
- * @returns undefined for a run that isn't there.
+ * @returns undefined for a run that isn't there, or when its sums or the month's could not hold the
+ *   cost and stay whole numbers.
  */
 export async function recordReport(org: Org, report: Report): Promise<Reported | undefined> {
   const { runId, key } = report;
@@ -44,7 +45,7 @@ export async function recordReport(org: Org, report: Report): Promise<Reported |
   const digest = digestText(
     JSON.stringify([report.outcome, report.latencyMs, report.spentNanos, report.detail]),
   );
-  await org.write(...(key === null ? [] : [claimKey(org, runId, key, id, digest)]), ...writing());
+  await org.write(...(key === null ? [] : [claimKey(org, id, report, key, digest)]), ...writing());
   const kept = key === null ? undefined : await readKey(org, runId, key);
   const step = await readStep(org, runId, kept?.stepId ?? id);
   if (!step) return undefined;
@@ -65,14 +66,24 @@ export async function recordReport(org: Org, report: Report): Promise<Reported |
   }
 }
 
-function claimKey(org: Org, run: RunId, key: string, step: StepId, digest: string): Statement {
+/** Whether the sums of a run, and of the org's month with all agents and days, can hold a cost. */
+const hasRoom = (cost: string, month: string): string => `(
+  runs.spent_nanos + ${cost} <= ${MAX_NANOS} and ${cost} + coalesce((
+    select spent_nanos from spend where org_id = ?1 and subject = ?1 and window = ${month}
+  ), 0) <= ${MAX_NANOS}
+)`;
+
+function claimKey(org: Org, id: StepId, report: Report, key: string, digest: string): Statement {
   return org.statement(
     `insert into reports (org_id, run_id, key, step_id, digest)
-     values (?1, ?2, ?3, ?4, ?5) on conflict do nothing`,
-    run,
+     select ?1, ?2, ?3, ?4, ?5 from runs
+     where org_id = ?1 and id = ?2 and ${hasRoom('?6', '?7')} on conflict do nothing`,
+    report.runId,
     key,
-    step,
+    id,
     digest,
+    report.spentNanos,
+    report.windows.month,
   );
 }
 
@@ -92,12 +103,14 @@ function insertion(org: Org, id: StepId, report: Report): Statement {
     `insert into steps (
        org_id, id, run_id, agent_id, kind, day, started_at, held_nanos, asked
      ) select ?1, ?2, id, agent_id, 'tool_call', ?4, ?5, 0, ?6 from runs
-     where org_id = ?1 and id = ?3 and (?7 or changes() > 0)`,
+     where org_id = ?1 and id = ?3 and (?7 or changes() > 0) and ${hasRoom('?8', '?9')}`,
     id,
     report.runId,
     report.windows.day,
     report.startedAt,
     JSON.stringify(asked),
     report.key === null ? 1 : 0,
+    report.spentNanos,
+    report.windows.month,
   );
 }

@@ -111,13 +111,20 @@ export function listRuns(
   return readPage(org, { sql, args, order: by, isDescending }, window, toRun);
 }
 
-/** The runs of all agents that go by a name or an id, the newest first; at most ten. */
-export async function searchRuns(org: Org, nameOrId: string): Promise<Run[]> {
+/** The runs that go by a name or an id, of one agent or of all, the newest first; at most ten. */
+export async function searchRuns(
+  org: Org,
+  nameOrId: string,
+  agent: AgentId | null = null,
+): Promise<Run[]> {
   const rows = await org.read(
-    `select * from runs where org_id = ?1 and name = ?2
-     union select * from runs where org_id = ?1 and id = ?2
+    `select * from (
+       select * from runs where org_id = ?1 and name = ?2
+       union select * from runs where org_id = ?1 and id = ?2
+     ) where ?3 is null or agent_id = ?3
      order by opened_at desc limit 10`,
     nameOrId,
+    agent,
   );
   return rows.map(toRun);
 }

@@ -7,6 +7,7 @@ import { exportAudit } from './audit.ts';
 import { boot } from './boot.ts';
 import { demo } from './demo.ts';
 import { type Connection, respond, respondJson, secure } from './edge.ts';
+import { exportOrg } from './export.ts';
 import { decideApproval, showApproval, showGate } from './gates.ts';
 import { makeGraphql } from './graphql.ts';
 import { acceptOffer, showInvitation } from './invitations.ts';
@@ -48,6 +49,7 @@ export function makeApp(services: Services) {
   app.get('/approvals/:token', ({ req }) => showApproval(services, req.param('token')));
   app.post('/approvals/:token', ({ req }) => decideApproval(services, req.raw, req.param('token')));
   app.post('/v1/runs/:id/complete', ({ req }) => finishRun(services, req.raw, req.param('id')));
+  app.get('/api/export', ({ req }) => exportOrg(services, req.raw));
   app.post('/api/webhooks/:id/rotate-secret', ({ req }) =>
     rotateSecret(services, req.raw, req.param('id')),
   );

@@ -208,6 +208,24 @@ export const TOPICS: readonly Topic[] = [
         'a link by mail › works once, however often it is used at the same moment',
       ),
       claim(
+        'Asking for a link to sign in tells nobody who is a member.',
+        'functions/signin.ts',
+        'tests/signin.test.ts',
+        'asking for a link › is answered alike for members, strangers and those who asked too often',
+      ),
+      claim(
+        'A form or a request of another site does nothing in the name of who is signed in.',
+        'functions/sites.ts',
+        'tests/signin.test.ts',
+        'a form › of another site signs nobody in or out, accepts nothing, and asks the API nothing',
+      ),
+      claim(
+        'An identity provider is believed for its own org, for verified addresses of agreed domains, and by its signature only.',
+        'functions/signin/oidc.ts',
+        'tests/oidc.test.ts',
+        'a provider that lies › is refused when its token %s',
+      ),
+      claim(
         'An audit entry is written in the transaction of its change: neither stands without the other.',
         'db/chain.ts',
         'tests/audit.test.ts',

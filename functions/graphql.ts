@@ -5,9 +5,9 @@ import { maxAliasesPlugin } from '@escape.tech/graphql-armor-max-aliases';
 import { maxDepthPlugin } from '@escape.tech/graphql-armor-max-depth';
 import { maxDirectivesPlugin } from '@escape.tech/graphql-armor-max-directives';
 import { maxTokensPlugin } from '@escape.tech/graphql-armor-max-tokens';
-import { GraphQLError, type ValidationRule } from 'graphql';
+import { type ExecutionResult, GraphQLError, graphql, type ValidationRule } from 'graphql';
 import { createYoga, type Plugin } from 'graphql-yoga';
-import { auditEntry } from '../db/audit.ts';
+import { type Actor, auditEntry } from '../db/audit.ts';
 import { DatabaseError } from '../db/client.ts';
 import { InvalidCursor } from '../db/page.ts';
 import { openSigner, readPublicKeys } from '../db/signing.ts';
@@ -18,6 +18,7 @@ import { schema } from '../schema/graphql/index.ts';
 import { type Admin, identifyAdmin, sessionSecret } from './admin.ts';
 import { respond } from './edge.ts';
 import { sendInvitation } from './invitations.ts';
+import { baseUrl } from './links.ts';
 import { requestIdOf } from './proxy/authenticate.ts';
 import { readBody } from './proxy/body.ts';
 import type { Services } from './services.ts';
@@ -96,7 +97,40 @@ function plain(headers: Headers): Record<string, string> {
   return { 'content-type': 'application/json', accept };
 }
 
-function contextOf(services: Services, { org, actor, viewer }: Admin): Context {
+/** Whoever asks: an admin, or the operator at the command line. */
+export interface Asker extends Omit<Admin, 'actor'> {
+  readonly actor: Actor;
+}
+
+/** What the API needs of a process that need not be a server. */
+export type Means = Pick<Services, 'config' | 'db' | 'log' | 'mailer' | 'master' | 'now'>;
+
+/**
+ * Runs a document in this process, with the resolvers of the endpoint but without HTTP and the
+ * bounds on what strangers send.
+ *
+ * @returns what a client would read.
+ * @throws whatever a resolver threw that is not the document's fault, as it stands.
+ */
+export async function runDocument(
+  means: Means,
+  asker: Asker,
+  source: string,
+  variableValues: Record<string, unknown>,
+): Promise<ExecutionResult> {
+  const contextValue = contextOf(means, asker);
+  const { data, errors } = await graphql({ schema, source, variableValues, contextValue });
+  await recordRefused(contextValue);
+  for (const { originalError } of errors ?? []) {
+    if (originalError && !(originalError instanceof GraphQLError) && !explain(originalError)) {
+      throw originalError;
+    }
+  }
+  const told = errors && { errors: errors.map((error) => mask(means, error)) };
+  return JSON.parse(JSON.stringify({ data, ...told })) as ExecutionResult;
+}
+
+function contextOf(services: Means, { org, actor, viewer }: Asker): Context {
   const { config, db, master } = services;
   return {
     signing: {
@@ -104,13 +138,14 @@ function contextOf(services: Services, { org, actor, viewer }: Admin): Context {
       publicKeys: () => readPublicKeys(db, master),
     },
     ...{ org, actor, viewer, store, master },
-    loaders: loadersFor(org, services.now()),
+    loaders: loadersFor(org, master, services.now()),
     letters: {
       isOpen: services.mailer.route !== 'none',
       invite: (invitation, secret) => sendInvitation(services, org, invitation, secret),
     },
     egressAllow: config.egressAllow,
-    publicUrl: config.publicUrl ?? `http://${config.host}:${config.port}`,
+    retentionDays: config.retentionDays,
+    publicUrl: baseUrl(config),
     now: services.now(),
     explain,
     refused: [],
@@ -137,7 +172,7 @@ function explain(error: unknown): UserError | undefined {
 }
 
 /** Nothing internal is named in an error: what was not meant for the caller is logged instead. */
-function mask({ log }: Services, error: unknown): GraphQLError {
+function mask({ log }: Pick<Services, 'log'>, error: unknown): GraphQLError {
   const original = error instanceof GraphQLError ? error.originalError : error;
   if (error instanceof GraphQLError && !original) return error;
   const explained = explain(original);

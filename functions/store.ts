@@ -2,10 +2,15 @@
 
 import DataLoader from 'dataloader';
 import * as agents from '../db/agents.ts';
+import * as alertRules from '../db/alert-rules.ts';
+import * as allowances from '../db/allowances.ts';
+import * as analytics from '../db/analytics.ts';
 import * as audit from '../db/audit.ts';
+import * as captures from '../db/captures.ts';
 import * as checkpoints from '../db/checkpoints.ts';
 import * as deliveries from '../db/deliveries.ts';
 import * as events from '../db/events.ts';
+import * as gates from '../db/gates.ts';
 import * as invitations from '../db/invitations.ts';
 import * as members from '../db/members.ts';
 import type { Org } from '../db/org.ts';
@@ -14,19 +19,26 @@ import type { Page, Window } from '../db/page.ts';
 import * as policies from '../db/policies.ts';
 import * as prices from '../db/prices.ts';
 import * as providerKeys from '../db/provider-keys.ts';
+import * as retention from '../db/retention.ts';
+import * as runs from '../db/runs.ts';
+import type { MasterKeys } from '../db/seal.ts';
 import * as sessions from '../db/sessions.ts';
 import * as signin from '../db/signin.ts';
 import * as simulations from '../db/simulations.ts';
+import * as steps from '../db/steps.ts';
 import * as tokens from '../db/tokens.ts';
 import * as webhooks from '../db/webhooks.ts';
 import type { ListLoader, Loader, Loaders, SearchLoader, Store } from '../schema/graphql/store.ts';
+import type { GateId, RunId } from '../schema/ids.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 
 /** Every module that resolvers call. */
 export const store: Store = {
+  ...{ alertRules, retention },
   ...{ invitations, members, sessions, signin },
   ...{ agents, audit, checkpoints, deliveries, events, policies, prices, providerKeys, tokens },
   ...{ orgs, simulations },
+  ...{ allowances, analytics, captures, gates, runs, steps },
   webhooks,
 };
 
@@ -36,12 +48,14 @@ export const store: Store = {
  *
  * @param now Unix milliseconds at which the request came.
  */
-export function loadersFor(org: Org, now: number): Loaders {
+export function loadersFor(org: Org, master: MasterKeys, now: number): Loaders {
   const windows = windowsOf(now);
   return {
+    ...trailLoaders(org, master, now),
     agents: byId((ids) => agents.readAgents(org, ids)),
     agentsOfPolicy: listsOf((ids, window) => agents.listAgentsOfPolicies(org, ids, window)),
     agentSpend: byKey((ids) => agents.readAgentSpend(org, ids, windows)),
+    alertRules: byId((ids) => alertRules.readAlertRules(org, ids)),
     attempts: byKey((ids) => deliveries.readAttempts(org, ids)),
     choicesOfAgent: byKey((ids) => agents.readChoicesOfAgents(org, ids)),
     deliveries: byId((ids) => deliveries.readDeliveries(org, ids)),
@@ -62,6 +76,24 @@ export function loadersFor(org: Org, now: number): Loaders {
     tokens: byId((ids) => tokens.readTokens(org, ids)),
     tokensOfAgent: listsOf((ids, window) => tokens.listTokensOfAgents(org, ids, window)),
     webhooks: byId((ids) => webhooks.readWebhooks(org, ids)),
+  };
+}
+
+/** What runs did, and what people are asked about them. */
+function trailLoaders(org: Org, master: MasterKeys, now: number) {
+  return {
+    gates: byId((ids: readonly GateId[]) => gates.readGates(org, ids)),
+    gateArgs: byKey((ids: readonly GateId[]) => gates.readArgs(org, master, ids)),
+    decisionsOfGate: byKey((ids: readonly GateId[]) => gates.readDecisions(org, ids)),
+    gatesOfRun: searchesOf(
+      (ids: readonly RunId[], filter: Pick<gates.GateFilter, 'status'>, window) =>
+        gates.listGatesOfRuns(org, ids, filter, now, window),
+    ),
+    runs: byId((ids: readonly RunId[]) => runs.readRuns(org, ids)),
+    steps: byKey((keys: readonly steps.StepKey[]) => steps.readSteps(org, keys)),
+    stepsOfRun: searchesOf((ids: readonly RunId[], filter: steps.StepFilter, window) =>
+      steps.listStepsOfRuns(org, ids, filter, window),
+    ),
   };
 }
 

@@ -12,6 +12,7 @@ import { openVault } from '../db/vault.ts';
 import { Refusal } from '../schema/errors.ts';
 import { type GateId, isId } from '../schema/ids.ts';
 import { InvalidJson, type JsonObject, parseStrict, type StrictBody } from '../schema/json.ts';
+import { formatDollars, MAX_NANOS } from '../schema/money.ts';
 import { dollars } from '../schema/policy.ts';
 import { formatPlace, problemsOf } from '../schema/problems.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
@@ -129,6 +130,7 @@ export async function askTool(
   const { body, value } = parseBody(bytes, asking);
   const { args, argsText } = argumentsOf(body, value.arguments);
   const call = await resolveRun(await callOn(caller, run, bytes));
+  await refuseOverdue(call);
   const { name } = value;
   const subject = {
     ...{ orgId: call.org.id, agentId: call.agent.id, runId: call.run.id },
@@ -138,6 +140,18 @@ export async function askTool(
   const decision = decideTool(call.version.policy, { name, args, argsText });
   if (decision.effect === 'ask') return askPeople(question, decision);
   return decision.effect === 'deny' ? denyTool(question, decision) : allowTool(question);
+}
+
+/** Stops a run that has lasted as long as it may: a call would find that out by its limits. */
+async function refuseOverdue(call: Governed): Promise<void> {
+  const { org, run, version, services } = call;
+  const { maxDurationS } = version.policy.run;
+  if (maxDurationS === undefined) return;
+  const now = services.now();
+  const present = await readRun(org, run.id);
+  if (!present || now - present.openedAt < maxDurationS * 1_000) return;
+  await blockRun(org, run.id, 'run.max_duration', null, now, { whileHeld: true });
+  await refuseClosed(call, (await readRun(org, run.id)) ?? present);
 }
 
 /** The arguments, and the exact text that an approval is bound to. */
@@ -312,7 +326,10 @@ export async function reportTool(
     ...{ outcome: value.outcome, latencyMs: value.latencyMs, spentNanos: value.costUsd },
     ...{ startedAt: startOf(value, now), detail: detailOf(value) },
   });
-  if (!reported) throw new Refusal('unavailable', 'The step could not be recorded; try again.');
+  if (!reported) {
+    const message = `costUsd: the costs of a run or a month come to at most $${formatDollars(MAX_NANOS)}.`;
+    throw new Refusal('invalid_request', message, { field: 'costUsd' });
+  }
   if (reported.outcome === 'other') {
     throw new Refusal('invalid_request', 'This idempotency key stands for another report.', {
       field: 'Idempotency-Key',

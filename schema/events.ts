@@ -115,6 +115,37 @@ export const EVENTS = {
     })
     .describe('Spending has reached the share of a ceiling at which the policy warns.'),
   'budget.exceeded': money.describe('A ceiling does not leave enough for a further call.'),
+  'alert.fired': z
+    .object({
+      ruleId: id.describe('The rule of alerts, by its id.').meta({
+        examples: ['alr_01j9z0c4m2n8v5x7b3k6w1q0th'],
+      }),
+      name: name.describe('What the rule is called.').meta({ examples: ['Errors of an hour'] }),
+      metric: z
+        .enum(['spend', 'blocked_runs', 'pending_gates', 'error_rate'])
+        .describe('What the rule watches.')
+        .meta({ examples: ['error_rate'] }),
+      value: z
+        .int()
+        .min(0)
+        .describe('What it came to: nano-dollars, a count, or a percentage of calls.')
+        .meta({ examples: [12] }),
+      threshold: z
+        .int()
+        .min(1)
+        .describe('From which value on the rule fires.')
+        .meta({
+          examples: [10],
+        }),
+      windowS: z
+        .int()
+        .min(1)
+        .describe('Over how many seconds it looks back.')
+        .meta({
+          examples: [3_600],
+        }),
+    })
+    .describe('A rule of alerts has fired: what it watches has reached its threshold.'),
   'policy.drift': z
     .object({
       runId,

@@ -19,6 +19,7 @@ const PREFIXES = {
   delivery: 'dlv_',
   invitation: 'inv_',
   session: 'ses_',
+  alertRule: 'alr_',
   audit: 'aud_',
   request: 'req_',
 } as const;
@@ -48,6 +49,7 @@ export type WebhookId = Id<'webhook'>;
 export type DeliveryId = Id<'delivery'>;
 export type InvitationId = Id<'invitation'>;
 export type SessionId = Id<'session'>;
+export type AlertRuleId = Id<'alertRule'>;
 
 const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz';
 /** Two base32 digits for every ten bits: digit by digit, an id would cost twice as much. */

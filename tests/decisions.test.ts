@@ -160,6 +160,15 @@ const CONDITIONS: readonly (readonly [string, string, boolean | undefined])[] = 
   ['args.n > 5', '{"constructor":"x","n":6}', true],
   ['args["__proto__"] == 1', '{"__proto__":1}', true],
   ['args.toString == 1', '{}', undefined],
+  ['args.n == 1', '{"n":"1"}', undefined],
+  ['args.force == true', '{"force":"true"}', undefined],
+  ['args.force != true', '{"force":1}', undefined],
+  ['args.to == "all"', '{"to":["all"]}', undefined],
+  ['args.to == null || args.to == "all"', '{"to":null}', true],
+  ['args.n > 5', '{"n":1,"N":6}', undefined],
+  ['has(args.to) && args.to == "all"', '{"\\u0054O":"all"}', undefined],
+  ['"to" in args && args["to"] == "all"', '{"ｔｏ":"all"}', undefined],
+  ['args.n > 5', '{"n":1,"headers":{"A":1,"a":2}}', false],
   ['args.path.lowerAscii().startsWith("/etc")', '{"path":"/ETC/passwd"}', true],
   ['timestamp(args.at) > timestamp("2026-01-01T00:00:00Z")', '{"at":"no"}', undefined],
 ];
@@ -225,6 +234,10 @@ describe('a condition', () => {
       }),
       { numRuns: 3_000 },
     );
+  });
+
+  test('that compares what can never be equal is refused when it is saved', () => {
+    expect(() => compileCondition('size(args.to) == "3"')).toThrow(InvalidCondition);
   });
 
   const HOSTILE = [

@@ -364,20 +364,35 @@ describe('a caller who waits', () => {
     agent_suspended: [suspended('1'), suspended('null')],
     invalid_token: [revoked('1'), revoked('null')],
   };
-  for (const [code, [sql, undo]] of Object.entries(ends)) {
-    test.each(WAYS)(`is told ${code} in %s, sent %s`, async (kind, _, stream) => {
-      const run = slug('over', code, kind, stream);
-      const token = rungate.tokens.other!;
-      const more = { headers: { prefer: 'wait=60' }, token };
-      const waiting = pendingOf(kind, asking(kind, run, REFUND, more, stream), stream);
-      let gates = await gatesOf(run);
-      while (gates.length === 0) gates = await Bun.sleep(20).then(() => gatesOf(run));
-      await db.write([{ sql: sql!, args: [run] }]);
-      expect((await waiting).error.rungate.code).toBe(code);
-      if (undo) await db.write([{ sql: undo, args: [run] }]);
-      const outcome = code === 'run_closed' ? 'closed' : 'decided';
-      expect(await decide(gates[0]!.id)).toMatchObject({ outcome });
-    });
+  const expired = (at: string) => revoked(at).replace('revoked_at', 'expires_at');
+  const left = (column: string) => (at: string) =>
+    `update orgs set ${column} = ${at} where id = (
+    select org_id from runs where name = ?1
+  )`;
+  const ways = [
+    ...Object.entries(ends),
+    ['invalid_token', [expired('1'), expired('null')]] as const,
+    ...['suspended_at', 'deletion_requested_at'].map((column) => {
+      return ['agent_suspended', [left(column)('1'), left(column)('null')]] as const;
+    }),
+  ];
+  for (const [at, [code, [sql, undo]]] of ways.entries()) {
+    test.each(WAYS)(
+      `is told ${code} for ${sql!.split('\n')[0]}, in %s, sent %s`,
+      async (kind, _, stream) => {
+        const run = slug('over', at, kind, stream);
+        const token = rungate.tokens.other!;
+        const more = { headers: { prefer: 'wait=60' }, token };
+        const waiting = pendingOf(kind, asking(kind, run, REFUND, more, stream), stream);
+        let gates = await gatesOf(run);
+        while (gates.length === 0) gates = await Bun.sleep(20).then(() => gatesOf(run));
+        await db.write([{ sql: sql!, args: [run] }]);
+        expect((await waiting).error.rungate.code).toBe(code);
+        if (undo) await db.write([{ sql: undo, args: [run] }]);
+        const outcome = code === 'run_closed' ? 'closed' : 'decided';
+        expect(await decide(gates[0]!.id)).toMatchObject({ outcome });
+      },
+    );
   }
 });
 

@@ -55,6 +55,13 @@ export async function startMailbox(): Promise<Mailbox> {
   };
 }
 
+const ANSWERS = new Map([
+  ['EHLO', '250-mailbox\r\n250 AUTH PLAIN'],
+  ['AUTH', '235 welcome'],
+  ['DATA', '354 go on'],
+  ['QUIT', '221 bye'],
+]);
+
 /** The server's side of RFC 5321, as far as a client needs it to get rid of a letter. */
 function talk(socket: Socket, take: (letter: Received) => void): void {
   let buffered = '';
@@ -66,10 +73,8 @@ function talk(socket: Socket, take: (letter: Received) => void): void {
     const address = /<([^>]*)>/.exec(line)?.[1] ?? '';
     if (verb === 'MAIL') envelope = { from: address, to: '' };
     if (verb === 'RCPT') envelope = { ...envelope, to: address };
-    if (verb === 'EHLO') return say('250-mailbox\r\n250 AUTH PLAIN');
-    if (verb === 'AUTH') return say('235 welcome');
     isData = verb === 'DATA';
-    say(isData ? '354 go on' : verb === 'QUIT' ? '221 bye' : '250 fine');
+    say(ANSWERS.get(verb) ?? '250 fine');
   };
   socket.setEncoding('utf8').on('data', (chunk: string) => {
     buffered += chunk;

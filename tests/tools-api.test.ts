@@ -274,6 +274,22 @@ describe('a tool that is reported', () => {
   });
 });
 
+// Comes last: after it the month has no room for what others report.
+test('costs that no sum could hold exactly are refused, with a key or without, and leave nothing', async () => {
+  const spent = Number(((await showRun('paid')) as { spentNanos: number }).spentNanos);
+  expect((await report('vast', { costUsd: '4499000' })).status).toBe(201);
+  for (const run of ['vast', 'vast-2']) {
+    for (const more of [{}, { id: 'k1' }]) {
+      const { status, body } = await report(run, { costUsd: '4499000', ...more });
+      expect(status).toBe(400);
+      expect(JSON.stringify(body)).toContain('costUsd');
+    }
+    expect((await report(run, { costUsd: '0.01', id: 'k1' })).status).toBe(201);
+  }
+  expect(await showRun('vast')).toMatchObject({ spent: '4499000.01' });
+  expect(await showRun('paid')).toMatchObject({ spentNanos: spent });
+});
+
 async function showRun(run: string, agent = 'tester') {
   const headers = { authorization: `Bearer ${rungate.tokens[agent]}` };
   return (await fetch(`${rungate.url}/v1/runs/${run}`, { headers })).json();

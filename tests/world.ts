@@ -1,15 +1,8 @@
 /** A deployment in the test's own process: two orgs alike, and a database that can be watched. */
 
-import { copyFileSync } from 'node:fs';
+import { copyFileSync, rmSync } from 'node:fs';
 import { createAgent } from '../db/agents.ts';
-import {
-  type Database,
-  filePath,
-  openDatabase,
-  type Row,
-  type Statement,
-  type Value,
-} from '../db/client.ts';
+import { type Database, filePath, openDatabase, type Row, type Statement } from '../db/client.ts';
 import { invite } from '../db/invitations.ts';
 import { type Member, offerOwnership } from '../db/members.ts';
 import { Memo } from '../db/memo.ts';
@@ -31,6 +24,7 @@ import type { Services } from '../functions/services.ts';
 import { parseCidrList } from '../schema/address.ts';
 import type { Nanos } from '../schema/money.ts';
 import { type AdminAction, actionsOf, ROLES, type Role } from '../schema/roles.ts';
+import { documentOf, makeArguments, missingId, OPERATIONS } from './graphql.ts';
 import { addMember, type Ground, makeGround, makeOrg } from './orgs.ts';
 
 /** What a test sees of every statement, and may make of it. */
@@ -125,7 +119,11 @@ export async function makeWorld(env: Readonly<Record<string, string>> = {}): Pro
   };
   const path = filePath(ground.url);
   const reopen = async (change: () => void) => {
+    await running.services.deliveries.stop(0);
+    // The copy is of the one file: what its log still holds would be lost, or come back.
+    await db.read('pragma wal_checkpoint(truncate)', []);
     await db.close();
+    for (const end of ['-wal', '-shm']) rmSync(`${path}${end}`, { force: true });
     change();
     db = await openDatabase({ url: ground.url, synchronous: 'normal' });
     running = start();
@@ -141,6 +139,7 @@ export async function makeWorld(env: Readonly<Record<string, string>> = {}): Pro
     dump: (org: Org) => dump(db, org),
     restore: () => reopen(() => copyFileSync(`${path}.kept`, path)),
     async clear() {
+      await running.services.deliveries.stop(0);
       await db.close();
       await bare.clear();
     },
@@ -244,6 +243,7 @@ async function makeSide(world: Making, kind: string): Promise<Side> {
   const side = { org, slug, owner, members, adminToken, name };
   const agentToken = await furnish(ground, side);
   await live(world, { ...side, agentToken });
+  await create(world, adminToken, ['alertRuleCreate', 'auditCheckpointCreate']);
   return { ...side, agentToken };
 }
 
@@ -297,6 +297,17 @@ async function live({ send, services }: Making, { agentToken, name }: Side): Pro
   const report = { kind: 'tool_call', name: 'search', outcome: 'ok', latencyMs: 1 };
   await post(`/v1/runs/${name}/steps`, report);
   await services.deliveries.run(2_000);
+}
+
+/** Makes the rest through the admin API itself, with values that its schema leads to. */
+async function create(world: Making, adminToken: string, names: readonly string[]): Promise<void> {
+  for (const operation of OPERATIONS.filter(({ name }) => names.includes(name))) {
+    const fills = (path: readonly string[]) => path.at(-1) === 'target';
+    const given = makeArguments(operation.field, { id: missingId, fills });
+    const document = documentOf(operation, given, ' { errors { field message } }');
+    const { text } = await ask(world.send, bearer(adminToken), document, given);
+    if (!text.includes('"errors":[]')) throw new Error(`${operation.name}: ${text}`);
+  }
 }
 
 /** Whoever asks, and what he may do by the table of roles. */

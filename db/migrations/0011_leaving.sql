@@ -64,6 +64,10 @@ create index members_of_user on members (user_id);
 
 create index deliveries_by_webhook on deliveries (webhook_id);
 
+create index parts_of_parked on parked_parts (parked_id);
+
+create index decisions_of_gate on gate_decisions (gate_id);
+
 create table alert_rules (
   id text primary key,
   org_id text not null references orgs (id) on delete cascade,
@@ -76,6 +80,8 @@ create table alert_rules (
   channel text not null check (channel in ('event', 'mail', 'chat')),
   -- An e-mail address, or the sealed URL of a chat; null for an event alone.
   target text,
+  -- What is shown of it: the address, or the host of the chat.
+  target_shown text,
   enabled integer not null check (enabled in (0, 1)),
   -- Whether the value was at the threshold or above it when it was looked at last.
   is_over integer not null default 0 check (is_over in (0, 1)),

@@ -1,12 +1,6 @@
 /** Leaving: erases orgs whose time has come, and again those that an older backup brought back. */
 
-import {
-  deleteOrg,
-  deleteRows,
-  findLeaving,
-  forgetAccount,
-  tenantTables,
-} from '../../db/deletion.ts';
+import { deleteOrg, deleteRows, findLeaving, forgetAccount } from '../../db/deletion.ts';
 import {
   appendLedgerFile,
   type Deletions,
@@ -16,6 +10,7 @@ import {
   readLedgerFile,
 } from '../../db/ledger.ts';
 import { forOrg, type Org } from '../../db/org.ts';
+import { tenantTables } from '../../db/tables.ts';
 import type { Services } from '../services.ts';
 import { BATCH_ROWS, Budget } from './batches.ts';
 

@@ -41,6 +41,7 @@ const UNPRICED_KEYS = [
   'compound_custom',
   'transforms',
   'extra_body',
+  'mcp_servers',
 ] as const;
 
 const SHARED_KEYS = ['model', 'stream', 'stream_options', 'service_tier', 'metadata', 'user'];

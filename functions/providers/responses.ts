@@ -77,6 +77,7 @@ const UNPRICED_KEYS = [
   'provider',
   'plugins',
   'search_parameters',
+  'mcp_servers',
 ] as const;
 
 /** Statuses after which a response does not change. */

@@ -1,12 +1,12 @@
 /** The tool results that a request brings, and which calls they answer. */
 
 import type { Json, JsonObject } from '../../schema/json.ts';
-import { isObject } from '../../schema/rules/bound.ts';
+import { isGiven, isObject } from '../../schema/rules/bound.ts';
 import type { Endpoint } from './contract.ts';
 
 /** A tool result of a request. */
 export interface ToolResult {
-  /** The id of the call, as in `ProposedCall`. */
+  /** The id of the call, as in `ProposedCall`; empty where the result names none. */
   readonly id: string;
   /** Where it stands: `messages[2].tool_call_id`. */
   readonly field: string;
@@ -39,7 +39,10 @@ function responseResults({ input }: JsonObject): ToolResult[] {
   return collect(input, 'input', (item, field) => {
     const type = String(item.type);
     if (type === 'mcp_approval_response') return result(item, 'approval_request_id', field);
-    return type.endsWith('_output') ? result(item, 'call_id', field) : [];
+    // A search that ran upstream was nobody's call.
+    if (type === 'tool_search_output' && !isGiven(item.call_id)) return [];
+    const key = type === 'local_shell_call_output' && !isGiven(item.call_id) ? 'id' : 'call_id';
+    return type.endsWith('_output') ? result(item, key, field) : [];
   });
 }
 
@@ -62,5 +65,6 @@ function collect(
 
 function result(value: JsonObject, key: string, field: string): ToolResult[] {
   const id = value[key];
-  return typeof id === 'string' ? [{ id, field: `${field}.${key}` }] : [];
+  // Some hosts take a result without an id for that of the last call.
+  return [{ id: typeof id === 'string' ? id : '', field: `${field}.${key}` }];
 }

@@ -89,8 +89,7 @@ export async function joinParked(
   own: ParkedId | undefined,
   passed: Uint8Array = NOTHING,
 ): Promise<Waiting> {
-  const isOwn =
-    own !== undefined && (await readParked(call.org, own, call.credential.tokenId)) !== undefined;
+  const isOwn = own !== undefined && (await read(call, own)) !== undefined;
   const parkedId = isOwn ? own : await findParked(call.org, placeOf(call), call.startedAt);
   if (parkedId === undefined) {
     throw new Refusal('unavailable', 'The answer could not be kept for approval; try again.');
@@ -103,10 +102,11 @@ export async function joinParked(
 }
 
 async function pendingOf(call: Permitted, id: ParkedId): Promise<Stand & { kind: 'pending' }> {
-  return {
-    kind: 'pending',
-    gates: (await readParked(call.org, id, call.credential.tokenId))?.gates ?? [],
-  };
+  return { kind: 'pending', gates: (await read(call, id))?.gates ?? [] };
+}
+
+function read({ org, credential, services }: Permitted, id: ParkedId): Promise<Parked | undefined> {
+  return readParked(org, id, credential.tokenId, services.now());
 }
 
 function startsWith(bytes: Uint8Array, beginning: Uint8Array): boolean {
@@ -236,7 +236,7 @@ async function look(waiting: Waiting, signal: AbortSignal): Promise<Stand> {
   const { call, parkedId } = waiting;
   const { org, services } = call;
   for (let isFirst = true; ; isFirst = false) {
-    const parked = await readParked(org, parkedId, call.credential.tokenId);
+    const parked = await read(call, parkedId);
     if (!parked) throw new Refusal('unavailable', 'The parked answer is gone; try again.');
     const stand = await standFor(call, parked);
     if (stand !== 'approved') return stand;
@@ -252,9 +252,11 @@ async function standFor(call: Permitted, parked: Parked): Promise<Stand | 'appro
   const { gates } = parked;
   const now = call.services.now();
   const status = standOf(gates, now);
-  if (parked.isRevoked) return refused('invalid_token', 'The Rungate token was revoked.', gates);
+  if (parked.isRevoked)
+    return refused('invalid_token', 'The Rungate token was revoked or has expired.', gates);
   if (parked.isSuspended) {
-    return refused('agent_suspended', `The agent "${call.agent.name}" is suspended.`, gates);
+    const message = `The agent "${call.agent.name}" or its org is suspended.`;
+    return refused('agent_suspended', message, gates);
   }
   if (parked.endedAt !== null && status === 'released') {
     return { kind: 'released', answer: await openAnswer(call, parked.id) };

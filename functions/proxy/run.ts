@@ -19,6 +19,7 @@ import {
 import { Refusal } from '../../schema/errors.ts';
 import type { RunName } from '../../schema/rules/identity.ts';
 import { stopSentence } from '../../schema/rules/limit.ts';
+import { Outdated } from './authenticate.ts';
 import type { Call } from './call.ts';
 import { deny, type Governed } from './deny.ts';
 
@@ -117,13 +118,20 @@ async function newRun(call: Call): Promise<NewRun> {
   };
 }
 
+/** An agent goes with its tokens; who is still known by one is asked for it again. */
+function refuseDeleted({ isRemembered }: Call): never {
+  throw isRemembered
+    ? new Outdated()
+    : new Refusal('invalid_token', 'The agent of this token was deleted.');
+}
+
 /**
  * The version that a run opens with: the agent's own, or with `x-rungate-policy` another one that
  * was allowed for the agent. None is chosen for being as strict: that is the admin's to say.
  */
-async function openingVersion({ org, agent, request }: Call): Promise<PolicyVersion> {
-  const own = await readAgentPolicy(org, agent.id);
-  if (!own) throw new Refusal('internal', 'The policy of this agent has no version.');
+async function openingVersion(call: Call): Promise<PolicyVersion> {
+  const { org, agent, request } = call;
+  const own = (await readAgentPolicy(org, agent.id)) ?? refuseDeleted(call);
   const asked = request.headers.get(POLICY_HEADER);
   if (asked === null || isNamed(own.label, asked)) return own;
   const choices = await readChoices(org, agent.id);

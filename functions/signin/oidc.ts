@@ -8,6 +8,8 @@ import {
   allowInsecureRequests,
   authorizationCodeGrant,
   buildAuthorizationUrl,
+  ClientSecretBasic,
+  ClientSecretPost,
   Configuration,
   type CustomFetch,
   calculatePKCECodeChallenge,
@@ -19,6 +21,7 @@ import {
   randomNonce,
   randomPKCECodeVerifier,
   randomState,
+  type ServerMetadata,
 } from 'openid-client';
 import { type Principal, refuse } from '../../db/audit.ts';
 import { acceptInvitationOf } from '../../db/invitations.ts';
@@ -88,11 +91,13 @@ export function beginAtProvider(
     if (!org || !settings) {
       throw new Refusal('not_found', 'There is no org of that name with an identity provider.');
     }
-    const client = await reach(services, () => openClient(services, org, settings));
     const attempt = {
       ...{ state: randomState(), nonce: randomNonce(), verifier: randomPKCECodeVerifier() },
     };
-    const response = redirectTo(await authorizationUrl(services, client, attempt));
+    const url = await reach(services, async () =>
+      authorizationUrl(services, await openClient(services, org, settings), attempt),
+    );
+    const response = redirectTo(url);
     await beginOidc(org, attempt, services.now());
     // Whoever comes back with this state must be the browser that was sent.
     const cookie = [ATTEMPT_COOKIE, attempt.state, ATTEMPT_MS / 1_000] as const;
@@ -149,12 +154,19 @@ async function openClient(
     },
     clientId,
     secret,
+    authenticationAt(server)(secret),
   );
   client[customFetch] = fetchThrough;
   client.timeout = TIMEOUT_S;
   // The signature is checked although the token comes straight from the provider.
   for (const apply of [enableNonRepudiationChecks, ...execute]) apply(client);
   return client;
+}
+
+/** How the client proves itself: OpenID Connect Discovery 1.0, 3 has basic for the default. */
+function authenticationAt({ token_endpoint_auth_methods_supported: methods }: ServerMetadata) {
+  const isBasic = methods?.includes('client_secret_basic') ?? true;
+  return isBasic ? ClientSecretBasic : ClientSecretPost;
 }
 
 /** The issuer, and every URL that it names, is given by a user. */

@@ -43,11 +43,11 @@ class AccessPlugin<Types extends SchemaTypes> extends BasePlugin<Types> {
     const name = `${field.parentType}.${field.name}`;
     if (options.action === undefined)
       throw new Error(`${name} declares no action and is not public`);
-    if (options.action === 'public') return field;
+    const extensions = { ...field.extensions, action: options.action };
+    if (options.action === 'public') return { ...field, extensions };
     // A refusal makes the field null; a field that can't be null would take its parent along.
     if (!field.type.nullable) throw new Error(`${name} is guarded, so it must be nullable`);
     const scoped = { ...field.pothosOptions, authScopes: { may: options.action } };
-    const extensions = { ...field.extensions, action: options.action };
     return { ...field, extensions, pothosOptions: scoped } as PothosOutputFieldConfig<Types>;
   }
 }

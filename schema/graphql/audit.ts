@@ -1,5 +1,6 @@
 /** The audit trail: who did what, checkpoints to hold elsewhere, its check and its erasure. */
 
+import { z } from 'zod';
 import type { KeptCheckpoint } from '../../db/checkpoints.ts';
 import {
   type AuditActor,
@@ -11,8 +12,11 @@ import {
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import { UserError } from './errors.ts';
+import { parseInput } from './input.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';
+
+const MAX_NOTE_CHARS = 500;
 
 const READ = { action: 'audit.read', nullable: true } as const;
 
@@ -171,17 +175,24 @@ builder.queryFields((t) => ({
   }),
 }));
 
+const noteSchema = z.string().max(MAX_NOTE_CHARS).optional();
+
 builder.relayMutationField(
   'auditCheckpointCreate',
-  { inputFields: () => ({}) },
+  {
+    inputFields: (t) => ({
+      note: t.string({ description: 'What it is for, as the trail has it.' }),
+    }),
+  },
   {
     action: 'audit.verify',
     description: 'Signs the audit trail as it stands: hold the result elsewhere.',
-    resolve: (_root, _input, context) =>
+    resolve: (_root, { input }, context) =>
       attempt(context, async () => {
         const { org, actor, store, signing, now } = context;
         const signer = await signing.signer();
-        const signed = await store.checkpoints.signHead(org, signer, now, actor);
+        const note = parseInput(noteSchema, input.note ?? undefined, 'note');
+        const signed = await store.checkpoints.signHead(org, signer, now, { actor, note });
         if (!signed) throw new UserError('INVALID', [], 'The audit trail has no entry yet.');
         const { checkpoint, jws } = signed;
         return { checkpoint: { ...checkpoint, jws }, publicKey: signer.publicKey };

@@ -8,6 +8,7 @@ import { GraphQLError } from 'graphql';
 import './access.ts';
 import type {
   AgentId,
+  AlertRuleId,
   DeliveryId,
   EventId,
   GateId,
@@ -33,6 +34,7 @@ import { forbidden } from './errors.ts';
 /** The TypeScript type of each scalar; ids of two nouns are two scalars. */
 export interface Scalars {
   readonly AgentID: AgentId;
+  readonly AlertRuleID: AlertRuleId;
   readonly AuditEntryID: string;
   readonly DeliveryID: DeliveryId;
   readonly EventID: EventId;
@@ -63,6 +65,7 @@ export interface Scalars {
 /** The nouns whose ids are scalars, by the scalar's name. */
 export const ID_SCALARS = {
   AgentID: 'agent',
+  AlertRuleID: 'alertRule',
   AuditEntryID: 'audit',
   DeliveryID: 'delivery',
   EventID: 'event',
@@ -123,8 +126,9 @@ export const builder = new SchemaBuilder<{
     nodesQueryOptions: false,
     nodesOnConnection: { ...PUBLIC, description: 'The nodes of the edges.' },
     clientMutationIdFieldOptions: PUBLIC,
-    nodesFieldOptions: PUBLIC,
-    edgesFieldOptions: PUBLIC,
+    // Their connection has been multiplied already.
+    nodesFieldOptions: { ...PUBLIC, complexity: { field: 0, multiplier: 1 } },
+    edgesFieldOptions: { ...PUBLIC, complexity: { field: 0, multiplier: 1 } },
     nodeFieldOptions: PUBLIC,
     cursorFieldOptions: PUBLIC,
     pageInfoFieldOptions: PUBLIC,

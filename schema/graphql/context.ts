@@ -59,6 +59,8 @@ export interface Context {
   readonly egressAllow: AllowList;
   /** Where people reach this deployment, without a slash at the end. */
   readonly publicUrl: string;
+  /** For how many days records of the operator's own plan are kept; null is for good. */
+  readonly retentionDays: number | null;
   /** Unix milliseconds at which the request came. */
   readonly now: number;
   /** What went wrong, where it is the input's fault. */

@@ -43,8 +43,8 @@ export class UserErrors extends UserError {
 }
 
 /** The error of something that isn't there, or is another org's: both answer the same. */
-export function notFound(field: string): UserError {
-  return new UserError('NOT_FOUND', [field], 'There is no such object in this org.');
+export function notFound(...field: readonly string[]): UserError {
+  return new UserError('NOT_FOUND', field, 'There is no such object in this org.');
 }
 
 /** The error of a field that the viewer's actions don't cover; a mutation's is noted for the audit. */

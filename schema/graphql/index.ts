@@ -1,10 +1,25 @@
 /** The whole schema. */
 
 import './agents.ts';
+import './usage.ts';
+import './steps.ts';
+import './runs.ts';
+import './limits.ts';
+import './gates.ts';
+import './analytics.ts';
+import './alerts.ts';
+import './retention.ts';
+import './leaving.ts';
+import './alert-rules.ts';
 import './audit.ts';
 import './deliveries.ts';
 import './events.ts';
 import './org.ts';
+import './policies.ts';
+import './prices.ts';
+import './provider-keys.ts';
+import './simulations.ts';
+import './tokens.ts';
 import './webhooks.ts';
 import './invitations.ts';
 import './members.ts';

@@ -4,6 +4,7 @@ import type { Member, OwnershipOffer } from '../../db/members.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import { notFound } from './errors.ts';
+import { OrderDirection } from './order.ts';
 import { RoleType, ViewerType } from './org.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';
@@ -47,12 +48,31 @@ builder.objectType(MemberType, {
   }),
 });
 
-const MemberOrder = builder.enumType('MemberOrder', {
-  description: 'What members are ordered by.',
+const MemberOrderField = builder.enumType('MemberOrderField', {
+  description: 'What members are listed by.',
   values: {
     CREATED_AT: { value: 'created_at', description: 'When they became members.' },
-    EMAIL: { value: 'email', description: 'Their e-mail address.' },
+    EMAIL: { value: 'email', description: 'Their e-mail addresses.' },
   } as const,
+});
+
+const MemberOrder = builder.inputType('MemberOrder', {
+  description: 'The order of members.',
+  fields: (t) => ({
+    field: t.field({ type: MemberOrderField, required: true, description: 'What they go by.' }),
+    direction: t.field({
+      ...{ type: OrderDirection, required: true },
+      description: 'Which end comes first.',
+    }),
+  }),
+});
+
+const MemberFilter = builder.inputType('MemberFilter', {
+  description: 'Which members are listed; all of what is given must hold.',
+  fields: (t) => ({
+    role: t.field({ type: RoleType, description: 'Those with this role.' }),
+    search: t.string({ description: 'Those whose address or name contains this.' }),
+  }),
 });
 
 builder.queryFields((t) => ({
@@ -62,20 +82,20 @@ builder.queryFields((t) => ({
     description: 'The members of the org.',
     complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
     args: {
-      role: t.arg({ type: RoleType, description: 'Only those with this role.' }),
-      search: t.arg.string({ description: 'Only those whose address or name contains this.' }),
+      filter: t.arg({ type: MemberFilter, description: 'Which of them.' }),
       orderBy: t.arg({
-        ...{ type: MemberOrder, defaultValue: 'created_at', required: true },
-        description: 'What they are ordered by.',
-      }),
-      descending: t.arg.boolean({
-        ...{ defaultValue: false, required: true },
-        description: 'Whether the order is turned around.',
+        type: MemberOrder,
+        description: 'By when they came unless told otherwise.',
       }),
     },
-    resolve: (_root, { role, search, orderBy, descending, ...page }, { org, store }) => {
-      const filter = { role, search, order: orderBy, isDescending: descending };
-      return connect(page, (window) => store.members.listMembers(org, filter, window));
+    resolve: (_root, { filter, orderBy, ...page }, { org, store }) => {
+      const order = orderBy && {
+        order: orderBy.field,
+        isDescending: orderBy.direction === 'desc',
+      };
+      return connect(page, (window) =>
+        store.members.listMembers(org, { ...filter, ...order }, window),
+      );
     },
   }),
   member: t.field({

@@ -2,11 +2,11 @@
 
 import { builder } from './builder.ts';
 
-/** Which end of a list comes first; true for the descending one. */
+/** Which end of a list comes first. */
 export const OrderDirection = builder.enumType('OrderDirection', {
   description: 'Which end of a list comes first.',
   values: {
-    ASC: { value: false, description: 'The smallest or oldest.' },
-    DESC: { value: true, description: 'The largest or newest.' },
+    ASC: { value: 'asc', description: 'The smallest or oldest.' },
+    DESC: { value: 'desc', description: 'The largest or newest.' },
   } as const,
 });

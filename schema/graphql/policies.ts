@@ -74,7 +74,8 @@ builder.objectType(PolicyType, {
       description: 'One of its versions.',
       complexity: 2,
       args: { number: t.arg.int({ required: true, description: 'The number of the version.' }) },
-      resolve: ({ id }, { number }, { loaders }) => loaders.versionsByNumber.load(`${id}/${number}`),
+      resolve: ({ id }, { number }, { loaders }) =>
+        loaders.versionsByNumber.load(`${id}/${number}`),
     }),
     versions: t.connection({
       type: PolicyVersionType,

@@ -2,8 +2,8 @@
 
 import { z } from 'zod';
 import type { ModelPrice } from '../../db/prices.ts';
-import { modelSchema } from '../names.ts';
 import { type Nanos, nanos } from '../money.ts';
+import { modelSchema } from '../names.ts';
 import { provider as findProvider } from '../providers.ts';
 import { findRates, overrideRates, type Rates } from '../rules/catalogue.ts';
 import { builder } from './builder.ts';

@@ -97,7 +97,12 @@ builder.queryFields((t) => ({
 }));
 
 const adminActions = z
-  .array(z.custom<AdminAction>((text) => typeof text === 'string' && isAdminAction(text), 'is no action'))
+  .array(
+    z.custom<AdminAction>(
+      (text) => typeof text === 'string' && isAdminAction(text),
+      'is no action',
+    ),
+  )
   .min(1, 'must name at least one action')
   .max(200);
 
@@ -138,7 +143,8 @@ builder.relayMutationField(
           actions: parseInput(adminActions, input.actions, 'actions'),
           expiresAt: checkExpiry(context, input.expiresAt),
         };
-        if (!viewer.memberId) throw new UserError('FORBIDDEN', ['input'], 'Only a member has tokens.');
+        if (!viewer.memberId)
+          throw new UserError('FORBIDDEN', ['input'], 'Only a member has tokens.');
         const made = await store.tokens.createAdminToken(org, actor, viewer.memberId, wanted);
         return { token: await present(context, made.id), secret: made.token };
       }),
@@ -241,7 +247,8 @@ builder.relayMutationField(
   },
 );
 
-const overlap = z.int().min(0).max(MAX_OVERLAP_S);
+/** Seconds that a token which is replaced still works. */
+export const overlap = z.int().min(0).max(MAX_OVERLAP_S);
 
 builder.relayMutationField(
   'tokenRevoke',

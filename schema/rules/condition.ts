@@ -1,7 +1,7 @@
 /** Conditions on the arguments of a tool call, in CEL, at a cost that is known before they run. */
 
 import { type ASTNode, Environment } from '@marcbachmann/cel-js';
-import type { Json, JsonObject } from '../json.ts';
+import { fold, type Json, type JsonObject } from '../json.ts';
 
 /** What a condition reads, as `tool.name`, `tool.args` and `args`. */
 export interface Subject {
@@ -66,7 +66,12 @@ const ARITHMETIC: Readonly<Record<string, Calculate>> = {
   '/': (left, right) => left / right,
 };
 
+/** Kinds of values; a host or a tool may take a value of one kind for one of another. */
+const KINDS = [['string'], ['bool'], ['int', 'double'], ['list'], ['map']] as const;
+
 const environment = makeEnvironment();
+/** The one that conditions run in: there, values of different kinds can't be told to be equal. */
+const strict = withStrictEquality(makeEnvironment());
 
 /**
  * Compiles a condition, such as `args.amount_usd > 500` (Common Expression Language).
@@ -78,13 +83,14 @@ export function compileCondition(source: string): Condition {
   if (source.length > MAX_CONDITION_LENGTH) {
     throw new InvalidCondition(`is longer than ${MAX_CONDITION_LENGTH} characters`);
   }
-  const program = parse(source);
-  const weight = weigh(program.ast);
-  const { valid, type, error } = program.check();
+  const { ast, check } = parse(source);
+  const weight = weigh(ast);
+  const { valid, type, error } = check();
   if (!valid) throw new InvalidCondition(`is not valid CEL: ${summarize(error)}`);
   if (type !== 'bool' && type !== 'dyn') {
     throw new InvalidCondition(`must be true or false, but is of type ${type}`);
   }
+  const program = strict.parse(source);
   return (subject) => {
     const args = readArgs(subject, weight);
     if (!args) return undefined;
@@ -112,6 +118,19 @@ function makeEnvironment(): Environment {
   return made.registerVariable('args', 'map').registerVariable('tool', 'map');
 }
 
+/** By CEL `"1" == 1` is false, but `"1"` may do to a tool what 1 does. */
+function withStrictEquality(made: Environment): Environment {
+  const refuse = () => {
+    throw new Error('the kinds differ');
+  };
+  for (const [at, kinds] of KINDS.entries()) {
+    for (const other of KINDS.slice(at + 1).flat()) {
+      for (const kind of kinds) made.registerOperator(`${kind} == ${other}`, refuse);
+    }
+  }
+  return made;
+}
+
 function parse(source: string) {
   try {
     return environment.parse(source);
@@ -137,6 +156,8 @@ interface Weight {
   longest: number;
   /** How many times its largest argument a value can get by being added to others. */
   growth: number;
+  /** The keys that it reads, as they are written, by what a reader that ignores case calls them. */
+  readonly keys: Map<string, Set<string>>;
 }
 
 const WHOLE = new Set(['==', '!=', 'in', '+']);
@@ -149,7 +170,7 @@ function reachOf(node: ASTNode): Reach {
 
 function weigh(root: ASTNode): Weight {
   const nodes = Array.from({ length: MAX_LOOPS + 1 }, () => ({ value: 0, text: 0, whole: 0 }));
-  const weight = { nodes, longest: 1, growth: 1 };
+  const weight = { nodes, longest: 1, growth: 1, keys: new Map<string, Set<string>>() };
   const rest: [node: ASTNode, loops: number][] = [[root, 0]];
   for (let next = rest.pop(); next; next = rest.pop()) {
     const [node, loops] = next;
@@ -157,12 +178,23 @@ function weigh(root: ASTNode): Weight {
     nodes[loops]![reachOf(node)] += 1;
     if (node.op === 'list') weight.longest = Math.max(weight.longest, node.args.length);
     if (node.op === '+') weight.growth += 1;
+    const key = keyOf(node);
+    if (key !== undefined) {
+      weight.keys.set(fold(key), (weight.keys.get(fold(key)) ?? new Set()).add(key));
+    }
     for (const child of nodesIn(node.args)) {
       const isBody = isLoop(node) && child !== node.args[1];
       rest.push([child, isBody ? loops + 1 : loops]);
     }
   }
   return weight;
+}
+
+/** The key that a node reads: of `args.to`, `args["to"]` or `"to" in args`. */
+function keyOf(node: ASTNode): string | undefined {
+  if (node.op === '.') return node.args[1];
+  const key = node.op === '[]' ? node.args[1] : node.op === 'in' ? node.args[0] : undefined;
+  return key?.op === 'value' && typeof key.args === 'string' ? key.args : undefined;
 }
 
 function isLoop(node: ASTNode): node is ASTNode & { op: 'rcall' } {
@@ -199,6 +231,8 @@ interface Size {
   longest: number;
   longestText: number;
   hasNumbers: boolean;
+  /** As in {@link Weight}. */
+  readonly keys: Weight['keys'];
 }
 
 /** Thrown within a walk over arguments that no condition can be asked about. */
@@ -206,7 +240,8 @@ class Unfit extends Error {}
 
 /** The arguments as CEL reads them; undefined where asking would be dear, or the answer wrong. */
 function readArgs({ args, argsText }: Subject, weight: Weight): Args | undefined {
-  const size: Size = { values: 0, chars: 0, longest: 1, longestText: 0, hasNumbers: false };
+  const { keys } = weight;
+  const size: Size = { values: 0, chars: 0, longest: 1, longestText: 0, hasNumbers: false, keys };
   try {
     const map = toMap(args, size, 0);
     if (stepsOf(size, weight) > MAX_STEPS) return undefined;
@@ -238,9 +273,16 @@ function toMap(value: JsonObject, size: Size, depth: number): Args {
   const map = new Map<string, unknown>();
   for (const key of keys) {
     countChars(key, size);
+    refuseVariant(key, size);
     map.set(key, toCel(value[key]!, size, depth + 1));
   }
   return map;
+}
+
+/** Some readers ignore the case of keys: to them `Amount` is what a condition reads as `amount`. */
+function refuseVariant(key: string, { keys }: Size): void {
+  const read = keys.get(fold(key));
+  if (read && !read.has(key)) throw new Unfit();
 }
 
 function toCel(value: Json, size: Size, depth: number): unknown {

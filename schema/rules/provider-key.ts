@@ -4,6 +4,7 @@ import { type AllowList, judgeUrl } from '../address.ts';
 import { authHeaders, type Provider } from '../providers.ts';
 
 const MAX_URL_CHARS = 1_000;
+const MAX_SECRET_CHARS = 4_096;
 
 /**
  * Judges the base URL that a key is given.
@@ -35,7 +36,10 @@ export function baseUrlOf(provider: Provider | undefined, text: string | undefin
  * @returns what is wrong, as a clause after the field's name; undefined when nothing is.
  */
 export function judgeSecret(provider: Provider, secret: string | undefined): string | undefined {
-  if (provider.auth === 'none') return undefined;
+  if (provider.auth === 'none') {
+    const isFine = (secret ?? '').length <= MAX_SECRET_CHARS;
+    return isFine ? undefined : `must be at most ${MAX_SECRET_CHARS} characters`;
+  }
   if (secret === undefined) return 'is needed for this provider';
   try {
     authHeaders(provider, secret);

@@ -6,6 +6,7 @@ import manifest from '../../package.json' with { type: 'json' };
 import { addAgentCommands } from './agent.ts';
 import { addApplyCommand } from './apply.ts';
 import { addAuditCommands } from './audit.ts';
+import { addExportCommand } from './export.ts';
 import { EXIT_FAILED, explain, Failure } from './failure.ts';
 import { addGateCommands } from './gates.ts';
 import { addKeyCommands } from './keys.ts';
@@ -37,6 +38,7 @@ function makeProgram(): Command {
   addTickCommand(program);
   addWebhookCommands(program);
   addOrgCommands(program);
+  addExportCommand(program);
   addApplyCommand(program);
   addAgentCommands(program);
   addRunCommands(program);

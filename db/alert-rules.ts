@@ -1,0 +1,351 @@
+/** Rules of alerts: kept, looked at by the scheduled function, and told once when they fire. */
+
+import type { AlertRuleInput, Channel, Firing, Metric } from '../schema/alert-rule.ts';
+import { shownTarget } from '../schema/alert-rule.ts';
+import { Refusal } from '../schema/errors.ts';
+import { type AlertRuleId, formatId, type OrgId } from '../schema/ids.ts';
+import { type Actor, actorName, auditEntry } from './audit.ts';
+import type { Database, Row, Statement } from './client.ts';
+import { forOrg, type Org } from './org.ts';
+import { announce } from './outbox.ts';
+import { type Page, readPage, type Window } from './page.ts';
+import { type MasterKeys, newId } from './seal.ts';
+import { openVault } from './vault.ts';
+
+/** A rule as people see it; times in Unix milliseconds. */
+export interface AlertRule extends Omit<AlertRuleInput, 'target'> {
+  readonly id: AlertRuleId;
+  /** The address, or the host of the chat. */
+  readonly target: string | null;
+  /** Whether the value was at the threshold or above it when it was looked at last. */
+  readonly isOver: boolean;
+  readonly firedAt: number | null;
+  readonly firedValue: number | null;
+  /** When the last firing was told by mail or in the chat. */
+  readonly toldAt: number | null;
+  readonly createdBy: string;
+  readonly createdAt: number;
+  readonly updatedAt: number;
+}
+
+/** The most rules of an org. */
+export const MAX_ALERT_RULES = 100;
+
+const shelfOf = (id: AlertRuleId) => ({ table: 'alert_rules', column: 'target', row: id });
+
+/** An org's rules by name. */
+export async function pageAlertRules(org: Org, window: Window): Promise<Page<AlertRule>> {
+  const sql = 'select * from alert_rules where org_id = ?1';
+  return await readPage(org, { sql, args: [], order: 'name' }, window, toRule);
+}
+
+/** The rules of some ids. */
+export async function readAlertRules(org: Org, ids: readonly AlertRuleId[]): Promise<AlertRule[]> {
+  const rows = await org.read(
+    'select * from alert_rules where org_id = ?1 and id in (select value from json_each(?2))',
+    JSON.stringify(ids),
+  );
+  return rows.map(toRule);
+}
+
+function toRule(row: Row): AlertRule {
+  return {
+    id: row.id as AlertRuleId,
+    name: String(row.name),
+    metric: row.metric as Metric,
+    threshold: Number(row.threshold),
+    windowS: Number(row.window_s),
+    channel: row.channel as Channel,
+    target: row.target_shown as string | null,
+    isEnabled: row.enabled === 1,
+    isOver: row.is_over === 1,
+    firedAt: row.fired_at as number | null,
+    firedValue: row.fired_value as number | null,
+    toldAt: row.told_at as number | null,
+    createdBy: String(row.created_by),
+    createdAt: Number(row.created_at),
+    updatedAt: Number(row.updated_at),
+  };
+}
+
+/** What the audit trail has of a rule: the URL of a chat is a secret. */
+function told(rule: AlertRuleInput): object {
+  return { ...rule, target: shownTarget(rule) };
+}
+
+/** A target as it is stored, and what else its transaction needs. */
+async function storable(
+  org: Org,
+  master: MasterKeys,
+  id: AlertRuleId,
+  { channel, target }: AlertRuleInput,
+): Promise<{ stored: string | null; counts: Statement[] }> {
+  if (channel !== 'chat' || target === null) return { stored: target, counts: [] };
+  const vault = await openVault(org, master);
+  return { stored: await vault.seal(shelfOf(id), target), counts: [vault.count()] };
+}
+
+/**
+ * Makes a rule.
+ *
+ * @throws {Refusal} `invalid_request` when the org has too many.
+ * @throws {DatabaseError} a conflict, when it has one of this name.
+ */
+export async function createAlertRule(
+  org: Org,
+  master: MasterKeys,
+  actor: Actor,
+  rule: AlertRuleInput,
+): Promise<AlertRuleId> {
+  const id = newId('alertRule');
+  const { stored, counts } = await storable(org, master, id, rule);
+  const [made] = await org.write(
+    org.statement(
+      `insert into alert_rules (
+         org_id, id, name, metric, threshold, window_s, channel, target, target_shown, enabled,
+         created_by, created_at, updated_at
+       ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12
+       where (select count(*) from alert_rules where org_id = ?1) < ${MAX_ALERT_RULES}`,
+      id,
+      ...columnsOf(rule, stored),
+      actorName(actor),
+      Date.now(),
+    ),
+    auditEntry(org, actor, 'alert_rule.create', id, told(rule), { ifChanged: true }),
+    ...counts,
+  );
+  if (made!.changes > 0) return id;
+  throw new Refusal('invalid_request', `An org has at most ${MAX_ALERT_RULES} rules of alerts.`);
+}
+
+function columnsOf(rule: AlertRuleInput, stored: string | null) {
+  const { name, metric, threshold, windowS, channel, isEnabled } = rule;
+  const shown = shownTarget(rule);
+  return [name, metric, threshold, windowS, channel, stored, shown, isEnabled ? 1 : 0] as const;
+}
+
+/**
+ * Changes a rule, which is then looked at as a new one.
+ *
+ * @param change What changes; a target that is not given stays, unless the channel changes.
+ * @param judge Checks the whole rule.
+ * @returns false when there is no such rule.
+ * @throws {DatabaseError} a conflict, when the org has another one of this name.
+ */
+export async function updateAlertRule(
+  org: Org,
+  master: MasterKeys,
+  actor: Actor,
+  id: AlertRuleId,
+  change: Partial<AlertRuleInput>,
+  judge: (rule: AlertRuleInput) => AlertRuleInput,
+): Promise<boolean> {
+  const row = await org.first('select * from alert_rules where org_id = ?1 and id = ?2', id);
+  if (!row) return false;
+  const before = toRule(row);
+  const target = await openTarget(org, master, row);
+  const { name, metric, threshold, windowS, channel, isEnabled } = before;
+  const present = { name, metric, threshold, windowS, channel, isEnabled };
+  const kept = change.channel === undefined || change.channel === channel ? target : null;
+  const rule = judge({ ...present, target: kept, ...change });
+  const { stored, counts } = await storable(org, master, id, rule);
+  const [changed] = await org.write(
+    org.statement(
+      `update alert_rules set name = ?3, metric = ?4, threshold = ?5, window_s = ?6, channel = ?7,
+         target = ?8, target_shown = ?9, enabled = ?10, is_over = 0, fired_at = null,
+         fired_value = null, told_at = null, tries = 0, updated_at = ?11
+       where org_id = ?1 and id = ?2`,
+      id,
+      ...columnsOf(rule, stored),
+      Date.now(),
+    ),
+    auditEntry(org, actor, 'alert_rule.update', id, told(rule), {
+      before: { ...present, target: before.target },
+      ifChanged: true,
+    }),
+    ...counts,
+  );
+  return changed!.changes > 0;
+}
+
+async function openTarget(org: Org, master: MasterKeys, row: Row): Promise<string | null> {
+  if (row.channel !== 'chat' || row.target === null) return row.target as string | null;
+  const vault = await openVault(org, master);
+  return await vault.open(shelfOf(row.id as AlertRuleId), String(row.target));
+}
+
+/** Deletes a rule. @returns false when there is none. */
+export async function deleteAlertRule(org: Org, actor: Actor, id: AlertRuleId): Promise<boolean> {
+  const [deleted] = await org.write(
+    org.statement('delete from alert_rules where org_id = ?1 and id = ?2', id),
+    auditEntry(org, actor, 'alert_rule.delete', id, undefined, { ifChanged: true }),
+  );
+  return deleted!.changes > 0;
+}
+
+/** A rule that is due to be looked at. */
+export interface DueRule {
+  readonly org: Org;
+  readonly rule: AlertRule;
+  readonly checkedAt: number;
+}
+
+/** Enabled rules of all orgs that nobody has looked at since a time, the longest ago first. */
+export async function findDueRules(db: Database, sinceMs: number, limit: number) {
+  const rows = await db.read(
+    `select * from alert_rules where enabled = 1 and checked_at < ?1
+     order by checked_at limit ?2`,
+    [sinceMs, limit],
+  );
+  return rows.map(
+    (row): DueRule => ({
+      org: forOrg(db, row.org_id as OrgId),
+      rule: toRule(row),
+      checkedAt: Number(row.checked_at),
+    }),
+  );
+}
+
+/** Runs that were active in a window: those that are open, and those that have ended in it. */
+const activeSteps = (what: string) => `
+  select ${what} from (
+    select id from runs r where +r.org_id = ?1 and r.status = 'open'
+    union all select id from runs where org_id = ?1 and closed_at >= ?2
+  ) r join steps s on s.org_id = ?1 and s.run_id = r.id and s.id >= ?3
+  where s.settled_at is not null`;
+
+/** Ended by whoever called or governs, which is no failure. */
+const INTENDED = `'ok', 'client_left', 'shutdown', 'run_cancelled', 'agent_suspended', 'token_revoked'`;
+
+const MEASURES: Readonly<Record<Metric, string>> = {
+  spend: activeSteps('coalesce(sum(s.spent_nanos), 0) as value'),
+  error_rate: `${activeSteps(
+    `cast(coalesce(100.0 * sum(s.outcome not in (${INTENDED})) / count(*), 0) as integer) as value`,
+  )} and s.kind in ('model_call', 'retry', 'failover')`,
+  blocked_runs: `select count(*) as value from runs
+    where org_id = ?1 and closed_at >= ?2 and status = 'blocked' and ?3 is not null`,
+  pending_gates: `select count(*) as value from gates
+    where org_id = ?1 and status = 'pending' and ?2 is not null and ?3 is not null`,
+};
+
+/** What a rule comes to now. */
+export async function measure({ org, rule }: DueRule, now: number): Promise<number> {
+  const since = now - rule.windowS * 1_000;
+  const least = formatId('step', Math.max(0, since), new Uint8Array(10));
+  return Number((await org.first(MEASURES[rule.metric], since, least))?.value ?? 0);
+}
+
+/** How coarsely it is noted that a rule was looked at, where it came to nothing new. */
+const NOTED_MS = 60_000;
+
+/**
+ * Notes what a rule came to. It fires when the value reaches the threshold, at most once within
+ * its window and, while the value stays there, once.
+ *
+ * @returns whether it has fired; not when another process was faster.
+ */
+export async function noteValue(due: DueRule, value: number, now: number): Promise<boolean> {
+  const { org, rule, checkedAt } = due;
+  const isOver = value >= rule.threshold;
+  const wasLong = rule.firedAt === null || rule.firedAt <= now - rule.windowS * 1_000;
+  const fires = isOver && !rule.isOver && wasLong;
+  const isStale = checkedAt < now - NOTED_MS;
+  if (!isStale && !fires && (isOver || !rule.isOver)) return false;
+  const { id, name, metric, threshold, windowS } = rule;
+  const [noted] = await org.write(
+    org.statement(
+      `update alert_rules set checked_at = ?3, is_over = ?4,
+         fired_at = iif(?5, ?3, fired_at), fired_value = iif(?5, ?6, fired_value),
+         told_at = iif(?5, iif(channel = 'event', ?3, null), told_at), tries = iif(?5, 0, tries)
+       where org_id = ?1 and id = ?2 and checked_at = ?7 and updated_at = ?8`,
+      id,
+      now,
+      isOver && (rule.isOver || fires) ? 1 : 0,
+      fires ? 1 : 0,
+      value,
+      checkedAt,
+      rule.updatedAt,
+    ),
+    ...(fires
+      ? [
+          announce(
+            org,
+            'alert.fired',
+            { ruleId: id, name, metric, value, threshold, windowS },
+            now,
+            { ifChanged: true },
+          ),
+        ]
+      : []),
+  );
+  return fires && noted!.changes > 0;
+}
+
+/** A firing that is still to be told by mail or in a chat. */
+export interface Untold {
+  readonly org: Org;
+  readonly orgName: string;
+  readonly id: AlertRuleId;
+  readonly channel: Channel;
+  readonly firing: Firing;
+  readonly firedAt: number;
+  /** Opened by {@link openUntold}. */
+  readonly row: Row;
+}
+
+const MAX_TRIES = 5;
+/** After the n-th try, the next one waits n² times as long. */
+const RETRY_MS = 30_000;
+
+/** Takes firings that are to be told now; each counts as tried. */
+export async function takeUntold(db: Database, now: number, limit: number): Promise<Untold[]> {
+  const rows = await db.read(
+    `select r.*, o.name as org_name from alert_rules r join orgs o on o.id = r.org_id
+     where r.fired_at is not null and r.told_at is null and r.tries < ${MAX_TRIES}
+       and r.fired_at + ${RETRY_MS} * r.tries * r.tries <= ?1 and r.enabled = 1
+     order by r.fired_at limit ?2`,
+    [now, limit],
+  );
+  const taken: Untold[] = [];
+  for (const row of rows) {
+    const org = forOrg(db, row.org_id as OrgId);
+    const [isOurs] = await org.write(
+      org.statement(
+        `update alert_rules set tries = tries + 1
+         where org_id = ?1 and id = ?2 and tries = ?3 and fired_at = ?4 and told_at is null`,
+        row.id!,
+        row.tries!,
+        row.fired_at!,
+      ),
+    );
+    if (isOurs!.changes > 0) taken.push(toUntold(org, row));
+  }
+  return taken;
+}
+
+function toUntold(org: Org, row: Row): Untold {
+  const { id, channel, name, metric, threshold, windowS } = toRule(row);
+  return {
+    ...{ org, id, channel, row },
+    orgName: String(row.org_name),
+    firing: { name, metric, threshold, windowS, value: Number(row.fired_value) },
+    firedAt: Number(row.fired_at),
+  };
+}
+
+/** Where a firing is told: an e-mail address or a URL. @throws {SealError} */
+export async function openUntold({ org, row }: Untold, master: MasterKeys): Promise<string> {
+  return (await openTarget(org, master, row)) ?? '';
+}
+
+/** Notes that a firing was told. */
+export async function noteTold({ org, id, firedAt }: Untold, now: number): Promise<void> {
+  await org.write(
+    org.statement(
+      'update alert_rules set told_at = ?4 where org_id = ?1 and id = ?2 and fired_at = ?3',
+      id,
+      firedAt,
+      now,
+    ),
+  );
+}

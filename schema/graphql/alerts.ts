@@ -1,0 +1,114 @@
+/** Alerts: what happened that somebody should look at. */
+
+import type { Event } from '../../db/events.ts';
+import type { EventData, EventType } from '../events.ts';
+import type { AgentId, RunId } from '../ids.ts';
+import type { Nanos } from '../money.ts';
+import { AgentType } from './agents.ts';
+import { builder } from './builder.ts';
+import { connect, sizeOf } from './connection.ts';
+import { RunType } from './runs.ts';
+import './scalars.ts';
+import { Money } from './scalars.ts';
+
+const READ = { action: 'alert.read', nullable: true } as const;
+
+const KINDS = {
+  BUDGET_ALERT: { value: 'budget.alert', description: 'Spending came near a ceiling.' },
+  BUDGET_EXCEEDED: { value: 'budget.exceeded', description: 'A ceiling stopped a run.' },
+  POLICY_DRIFT: { value: 'policy.drift', description: 'An agent tried what its policy denies.' },
+  RUN_BLOCKED: { value: 'run.blocked', description: 'A run was stopped.' },
+} as const satisfies Record<string, { value: EventType; description: string }>;
+
+type Kind = (typeof KINDS)[keyof typeof KINDS]['value'];
+
+const ALL_KINDS = Object.values(KINDS).map(({ value }) => value);
+
+/** The facts of any of the kinds. */
+type Facts = Partial<
+  EventData<'budget.alert'> & EventData<'policy.drift'> & EventData<'run.blocked'>
+>;
+
+const AlertKind = builder.enumType('AlertKind', {
+  description: 'What an alert tells of.',
+  values: KINDS,
+});
+
+const AlertType = builder.objectRef<Event>('Alert');
+
+const factsOf = ({ data }: Event): Facts => data;
+
+builder.objectType(AlertType, {
+  description: 'Something that happened and that somebody should look at.',
+  fields: (t) => ({
+    id: t.expose('id', {
+      ...{ type: 'EventID', action: 'public', nullable: false },
+      description: 'The id of the event.',
+    }),
+    kind: t.field({
+      ...{ ...READ, type: AlertKind },
+      description: 'What it tells of.',
+      resolve: ({ type }) => type as Kind,
+    }),
+    at: t.expose('createdAt', { ...READ, type: 'DateTime', description: 'When it happened.' }),
+    run: t.field({
+      ...{ type: RunType, action: 'run.read', nullable: true },
+      description: 'The run that it happened in.',
+      resolve: (event, _args, { loaders }) => loaders.runs.load(factsOf(event).runId as RunId),
+    }),
+    agent: t.field({
+      ...{ type: AgentType, action: 'agent.read', nullable: true },
+      description: 'The agent of the run.',
+      resolve: (event, _args, { loaders }) =>
+        loaders.agents.load(factsOf(event).agentId as AgentId),
+    }),
+    scope: t.string({
+      ...READ,
+      description: 'Of a budget, whose it is: run, agent_per_day, agent_per_month, org_per_month.',
+      resolve: (event) => factsOf(event).scope,
+    }),
+    spent: t.field({
+      ...{ ...READ, type: Money },
+      description: 'What had been spent in the scope.',
+      resolve: (event) => factsOf(event).spentNanos as Nanos | undefined,
+    }),
+    ceiling: t.field({
+      ...{ ...READ, type: Money },
+      description: 'The ceiling of the scope.',
+      resolve: (event) => factsOf(event).ceilingNanos as Nanos | undefined,
+    }),
+    policy: t.string({
+      ...READ,
+      description: 'The policy and its version, such as prod-agents/v4, where that matters.',
+      resolve: (event) => factsOf(event).policy,
+    }),
+    rule: t.string({
+      ...READ,
+      description: 'The rule that denied what was tried, or that stopped the run.',
+      resolve: (event) => factsOf(event).rule ?? factsOf(event).reason,
+    }),
+    asked: t.string({
+      ...READ,
+      description: 'What the agent tried.',
+      resolve: (event) => factsOf(event).asked,
+    }),
+  }),
+});
+
+builder.queryField('alerts', (t) =>
+  t.connection({
+    type: AlertType,
+    action: 'alert.read',
+    description: 'The alerts of the org, the newest first.',
+    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    args: {
+      kinds: t.arg({ type: [AlertKind], description: 'Only those of these kinds.' }),
+      from: t.arg({ type: 'DateTime', description: 'Not before this.' }),
+      to: t.arg({ type: 'DateTime', description: 'Before this.' }),
+    },
+    resolve: (_root, { kinds, from, to, ...page }, { org, store }) => {
+      const types = kinds ?? ALL_KINDS;
+      return connect(page, (window) => store.events.listEvents(org, { types, from, to }, window));
+    },
+  }),
+);

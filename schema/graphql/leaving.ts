@@ -1,0 +1,103 @@
+/** Leaving: asking for the deletion of the org, and taking that back. */
+
+import type { Account } from '../../db/orgs.ts';
+import { builder } from './builder.ts';
+import type { Context } from './context.ts';
+import { UserError } from './errors.ts';
+import { attempt, errorsField } from './payload.ts';
+import './scalars.ts';
+
+/** A deletion that was asked for. */
+export const OrgDeletionType = builder.objectRef<Account>('OrgDeletion');
+
+builder.objectType(OrgDeletionType, {
+  description: 'A deletion of the org that was asked for: until it is due, tokens are suspended.',
+  fields: (t) => ({
+    requestedAt: t.expose('deletionRequestedAt', {
+      ...{ type: 'DateTime', action: 'org.read', nullable: true },
+      description: 'When it was asked for.',
+    }),
+    deletesAt: t.expose('deletesAt', {
+      ...{ type: 'DateTime', action: 'org.read', nullable: true },
+      description: 'Until when it can be taken back; then everything of the org is deleted.',
+    }),
+  }),
+});
+
+async function deletionOf({ org, store }: Context): Promise<Account | undefined> {
+  const account = await store.orgs.readAccount(org);
+  return account && account.deletionRequestedAt !== null ? account : undefined;
+}
+
+builder.queryField('orgDeletion', (t) =>
+  t.field({
+    ...{ type: OrgDeletionType, action: 'org.read', nullable: true },
+    description: 'The deletion of the org that was asked for; null when none was.',
+    resolve: (_root, _args, context) => deletionOf(context),
+  }),
+);
+
+builder.relayMutationField(
+  'orgDelete',
+  {
+    inputFields: (t) => ({
+      confirmation: t.string({ required: true, description: 'The slug of the org, typed.' }),
+    }),
+  },
+  {
+    action: 'org.delete',
+    description:
+      'Asks for the deletion of the org: its tokens are suspended at once, and after 24 hours ' +
+      'everything of it is deleted for good.',
+    resolve: (_root, { input: { confirmation } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store, now } = context;
+        await store.orgs.requestDeletion(org, actor, confirmation, now);
+        return { deletion: await deletionOf(context) };
+      }),
+  },
+  {
+    description: 'What orgDelete brought about.',
+    outputFields: (t) => ({
+      deletion: t.field({
+        ...{ type: OrgDeletionType, action: 'public', nullable: true },
+        description: 'The deletion that was asked for.',
+        resolve: ({ deletion }) => deletion,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'orgDeletionCancel',
+  {
+    inputFields: (t) => ({
+      confirmation: t.string({ required: true, description: 'The slug of the org, typed.' }),
+    }),
+  },
+  {
+    action: 'org.cancel_deletion',
+    description: 'Takes the request for deletion back; tokens are good again.',
+    resolve: (_root, { input: { confirmation } }, context) =>
+      attempt(context, async () => {
+        const { org, actor, store, now } = context;
+        await store.orgs.confirmSlug(org, actor, 'org.cancel_deletion', confirmation);
+        if (!(await store.orgs.cancelDeletion(org, actor, now))) {
+          throw new UserError('NOT_FOUND', [], 'There is no request for deletion to take back.');
+        }
+        return { isCancelled: true };
+      }),
+  },
+  {
+    description: 'What orgDeletionCancel brought about.',
+    outputFields: (t) => ({
+      isCancelled: t.boolean({
+        ...{ action: 'public', nullable: false },
+        description: 'Whether the org stays.',
+        resolve: ({ isCancelled }) => isCancelled ?? false,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);

@@ -1,0 +1,336 @@
+/** Leaving: an org that is deleted is gone from every table and file, and no backup brings it back. */
+
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
+import { copyFileSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { compactFile, type Database, openDatabase, type Value } from '../db/client.ts';
+import { deleteRows } from '../db/deletion.ts';
+import { readLedgerFile } from '../db/ledger.ts';
+import { forOrg, type Org } from '../db/org.ts';
+import { cancelDeletion, DELETION_DELAY_MS, readAccount, requestDeletion } from '../db/orgs.ts';
+import {
+  createProviderKey,
+  holdsSecret,
+  readProviderKeys,
+  secretContext,
+} from '../db/provider-keys.ts';
+import { type MasterKeys, open, openMasterKeys, type SealError } from '../db/seal.ts';
+import { openShares } from '../db/shares.ts';
+import { rotateOrgKeys } from '../db/system.ts';
+import { tenantTables } from '../db/tables.ts';
+import { readConfig } from '../functions/config.ts';
+import { type EraseParts, eraseLeaving, replayDeletions } from '../functions/jobs/erase.ts';
+import { makeLog } from '../functions/log.ts';
+import { as, type Ground, type Made, makeGround, makeOrg } from './orgs.ts';
+import { deploy } from './rungate.ts';
+
+setDefaultTimeout(60_000);
+
+const CANARY = 'canary-of-an-org-that-leaves';
+const LONG_MS = 30_000;
+
+let ground: Ground;
+beforeAll(async () => {
+  ground = await makeGround();
+});
+afterAll(() => ground.clear());
+
+const partsOf = ({ url, db, master }: Ground, env: Record<string, string> = {}): EraseParts => ({
+  config: readConfig({ RUNGATE_DATABASE_URL: url, ...env }),
+  log: makeLog('silent'),
+  now: () => Date.now() + DELETION_DELAY_MS + 1,
+  ...{ db, master },
+});
+
+async function leave({ org, owner, slug }: Made): Promise<void> {
+  await requestDeletion(org, as(owner), slug, Date.now());
+}
+
+/** Rows by table that name an org anywhere. */
+async function traces(db: Database, text: string): Promise<Record<string, number>> {
+  const columns = await db.read(
+    `select m.name as name, c.name as column from sqlite_master m join pragma_table_xinfo(m.name) c
+     where m.type = 'table' and m.name not like 'sqlite_%'`,
+    [],
+  );
+  const found: Record<string, number> = {};
+  for (const { name, column } of columns) {
+    const sql = `select count(*) as count from "${name}" where instr("${column}", ?1) > 0`;
+    const count = Number((await db.first(sql, [text]))?.count);
+    if (count > 0) found[String(name)] = (found[String(name)] ?? 0) + count;
+  }
+  return found;
+}
+
+/** Puts rows of an org into each of its tables, whatever they hold. */
+async function fill({ url }: Ground, org: Org, rows = 1, text = CANARY): Promise<string[]> {
+  const db = await openDatabase({ url, synchronous: 'normal' });
+  await db.read('pragma foreign_keys = off', []);
+  await db.read('pragma ignore_check_constraints = on', []);
+  const columns = (await db.read(
+    `select m.name as "table", c.name, c.type from sqlite_master m join pragma_table_info(m.name) c
+     where m.type = 'table'`,
+    [],
+  )) as unknown as readonly Column[];
+  const tables = columns.filter(({ name }) => name === 'org_id').map(({ table }) => table);
+  for (const table of tables) {
+    const own = columns.filter((column) => column.table === table);
+    const sql = `insert or ignore into "${table}" (${own.map(({ name }) => `"${name}"`)})
+      values (${own.map((_, at) => `?${at + 1}`)})`;
+    const row = (_: unknown, at: number) => ({
+      sql,
+      args: own.map((column) => filling(column, org, at, text)),
+    });
+    await db.write(Array.from({ length: rows }, row));
+  }
+  await db.close();
+  return tables;
+}
+
+interface Column {
+  readonly table: string;
+  readonly name: string;
+  readonly type: string;
+}
+
+function filling({ name, type }: Column, { id }: Org, row: number, text: string): Value {
+  if (name === 'org_id') return id;
+  if (name === 'events' || name === 'asked') return '[]';
+  if (/^(answered|charged)$/.test(name)) return null;
+  if (type !== 'TEXT') return row + 1;
+  return /data|document|actions|payload|headers/.test(name)
+    ? JSON.stringify({ canary: text })
+    : `${text}-${id}-${row}`;
+}
+
+describe('the tables of orgs', () => {
+  test('are found by their column, and their rows without a look at those of others', async () => {
+    const tables = await tenantTables(ground.db);
+    const rows = await ground.db.read(
+      `select name from sqlite_master where type = 'table' and sql like '%org_id%'`,
+      [],
+    );
+    expect(tables.map(({ name }) => name).toSorted()).toEqual(
+      rows.map(({ name }) => String(name)).toSorted(),
+    );
+    for (const { name, key } of tables) {
+      const sql = `explain query plan select ${key} from "${name}" where org_id = ?1 limit 9`;
+      const plan = (await ground.db.read(sql, [''])).map(({ detail }) => String(detail));
+      expect([name, plan.filter((line) => !line.startsWith('SEARCH'))]).toEqual([name, []]);
+    }
+  });
+
+  test('refer to each other by columns that an index finds', async () => {
+    const references = await ground.db.read(
+      `select m.name as name, f."from" as column from sqlite_master m
+       join pragma_foreign_key_list(m.name) f where m.type = 'table'`,
+      [],
+    );
+    expect(references.length).toBeGreaterThan(20);
+    for (const { name, column } of references) {
+      const sql = `explain query plan select 1 as found from "${name}" where "${column}" = ?1`;
+      const [plan] = await ground.db.read(sql, ['']);
+      expect([name, column, String(plan?.detail)]).toEqual([
+        name,
+        column,
+        expect.stringMatching(/^SEARCH/),
+      ]);
+    }
+  });
+});
+
+describe('after its grace an org', () => {
+  test('has no row in any table, and no trace in any file once that is compacted', async () => {
+    const [gone, other] = [await makeOrg(ground), await makeOrg(ground)];
+    await leave(gone);
+    const names = await fill(ground, gone.org, 120);
+    await fill(ground, other.org, 1, 'another');
+    const before = await traces(ground.db, other.org.id);
+    for (const name of names) expect([name, before[name]]).toEqual([name, expect.any(Number)]);
+    const erased = await eraseLeaving(partsOf(ground), LONG_MS);
+    expect(erased.orgs).toBe(1);
+    // Its id alone stays: in the ledger, and on the trail of the platform.
+    expect(await traces(ground.db, gone.org.id)).toEqual({ deleted_orgs: 1, audit_entries: 1 });
+    expect(await traces(ground.db, gone.slug)).toEqual({});
+    expect(await traces(ground.db, gone.owner.email)).toEqual({});
+    expect(await traces(ground.db, other.org.id)).toEqual(before);
+    await compactFile(ground.url);
+    const files = readdirSync(ground.folder).filter((file) => file.startsWith('rungate.db'));
+    for (const file of files) {
+      const bytes = readFileSync(join(ground.folder, file));
+      expect([file, bytes.includes(CANARY)]).toEqual([file, false]);
+    }
+  });
+
+  test('is deleted in the end, however often that is interrupted', async () => {
+    const made = await makeOrg(ground);
+    await leave(made);
+    await fill(ground, made.org, 70);
+    let ticks = 0;
+    for (let orgs = 0; orgs === 0; ticks++) {
+      ({ orgs } = await eraseLeaving(partsOf(ground), 1));
+    }
+    expect(ticks).toBeGreaterThan(3);
+    expect(await traces(ground.db, made.org.id)).toEqual({ deleted_orgs: 1, audit_entries: 1 });
+  });
+
+  test('can no more be kept, and before it everything is still there', async () => {
+    const { org, owner, slug } = await makeOrg(ground);
+    const now = Date.now();
+    await requestDeletion(org, as(owner), slug, now);
+    const early = { ...partsOf(ground), now: () => now + DELETION_DELAY_MS - 1 };
+    expect(await eraseLeaving(early, LONG_MS)).toEqual({ rows: 0, orgs: 0 });
+    expect(await cancelDeletion(org, as(owner), now + DELETION_DELAY_MS)).toBe(false);
+    expect(await cancelDeletion(org, as(owner), now + DELETION_DELAY_MS - 1)).toBe(true);
+    expect((await eraseLeaving(partsOf(ground), LONG_MS)).orgs).toBe(0);
+    expect(await readAccount(org)).toMatchObject({ deletesAt: null });
+  });
+
+  test('leaves people alone who are in another org', async () => {
+    const [one, two] = [await makeOrg(ground), await makeOrg(ground)];
+    await ground.db.write([
+      {
+        sql: `insert into members (id, org_id, user_id, role, created_at)
+          values ('mem_shared', ?1, ?2, 'viewer', 1)`,
+        args: [one.org.id, two.owner.userId],
+      },
+    ]);
+    const table = (await tenantTables(ground.db)).find(({ name }) => name === 'members')!;
+    expect(await deleteRows(one.org, table, 10)).toBe(2);
+    const users = await ground.db.read('select id from users where id in (?1, ?2)', [
+      one.owner.userId,
+      two.owner.userId,
+    ]);
+    expect(users.map(({ id }) => String(id))).toEqual([two.owner.userId]);
+  });
+});
+
+describe('a backup from before', () => {
+  test('holds sealed secrets that open no more, once the share of their key is destroyed', async () => {
+    const home = await makeGround();
+    const master = openMasterKeys(home.masterText, openShares(join(home.folder, 'shares')));
+    const made = await makeOrg({ ...home, master });
+    await createProviderKey(made.org, master, 'operator', {
+      ...{ name: 'openai', provider: 'openai', baseUrl: 'https://api.example.com/v1' },
+      secret: 'sk-secret-of-a-provider',
+    });
+    await compactFile(home.url);
+    const backup = join(home.folder, 'backup.db');
+    copyFileSync(home.url.slice('file:'.length), backup);
+    const restored = await openDatabase({ url: `file:${backup}` });
+    const tryOpening = async (keys: MasterKeys) => {
+      const [key] = await readProviderKeys(forOrg(restored, made.org.id));
+      const row = await restored.first('select wrapped from org_keys', []);
+      const context = secretContext(made.org.id, key!);
+      return await open(keys, String(row?.wrapped), context, key!.secret).catch(
+        (error: SealError) => error.code,
+      );
+    };
+    expect(await tryOpening(master)).toBe('sk-secret-of-a-provider');
+    expect(await tryOpening(home.master)).toBe('unknown_key');
+    await leave(made);
+    await eraseLeaving({ ...partsOf(home), master }, LONG_MS);
+    expect(await tryOpening(master)).toBe('unknown_key');
+    expect(readdirSync(join(home.folder, 'shares'))).toEqual([]);
+    await restored.close();
+    await home.clear();
+  });
+
+  test('has keys with shares after a rotation, which does nothing the second time', async () => {
+    const home = await makeGround();
+    const { org } = await makeOrg(home);
+    const id = await createProviderKey(org, home.master, 'operator', {
+      ...{ name: 'openai', provider: 'openai', baseUrl: 'https://api.example.com/v1' },
+      secret: 'sk-secret-of-a-provider',
+    });
+    const master = openMasterKeys(home.masterText, openShares(join(home.folder, 'shares')));
+    const counts = [];
+    for (let times = 0; times < 2; times++) {
+      counts.push((await rotateOrgKeys(home.db, master, () => {})).rewrapped);
+    }
+    expect(counts).toEqual([1, 0]);
+    const key = (await readProviderKeys(org)).find((each) => each.id === id)!;
+    expect(await holdsSecret(org, master, key, 'sk-secret-of-a-provider')).toBe(true);
+    await home.clear();
+  });
+
+  test('is erased again before anything is served, by the ledger beside the database', async () => {
+    const home = await makeGround();
+    const backup = join(home.folder, 'backup.db');
+    const made = await makeOrg(home);
+    await compactFile(home.url);
+    copyFileSync(home.url.slice('file:'.length), backup);
+    await leave(made);
+    await eraseLeaving(partsOf(home), LONG_MS);
+    const ledger = await readLedgerFile(join(home.folder, 'deleted-orgs.jsonl'));
+    expect([...ledger.keys()]).toEqual([made.org.id]);
+    const restored = await openDatabase({ url: `file:${backup}` });
+    expect(Object.keys(await traces(restored, made.org.id)).length).toBeGreaterThan(3);
+    await replayDeletions({ ...partsOf(home), db: restored });
+    expect(await traces(restored, made.org.id)).toEqual({ deleted_orgs: 1, audit_entries: 1 });
+    await replayDeletions({ ...partsOf(home), db: restored });
+    expect((await readLedgerFile(join(home.folder, 'deleted-orgs.jsonl'))).size).toBe(1);
+    await restored.close();
+    await home.clear();
+  });
+});
+
+describe('while its deletion can be taken back', () => {
+  test('its tokens are refused, but for an owner who takes it back', async () => {
+    const deployment = await deploy();
+    const { url, token } = deployment;
+    const made = await deployment.cli(
+      ...['token', 'create', '--org', 'acme', '--member', 'owner@example.com'],
+      ...['--name', 'all', '--json'],
+    );
+    const admin = (JSON.parse(made.stdout) as { token: string }).token;
+    const call = async () => {
+      const response = await fetch(`${url}/v1/chat/completions`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' },
+        body: JSON.stringify({
+          model: 'demo/demo-small',
+          max_tokens: 5,
+          messages: [{ role: 'user', content: 'hi' }],
+        }),
+      });
+      await response.body?.cancel();
+      return response.status;
+    };
+    const ask = async (query: string) => {
+      const response = await fetch(`${url}/graphql`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${admin}`, 'content-type': 'application/json' },
+        body: JSON.stringify({ query }),
+      });
+      return (await response.json()) as {
+        data?: Record<string, { errors?: object[]; deletion?: object } | null>;
+        errors?: { extensions: { code: string } }[];
+      };
+    };
+    const remove = (slug: string) =>
+      ask(`mutation { orgDelete(input: { confirmation: "${slug}" }) {
+        deletion { requestedAt deletesAt } errors { code field } } }`);
+    expect(await call()).toBe(200);
+    expect((await remove('other')).data?.orgDelete?.errors).toEqual([
+      { code: 'INVALID', field: ['confirmation'] },
+    ]);
+    expect(await call()).toBe(200);
+    expect((await remove('acme')).data?.orgDelete?.errors).toEqual([]);
+    expect(await call()).toBe(403);
+    const refused = await ask('{ agents { nodes { name } } }');
+    expect(refused.errors?.[0]?.extensions.code).toBe('FORBIDDEN');
+    const archive = await fetch(`${url}/api/export`, {
+      headers: { authorization: `Bearer ${admin}` },
+    });
+    expect(archive.status).toBe(403);
+    expect((await ask('{ orgDeletion { deletesAt } }')).data?.orgDeletion).toBeTruthy();
+    const back = await ask(
+      'mutation { orgDeletionCancel(input: { confirmation: "acme" }) { isCancelled errors { code } } }',
+    );
+    expect(back.data?.orgDeletionCancel).toEqual({ isCancelled: true, errors: [] } as object);
+    expect(await call()).toBe(200);
+    expect((await ask('{ agents { nodes { name } } }')).errors).toBeUndefined();
+    await deployment.stop();
+  });
+});
