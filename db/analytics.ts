@@ -159,7 +159,7 @@ export async function readLatencies(org: Org, { first, last }: Days): Promise<Mo
        from (
          select model, latency_ms, sum(calls) as calls from call_totals
          where org_id = ?1 and day between ?2 and ?3 and latency_ms > 0
-           and model ->> 1 is not null
+           and model not like '%,null]'
          group by model, latency_ms having sum(calls) > 0
        )
      )

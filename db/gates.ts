@@ -344,7 +344,7 @@ export async function readArgs(
 
 /** What one decider has decided on a gate. */
 export interface GateDecision {
-  /** A member's id, `operator`, or `link:` and the id of a signed link. */
+  /** A member's id, `operator`, or `link` for whoever holds signed links. */
   readonly decider: string;
   readonly decision: Verdict['decision'];
   readonly reason: string | null;
@@ -396,7 +396,7 @@ export type Decided = 'decided' | 'counted' | 'repeated' | 'own' | 'closed' | 'm
 
 /**
  * Decides on a gate, with its audit entry, its step and its event. A decider counts once: a member
- * with all of his tokens, the operator, or a signed link.
+ * with all of his tokens, the operator, or whoever holds signed links.
  */
 export async function decideGate(
   org: Org,
@@ -518,10 +518,10 @@ function vote(org: Org, id: GateId, verdict: Verdict, now: number): Statement {
   );
 }
 
-/** Who counts as one decider. */
+/** Who counts as one decider. One person may hold all links to a gate: they are one together. */
 function deciderOf({ actor, memberId }: Verdict): string {
   if (typeof actor === 'string') return memberId ?? actor;
-  return actor.kind === 'link' ? `link:${actor.id}` : (actor.memberId ?? actor.id);
+  return actor.kind === 'link' ? 'link' : (actor.memberId ?? actor.id);
 }
 
 /**

@@ -159,6 +159,24 @@ export async function removeMember(org: Org, actor: Actor, id: MemberId): Promis
   if (removed!.changes === 0) await outrun(org, actor, 'member.remove', id);
 }
 
+/**
+ * Lets a member go by himself, signed in; as {@link removeMember}.
+ *
+ * @param confirmation The org's slug, typed by him.
+ * @returns who has left; undefined for who acts by a token.
+ * @throws {Refusal} `invalid_request` when it is not the slug, or for the last owner.
+ */
+export async function leaveOrg(
+  org: Org,
+  actor: Actor,
+  confirmation: string,
+): Promise<MemberId | undefined> {
+  if (typeof actor === 'string' || actor.kind !== 'user' || !actor.memberId) return undefined;
+  await confirmSlug(org, actor, 'member.remove', confirmation);
+  await removeMember(org, actor, actor.memberId);
+  return actor.memberId;
+}
+
 function actingArgs(actor: Actor): [Value, Value] {
   const principal = acting(actor);
   return [principal ? (principal.memberId ?? '') : null, principal?.role ?? null];

@@ -244,6 +244,8 @@ export async function revokePlatformToken(
 export interface PlatformCaller {
   /** The client's address, from the socket or a configured proxy. */
   readonly address: string;
+  /** Further addresses of a machine that speaks for itself; one of them all has to be in range. */
+  readonly alsoAt?: readonly string[];
   readonly userAgent?: string;
   readonly requestId?: string;
 }
@@ -265,8 +267,12 @@ export async function openPlatform(
     throw new Refusal('invalid_token', 'The platform token is mistyped, expired or revoked.');
   }
   const id = String(row.id);
-  const actor: Actor = { kind: 'platform', id, tokenId: id, ...caller };
-  if (!inCidrs(caller.address, parseCidrList(String(row.allow)))) {
+  const { alsoAt = [], ...from } = caller;
+  const allow = parseCidrList(String(row.allow));
+  const address = [from.address, ...alsoAt].find((each) => inCidrs(each, allow));
+  const seen = { ...from, address: address ?? from.address };
+  const actor: Actor = { kind: 'platform', id, tokenId: id, ...seen };
+  if (address === undefined) {
     const refusal = new Refusal('permission_denied', 'The token is not good from this address.', {
       rule: 'platform_token.allow',
       asked: caller.address,

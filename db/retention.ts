@@ -132,7 +132,7 @@ export async function findOverdue(
 
 /** Rows that hold bodies are large, so that few of them are deleted at once. */
 const MAX_BODIES = 20;
-const RUNS_AT_ONCE = 20;
+const RUNS_AT_ONCE = 8;
 
 /** What belongs to runs, with the keys of its rows; bodies cost more to delete than other rows. */
 const OF_RUNS = [

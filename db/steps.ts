@@ -443,7 +443,7 @@ export async function readSteps(
 ): Promise<Map<StepKey, RunStep>> {
   const rows = await org.read(
     `select steps.* from json_each(?2) k join steps
-       on run_id = k.value ->> 0 and id = k.value ->> 1
+       on steps.run_id = k.value ->> 0 and steps.id = k.value ->> 1
      where org_id = ?1`,
     JSON.stringify(keys.map((key) => key.split('/'))),
   );

@@ -234,25 +234,29 @@ function mint(org: Org, { agent, name, actions, maker, role, expiresAt }: Mintin
 }
 
 /**
- * Gives an agent a new token. Its present tokens end now, or after an overlap, but never later
- * than they would have ended anyway.
+ * Gives an agent a new token that can do what its present ones can together. These end now, or
+ * after an overlap, but never later than they would have ended anyway.
  *
- * @returns the new token's text, shown once.
+ * @returns the new token's id and its text, shown once.
  */
 export async function rotateAgentTokens(
   org: Org,
   actor: Actor,
   agent: AgentId,
   overlapMs: number,
-): Promise<string> {
+): Promise<{ id: TokenId; token: string }> {
   const now = Date.now();
-  const [present] = await org.read(
-    `select max(coalesce(expires_at, 9e15)) as expires_at from tokens
-     where org_id = ?1 and agent_id = ?2 and revoked_at is null`,
+  const rows = await org.read(
+    `select actions, expires_at from tokens
+     where org_id = ?1 and agent_id = ?2 and revoked_at is null
+       and coalesce(expires_at, ?3 + 1) > ?3`,
     agent,
+    now,
   );
-  const until = Number(present?.expires_at ?? 9e15);
-  const minted = mintToken(org, actor, agent, until < 9e15 ? until : null);
+  const held = rows.flatMap(agentActions);
+  const actions = AGENT_ACTIONS.filter((action) => rows.length === 0 || held.includes(action));
+  const ends = rows.map(({ expires_at }) => expires_at as number | null);
+  const minted = mintToken(org, actor, agent, latestOf(ends), actions);
   await org.write(
     overlapMs > 0
       ? org.statement(
@@ -265,7 +269,16 @@ export async function rotateAgentTokens(
     minted.statement,
     auditEntry(org, actor, 'token.rotate', agent, { token: minted.id, overlapMs }),
   );
-  return minted.text;
+  return { id: minted.id, token: minted.text };
+}
+
+/** The latest of some ends; null where there is none, or one of them never comes. */
+function latestOf(ends: readonly (number | null)[]): number | null {
+  return ends.reduce<number | null>(
+    (latest, end, at) =>
+      at === 0 ? end : latest === null || end === null ? null : Math.max(latest, end),
+    null,
+  );
 }
 
 /**
@@ -276,7 +289,7 @@ export async function rotateAgentTokens(
 export async function revokeAgentTokens(org: Org, actor: Actor, agent: AgentId): Promise<number> {
   const [ended] = await org.write(
     revocation(org, agent, Date.now()),
-    auditEntry(org, actor, 'token.revoke', agent),
+    auditEntry(org, actor, 'token.revoke', agent, undefined, { ifChanged: true }),
   );
   return ended!.changes;
 }

@@ -2,7 +2,9 @@
 
 import type { MemberId, OrgId, UserId } from '../schema/ids.ts';
 import type { Role } from '../schema/roles.ts';
+import { type Actor, auditEntry } from './audit.ts';
 import type { Database, Statement } from './client.ts';
+import type { Org } from './org.ts';
 import { newId } from './seal.ts';
 
 /** A person. */
@@ -20,9 +22,6 @@ export interface Membership {
   readonly memberId: MemberId;
   readonly role: Role;
 }
-
-/** The longest name of a person, in characters. */
-export const MAX_USER_NAME_CHARS = 100;
 
 /** The statement that makes the user of an address, if there is none. */
 export function userStatement(email: string, now: number): Statement {
@@ -44,10 +43,24 @@ export async function findUser(db: Database, email: string): Promise<User | unde
   );
 }
 
-/** Changes what a person is called, by that person alone. */
-export async function renameUser(db: Database, id: UserId, name: string): Promise<void> {
-  const text = name.trim().slice(0, MAX_USER_NAME_CHARS);
-  await db.write([{ sql: 'update users set name = ?2 where id = ?1', args: [id, text] }]);
+/**
+ * Changes what a person is called in all his orgs, by that person alone, signed in to one of them.
+ *
+ * @param name On one line.
+ * @returns false for who acts by a token, or is nobody of the org.
+ */
+export async function renameUser(org: Org, actor: Actor, name: string): Promise<boolean> {
+  if (typeof actor === 'string' || actor.kind !== 'user' || !actor.memberId) return false;
+  const [renamed] = await org.write(
+    org.statement(
+      `update users set name = ?3
+       where id = (select user_id from members where org_id = ?1 and id = ?2)`,
+      actor.memberId,
+      name,
+    ),
+    auditEntry(org, actor, 'user.rename', actor.id, { name }, { ifChanged: true }),
+  );
+  return renamed!.changes > 0;
 }
 
 /**

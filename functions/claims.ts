@@ -567,7 +567,7 @@ export const RECORDS: readonly Kept[] = [
     detail:
       'The name that the caller gave the run; route, model, time, latency, outcome, token counts and cost; and the SHA-256 digests of the two bodies, never the bodies. A refusal also keeps the values it was decided on, such as the model that was asked for.',
     until: UNTIL_DELETED,
-    tables: ['runs', 'steps', 'spend', 'reports'],
+    tables: ['runs', 'steps', 'spend', 'call_totals', 'reports'],
   },
   {
     what: 'Spending that nears a ceiling',
@@ -610,6 +610,20 @@ export const RECORDS: readonly Kept[] = [
       'What happened, by ids, names and amounts; the URL of each endpoint and its secret, sealed beside a SHA-256 hash; and of each attempt to deliver its headers, its time, and the status, headers and first 4 KiB of the answer.',
     until: UNTIL_DELETED,
     tables: ['events', 'webhooks', 'deliveries', 'delivery_attempts'],
+  },
+  {
+    what: 'Rules of alerts',
+    detail:
+      'What each watches, its threshold and when it fired; the e-mail address it writes to, or the URL of a chat, sealed with AES-256-GCM under a key of the org.',
+    until: UNTIL_DELETED,
+    tables: ['alert_rules'],
+  },
+  {
+    what: 'Orgs that were deleted',
+    detail:
+      'The id of each and when it was, so that a backup does not bring it back; nothing else.',
+    until: 'for good',
+    tables: ['deleted_orgs'],
   },
   {
     what: 'Scheduled jobs',

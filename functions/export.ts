@@ -1,5 +1,6 @@
 /** Export: everything that an org owns, as JSON lines in a tar archive that is made as it is sent. */
 
+import { z } from 'zod';
 import {
   countExport,
   type ExportTable,
@@ -142,6 +143,14 @@ function encode(text: string): Bytes {
   return new TextEncoder().encode(text);
 }
 
+/** The query of the archive. */
+export const exportQuery = z.object({
+  bodies: z
+    .literal('open')
+    .optional()
+    .describe('Kept bodies come along, opened; this takes the action run.body_read too.'),
+});
+
 /**
  * `GET /api/export`: the archive, streamed no faster than it is read. With `?bodies=open` it has
  * the kept bodies, too.
@@ -150,11 +159,11 @@ function encode(text: string): Bytes {
  */
 export async function exportOrg(services: Services, request: Request): Promise<Response> {
   const { org, actor, viewer } = await authenticateAdmin(services, request, 'org.export', 'org');
-  const bodies = new URL(request.url).searchParams.get('bodies');
-  if (bodies !== null && bodies !== 'open') {
+  const query = exportQuery.safeParse(Object.fromEntries(new URL(request.url).searchParams));
+  if (!query.success) {
     throw new Refusal('invalid_request', 'bodies can only be "open".', { field: 'bodies' });
   }
-  const hasBodies = bodies === 'open';
+  const hasBodies = query.data.bodies === 'open';
   if (hasBodies && !viewer.actions.has('run.body_read')) {
     throw new Refusal('permission_denied', 'Kept bodies take the action run.body_read.', {
       ...{ rule: 'token.actions', asked: 'run.body_read' },

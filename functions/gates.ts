@@ -147,7 +147,7 @@ async function readDecision(request: Request) {
 
 const CLOSED: Readonly<Record<Exclude<Decided, 'decided' | 'counted'>, readonly [number, string]>> =
   {
-    repeated: [409, 'This link has been used before.'],
+    repeated: [409, 'This link, or another one to this gate, has been used before.'],
     own: [403, 'Who caused the call can’t decide on it.'],
     closed: [410, 'This gate is decided or expired already.'],
     missing: [404, 'There is no such gate.'],

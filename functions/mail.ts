@@ -1,7 +1,7 @@
 /** Mail: sent over SMTP where the operator has configured it, written to the log in development. */
 
 import { setTimeout as sleep } from 'node:timers/promises';
-import { createTransport, type Transporter } from 'nodemailer';
+import type { Transporter } from 'nodemailer';
 import { inCidrs, LOOPBACK } from '../schema/address.ts';
 import type { Config } from './config.ts';
 import type { Log } from './log.ts';
@@ -32,12 +32,13 @@ const POST_DELAY_MS = 50;
 export class Mailer {
   readonly route: MailRoute;
   readonly #log: Log;
-  readonly #transport: Transporter | undefined;
+  readonly #mail: Config['mail'];
+  #transport: Promise<Transporter> | undefined;
   readonly #posted = new Set<Promise<void>>();
 
   constructor({ mail, isProduction }: Pick<Config, 'mail' | 'isProduction'>, log: Log) {
     this.#log = log;
-    this.#transport = mail && openTransport(mail);
+    this.#mail = mail;
     this.route = mail ? 'smtp' : isProduction ? 'none' : 'log';
   }
 
@@ -52,9 +53,11 @@ export class Mailer {
       this.#log.warn('mail is not configured; this is what would be sent', { to, subject, text });
       return;
     }
-    if (!this.#transport) throw new MailError('Mail is not configured.');
+    if (!this.#mail) throw new MailError('Mail is not configured.');
+    this.#transport ??= openTransport(this.#mail);
+    const letter = { to, subject: subject.slice(0, MAX_SUBJECT_CHARS), text };
     try {
-      await this.#transport.sendMail({ to, subject: subject.slice(0, MAX_SUBJECT_CHARS), text });
+      await (await this.#transport).sendMail(letter);
     } catch (cause) {
       throw new MailError('The mail server did not take the letter.', { cause });
     }
@@ -75,8 +78,12 @@ export class Mailer {
   }
 }
 
-/** A password goes over TLS only, unless the server is on the same host. */
-function openTransport({ smtpUrl, from }: NonNullable<Config['mail']>): Transporter {
+/**
+ * A password goes over TLS only, unless the server is on the same host. The library is loaded with
+ * the first letter, since most processes never send one.
+ */
+async function openTransport({ smtpUrl, from }: NonNullable<Config['mail']>): Promise<Transporter> {
+  const { createTransport } = await import('nodemailer');
   const { username, hostname } = new URL(smtpUrl);
   const isNear = hostname === 'localhost' || inCidrs(hostname, LOOPBACK);
   return createTransport(

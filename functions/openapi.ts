@@ -17,6 +17,7 @@ import { rotationSchema } from '../schema/webhook.ts';
 import { stepsQuery } from './api.ts';
 import { auditQuery } from './audit.ts';
 import { respond } from './edge.ts';
+import { exportQuery } from './export.ts';
 import type { Services } from './services.ts';
 import { asking, reporting } from './tools.ts';
 
@@ -108,6 +109,18 @@ export const OPERATIONS: readonly Operation[] = [
       200: {
         types: ['application/jsonl', 'text/csv'],
         about: 'A header with keys and checkpoints and then an entry per line; or rows.',
+      },
+    },
+    refusals: [...KNOWN, 'invalid_request'],
+  },
+  {
+    ...{ method: 'get', path: '/api/export', id: 'exportOrg' },
+    ...{ by: 'admin', action: 'org.export', query: exportQuery },
+    summary: 'Everything that the org owns, streamed.',
+    answers: {
+      200: {
+        types: ['application/x-tar'],
+        about: 'JSON lines per table, and at the end a manifest with checksums.',
       },
     },
     refusals: [...KNOWN, 'invalid_request'],

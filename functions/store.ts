@@ -27,6 +27,7 @@ import * as signin from '../db/signin.ts';
 import * as simulations from '../db/simulations.ts';
 import * as steps from '../db/steps.ts';
 import * as tokens from '../db/tokens.ts';
+import * as users from '../db/users.ts';
 import * as webhooks from '../db/webhooks.ts';
 import type { ListLoader, Loader, Loaders, SearchLoader, Store } from '../schema/graphql/store.ts';
 import type { GateId, RunId } from '../schema/ids.ts';
@@ -35,7 +36,7 @@ import { windowsOf } from '../schema/rules/budget.ts';
 /** Every module that resolvers call. */
 export const store: Store = {
   ...{ alertRules, retention },
-  ...{ invitations, members, sessions, signin },
+  ...{ invitations, members, sessions, signin, users },
   ...{ agents, audit, checkpoints, deliveries, events, policies, prices, providerKeys, tokens },
   ...{ orgs, simulations },
   ...{ allowances, analytics, captures, gates, runs, steps },

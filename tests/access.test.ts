@@ -8,7 +8,7 @@ import {
   actionOf,
   documentOf,
   makeArguments,
-  missingId,
+  NOTHING,
   OBJECT_TYPES,
   OPERATIONS,
   type Operation,
@@ -37,7 +37,7 @@ afterAll(() => world?.clear());
 
 /** With ids that nothing has, so that what is allowed changes as little as can be. */
 function requestOf(operation: Operation) {
-  const given = makeArguments(operation.field, { id: missingId, fills: () => false });
+  const given = makeArguments(operation.field, NOTHING);
   const isObject = isObjectType(getNamedType(operation.field.type));
   return [documentOf(operation, given, isObject ? ' { __typename }' : ''), given] as const;
 }

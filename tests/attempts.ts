@@ -73,11 +73,14 @@ export async function watched(
   isForeign: RegExp = marks,
 ): Promise<string[]> {
   const read = new Set<string>();
-  world.watch.seen = (sql, found) => {
+  const before = world.watch.seen;
+  world.watch.seen = (statement, found) => {
+    before?.(statement, found);
+    const { sql } = statement;
     if (found.length > 0 && isForeign.test(JSON.stringify(found))) read.add(sql.slice(0, 120));
   };
   const problems = [...(await act())];
-  world.watch.seen = undefined;
+  world.watch.seen = before;
   const now = await world.dump(world.foreign.org);
   const changed = [...now].filter(([table, text]) => rows.get(table) !== text);
   for (const sql of read) problems.push(`read a foreign row: ${sql}`);
@@ -220,7 +223,7 @@ const ROUTES: readonly (readonly [string, (ids: Ids, side: Side) => Call])[] = [
       method: 'POST',
       path: '/v1/chat/completions',
       body: CHAT,
-      headers: { 'x-rungate-run': name },
+      headers: { 'x-rungate-run-id': name },
     }),
   ],
   [

@@ -499,7 +499,7 @@ describe('the command line', () => {
     writeFileSync(checkpoint, held.stdout);
     const exported = (await rungate('export', '--org', slug)).stdout;
     const lines = exported.trim().split('\n');
-    expect(lines).toHaveLength(6);
+    expect(lines).toHaveLength(7);
     const check = async (text: string) => {
       writeFileSync(file, text);
       return (await rungate('verify', '--file', file, '--checkpoint', checkpoint)).code;

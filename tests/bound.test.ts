@@ -284,12 +284,14 @@ describe('tools that run upstream', () => {
   });
 
   test('members that choose other models or add fees have no bound', () => {
-    for (const key of ['web_search_options', 'plugins', 'models', 'search_parameters']) {
+    const keys = ['web_search_options', 'plugins', 'models', 'search_parameters', 'mcp_servers'];
+    for (const key of keys) {
       expect(chat({ ...user('hi'), [key]: { a: 1 } }).unbounded).toBe(key);
       expect(chat({ ...user('hi'), [key]: null }).unbounded).toBeUndefined();
     }
     expect(messages({ ...user('hi'), fallbacks: 'default' }).unbounded).toBe('fallbacks');
     expect(messages({ ...user('hi'), mcp_servers: [{}] }).unbounded).toBe('mcp_servers');
+    expect(responses({ input: 'x', mcp_servers: [{}] }).unbounded).toBe('mcp_servers');
     expect(responses({ input: 'x', reasoning: { mode: 'pro' } }).unbounded).toBe('reasoning.mode');
   });
 

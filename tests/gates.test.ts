@@ -407,6 +407,32 @@ describe('a call that no rule asks about', () => {
   });
 });
 
+describe('an answer that is no success', () => {
+  const call = { id: 'c1', type: 'function', function: { name: 'issue_refund', arguments: ARGS } };
+  const proposing = JSON.stringify({ choices: [{ index: 0, message: { tool_calls: [call] } }] });
+  const plain = '{"error":{"message":"tool_calls[0]: invalid"}}';
+
+  test.each([203, 300, 400, 404, 500])('of status %d gives out no call either', async (status) => {
+    const run = slug('status', status);
+    upstream.script({ status, body: proposing });
+    const response = await ask('chat', asking('chat', run, 'hello'));
+    expect(response.status).toBe(403);
+    const text = await response.text();
+    expect(text).toContain('approval_pending');
+    expect(text).not.toContain('A-1');
+  });
+
+  test.each([400, 404, 500])('of status %d is passed on where it has none', async (status) => {
+    upstream.script({ status, body: plain });
+    const response = await ask('chat', asking('chat', 'plain-errors', 'hello'));
+    expect([response.status, await response.text()]).toEqual([status, plain]);
+    const page = '<p>tool_calls</p>';
+    upstream.script({ status, body: page, headers: { 'content-type': 'text/html' } });
+    const other = await ask('chat', asking('chat', 'plain-errors', 'hello'));
+    expect([other.status, await other.text()]).toEqual([status, page]);
+  });
+});
+
 describe('the loop of an SDK', () => {
   test.each(Object.entries(LOOPS))(
     '%s: gets the call after approval, and not before',
@@ -626,6 +652,20 @@ describe('a signed link', () => {
     expect((await post(path, 'approve')).status).toBe(200);
     expect((await post(path, 'reject')).status).toBe(409);
     expect((await ask('chat', asking('chat', 'link-once', REFUND))).status).toBe(200);
+  });
+
+  test('counts as one decider with all other links to its gate', async () => {
+    const run = 'link-twice';
+    const { path, id } = await linkTo(run, 'call wire_money {"to":"A-1"}');
+    const shown = await rungate.cli('gates', 'show', id, '--org', 'acme');
+    const other = new URL(/http:\S+\/approvals\/\S+/.exec(shown.stdout)![0]).pathname;
+    expect(other).not.toBe(path);
+    expect((await post(path, 'approve')).status).toBe(200);
+    expect((await post(other, 'approve')).status).toBe(409);
+    const options = asking('chat', run, 'call wire_money {"to":"A-1"}');
+    expect((await ask('chat', options)).status).toBe(403);
+    expect(await decide(id)).toMatchObject({ outcome: 'decided' });
+    expect((await ask('chat', options)).status).toBe(200);
   });
 
   test('decides nothing when altered, forged, of another site, or without a decision', async () => {

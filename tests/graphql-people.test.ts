@@ -174,6 +174,34 @@ describe('members', () => {
     expect(await pageOf(browser)).toContain('owner');
   });
 
+  test('leave by themselves, and are called what they like, when they are signed in', async () => {
+    const { org, slug, owner, adminToken } = await settle(town);
+    const { email } = await enrol(town, org, 'viewer');
+    const browser = await signIn(town, org, email);
+    const named = await mutate(browser, 'userRename', { name: ' Ada ' }, 'user { name email }');
+    expect(named.out).toEqual({ user: { name: 'Ada', email }, errors: [] });
+    expect((await mutate(browser, 'userRename', { name: 'a\nb' })).faults).toEqual([
+      'INVALID name',
+    ]);
+    const typo = await mutate(browser, 'memberLeave', { confirmation: 'other' });
+    expect(typo.faults).toEqual(['INVALID confirmation']);
+    expect((await mutate(browser, 'memberLeave', { confirmation: slug })).faults).toEqual([]);
+    expect((await query(browser, '{ me { role } }')).status).toBe(401);
+    const last = await mutate(await signIn(town, org, owner), 'memberLeave', {
+      confirmation: slug,
+    });
+    expect(last.faults).toHaveLength(1);
+    const { data } = await query<Record<string, { errors: Fault[] }>>(
+      visit(town.services),
+      `mutation { a: memberLeave(input: { confirmation: "${slug}" }) { errors { code } }
+        b: userRename(input: { name: "x" }) { errors { code } } }`,
+      {},
+      { authorization: `Bearer ${adminToken}` },
+    );
+    const codes = Object.values(data).map(({ errors }) => errors[0]?.code);
+    expect(codes).toEqual(['NOT_FOUND', 'NOT_FOUND']);
+  });
+
   test('of another org answer exactly like missing ones, and stay as they are', async () => {
     const [one, other] = [await settle(town), await settle(town)];
     const browser = await signIn(town, one.org, one.owner);

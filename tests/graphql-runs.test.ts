@@ -250,7 +250,8 @@ describe('a store of generated runs', () => {
       openedAt: Number(row.opened_at),
       keys: { OPENED_AT: row.opened_at, ACTIVE_AT: row.active_at, SPENT: row.spent_nanos },
     }));
-    const some = <T>(arbitrary: fc.Arbitrary<T>) => fc.option(arbitrary, { nil: undefined });
+    const some = <T>(arbitrary: fc.Arbitrary<T>) =>
+      fc.option(arbitrary, { nil: undefined, freq: 1 });
     const moment = fc.integer({ min: BASE - 1, max: BASE + 6 });
     const query = fc.record({
       status: some(fc.constantFrom('OPEN', 'COMPLETED', 'BLOCKED', 'CANCELLED')),
@@ -653,6 +654,19 @@ describe('a server with an upstream', () => {
     expect(await released.json()).toMatchObject({ decision: 'allow' });
     const read = await query('query G($id: GateID!) { gate(id: $id) { status } }', { id });
     expect(read.data.gate.status).toBe('RELEASED');
+    const listed = async (filter: string) => {
+      const found = await query(`{ gates(first: 100${filter}) { edges { node { id status } } } }`);
+      return found.data.gates.edges.map(({ node }: Data) => node) as {
+        id: string;
+        status: string;
+      }[];
+    };
+    const all = await listed('');
+    for (const status of ['PENDING', 'APPROVED', 'REJECTED', 'EXPIRED', 'RELEASED']) {
+      expect(await listed(`, filter: { status: ${status} }`)).toEqual(
+        all.filter((each) => each.status === status),
+      );
+    }
   });
 
   test('two people are two, one is one, and nobody decides on his own call', async () => {

@@ -317,7 +317,7 @@ describe('deliveries', () => {
       const { nodes, pageInfo } = found.deliveries;
       expect(nodes.map((node: { id: string }) => node.id)).toEqual(all.slice(0, 3));
       expect(pageInfo.hasNextPage).toBe(true);
-      const rest = await ask(QUERY, { first: 100, after: pageInfo.endCursor });
+      const rest = await ask(QUERY, { first: 10, after: pageInfo.endCursor });
       const same = rest.data.webhooks.nodes.find((each: { id: string }) => each.id === id);
       const ids = same.deliveries.nodes.map((node: { id: string }) => node.id);
       expect(ids).toEqual(all.slice(3));
@@ -370,6 +370,22 @@ describe('events', () => {
     const wrong = await ask(QUERY, { filter: { types: ['run.none'] } });
     expect(wrong.errors![0]!.extensions).toMatchObject({ code: 'INVALID', field: ['types'] });
   });
+});
+
+test('the link of a gate is told to its webhooks and to no reader of events or deliveries', async () => {
+  const { id: webhookId } = await add(['approval.pending']);
+  const data = exampleOf('approval.pending');
+  expect(data.url).toBeString();
+  await org.write(announce(org, 'approval.pending', data, Date.now()));
+  const QUERY = `query Read($events: EventFilter, $deliveries: DeliveryFilter) {
+    events(filter: $events) { nodes { data } }
+    deliveries(filter: $deliveries) { nodes { body event { data } } }
+  }`;
+  const filters = { events: { types: ['approval.pending'] }, deliveries: { webhookId } };
+  const answer = await ask(QUERY, filters);
+  expect(answer.data.events.nodes[0].data.gateId).toBe(data.gateId);
+  expect(JSON.parse(answer.data.deliveries.nodes[0].body).data.gateId).toBe(data.gateId);
+  expect(JSON.stringify(answer)).not.toContain(data.url!);
 });
 
 describe('the audit trail', () => {
@@ -562,7 +578,7 @@ test('a page of webhooks with deliveries, attempts and events costs as many stat
     await tell();
     const many = await count();
     expect(many.statements).toBe(few.statements);
-    expect(many.text.length).toBeGreaterThan(few.text.length * 5);
+    expect(many.text.length).toBeGreaterThan(few.text.length * 3);
   } finally {
     await world.clear();
   }

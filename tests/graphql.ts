@@ -153,6 +153,9 @@ export function missingId(noun: Noun, at = 0): string {
   return formatId(noun, 1_700_000_000_000 + at, entropy);
 }
 
+/** Values of which no id is anything's. */
+export const NOTHING: Making = { id: (noun) => missingId(noun), fills: () => false };
+
 /** A document of one operation, whose arguments are variables of the same names. */
 export function documentOf({ kind, field }: Operation, given: object, selection: string): string {
   const args = field.args.filter(({ name }) => name in given);

@@ -748,6 +748,23 @@ describe('a run', () => {
     });
   });
 
+  test('that lasts too long is blocked when it asks about a tool of its own, too', async () => {
+    await within({ policy: { run: { maxDurationS: 1 } } }, async ({ url, token }) => {
+      const ask = () =>
+        fetch(`${url}/v1/runs/a-run/tools`, {
+          ...{ method: 'POST', headers: { authorization: `Bearer ${token}` } },
+          body: JSON.stringify({ name: 'search' }),
+        });
+      expect((await ask()).status).toBe(200);
+      await Bun.sleep(1_000);
+      for (const _ of [1, 2]) {
+        const refused = await ask();
+        expect(refused.status).toBe(403);
+        expect((await tell(refused)).message).toContain('as long as its policy allows');
+      }
+    });
+  });
+
   test('that sends different requests is not taken for a loop', async () => {
     await within({ policy: { loop: { sameRequest: 2, windowS: LONG_S } } }, async (deployment) => {
       const askOf = (index: number) => ({ content: `question ${index}` });

@@ -23,6 +23,8 @@ import {
   settle,
   type Town,
 } from './people.ts';
+import { freePort } from './process.ts';
+import { deploy } from './rungate.ts';
 
 setDefaultTimeout(60_000);
 
@@ -392,4 +394,36 @@ test('a provider at a private address that the operator has not allowed is not c
   const place = await orgAt('https://10.0.0.1');
   const response = await visitBoth().open(`${HERE}/sign-in/oidc/${place.slug}`);
   expect(response.status).toBe(502);
+});
+
+describe.each(['bun', 'deno'] as const)('on %s', (runtime) => {
+  test('an owner signs in by the link of the log, sets the provider, and comes back through it', async () => {
+    const liar = await startLiar('owner@example.com');
+    const rungate = await deploy({ runtime, env: { PORT: String(await freePort()) } });
+    try {
+      const browser = new Browser();
+      await browser.submit(`${rungate.url}/sign-in`, { email: 'owner@example.com' });
+      const shown = await rungate.servers[0]!.next(
+        /(?<link>http:[^\s"\\]+\/sign-in\/link\/[\w-]{43})/,
+      );
+      expect((await browser.submit(shown.groups!.link!)).status).toBe(200);
+      const { secret: clientSecret, ...rest } = CLIENT;
+      const input = { ...rest, clientSecret, issuer: liar.url };
+      const query =
+        'mutation M($input: SignInConfigSetInput!) { signInConfigSet(input: $input) { errors { message } } }';
+      const set = await browser.ask(`${rungate.url}/graphql`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ query, variables: { input } }),
+      });
+      expect(await set.json()).toEqual({ data: { signInConfigSet: { errors: [] } } });
+      await browser.submit(`${rungate.url}/sign-out`);
+      const back = await browser.open(`${rungate.url}/sign-in/oidc/acme`);
+      expect(await back.text()).toContain('owner@example.com');
+      expect(rungate.logs()).not.toContain(clientSecret);
+    } finally {
+      await rungate.stop();
+      await liar.stop();
+    }
+  });
 });

@@ -1,12 +1,14 @@
 /** A deployment in the test's own process: two orgs alike, and a database that can be watched. */
 
 import { copyFileSync, rmSync } from 'node:fs';
-import { createAgent } from '../db/agents.ts';
+import { createAgent, suspendAgent } from '../db/agents.ts';
 import { type Database, filePath, openDatabase, type Row, type Statement } from '../db/client.ts';
+import { decideGate } from '../db/gates.ts';
 import { invite } from '../db/invitations.ts';
 import { type Member, offerOwnership } from '../db/members.ts';
 import { Memo } from '../db/memo.ts';
 import type { Org } from '../db/org.ts';
+import { renameOrg } from '../db/orgs.ts';
 import { createPlatformToken } from '../db/platform.ts';
 import { addPolicyVersion } from '../db/policies.ts';
 import { setPrice } from '../db/prices.ts';
@@ -22,9 +24,10 @@ import { Deliveries } from '../functions/jobs/deliver.ts';
 import { Flights } from '../functions/proxy/flight.ts';
 import type { Services } from '../functions/services.ts';
 import { parseCidrList } from '../schema/address.ts';
+import type { GateId, PolicyId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import { type AdminAction, actionsOf, ROLES, type Role } from '../schema/roles.ts';
-import { documentOf, makeArguments, missingId, OPERATIONS } from './graphql.ts';
+import { documentOf, makeArguments, NOTHING, OPERATIONS } from './graphql.ts';
 import { addMember, type Ground, makeGround, makeOrg } from './orgs.ts';
 
 /** What a test sees of every statement, and may make of it. */
@@ -32,7 +35,7 @@ export interface Watch {
   /** Another text for a statement. */
   rewrite?: ((sql: string) => string) | undefined;
   /** Called with what each statement read. */
-  seen?: ((sql: string, rows: readonly Row[]) => void) | undefined;
+  seen?: ((statement: Statement, rows: readonly Row[]) => void) | undefined;
 }
 
 /** An org with one of everything. */
@@ -75,7 +78,7 @@ export interface World {
   /** Asks the admin API. */
   ask(credential: Credential, query: string, variables?: object): Promise<Answer>;
   /** Every row of an org, as text by table. */
-  dump(org: Org): Promise<ReadonlyMap<string, string>>;
+  dump(org: Org, db?: Database): Promise<ReadonlyMap<string, string>>;
   /** Puts the database back to how it was when the world was made, or last kept. */
   restore(): Promise<void>;
   /** Keeps the database as it is for {@link World.restore}. */
@@ -91,9 +94,11 @@ const POLICY = {
 };
 
 /** Makes both orgs. Always clear it. */
-export async function makeWorld(env: Readonly<Record<string, string>> = {}): Promise<World> {
+export async function makeWorld(
+  env: Readonly<Record<string, string>> = {},
+  watch: Watch = {},
+): Promise<World> {
   const bare = await makeGround();
-  const watch: Watch = {};
   const base = await makeServices(bare, env);
   let db = await openDatabase({ url: bare.url, synchronous: 'normal' });
   await bare.db.close();
@@ -136,7 +141,7 @@ export async function makeWorld(env: Readonly<Record<string, string>> = {}): Pro
     },
     ask: (credential: Credential, query: string, variables: object = {}) =>
       ask(send, credential, query, variables),
-    dump: (org: Org) => dump(db, org),
+    dump: (org: Org, from = db) => dump(from, org),
     restore: () => reopen(() => copyFileSync(`${path}.kept`, path)),
     async clear() {
       await running.services.deliveries.stop(0);
@@ -147,6 +152,7 @@ export async function makeWorld(env: Readonly<Record<string, string>> = {}): Pro
   try {
     const own = await makeSide(world, 'own');
     const foreign = await makeSide(world, 'foreign');
+    await lengthen(foreign);
     await keep();
     return Object.assign(world, { own, foreign }) as World;
   } catch (error) {
@@ -176,19 +182,19 @@ function watchDatabase(current: () => Database, watch: Watch): Database {
   return {
     async read(sql, args) {
       const rows = await current().read(text(sql), args);
-      watch.seen?.(sql, rows);
+      watch.seen?.({ sql, args }, rows);
       return rows;
     },
     async first(sql, args) {
       const row = await current().first(text(sql), args);
-      watch.seen?.(sql, row ? [row] : []);
+      watch.seen?.({ sql, args }, row ? [row] : []);
       return row;
     },
     async write(statements: readonly Statement[]) {
       const results = await current().write(
         watch.rewrite ? statements.map(({ sql, args }) => ({ sql: text(sql), args })) : statements,
       );
-      for (const [at, { sql }] of statements.entries()) watch.seen?.(sql, results[at]?.rows ?? []);
+      for (const [at, each] of statements.entries()) watch.seen?.(each, results[at]?.rows ?? []);
       return results;
     },
     close: () => current().close(),
@@ -243,6 +249,7 @@ async function makeSide(world: Making, kind: string): Promise<Side> {
   const side = { org, slug, owner, members, adminToken, name };
   const agentToken = await furnish(ground, side);
   await live(world, { ...side, agentToken });
+  await decide(side);
   await create(world, adminToken, ['alertRuleCreate', 'auditCheckpointCreate']);
   return { ...side, agentToken };
 }
@@ -272,7 +279,12 @@ async function furnish(
   const oidc = { issuer: `https://${name}.example`, clientId: name, secret: name, domains: [] };
   await putOidc(org, master, 'operator', oidc, now);
   await offerOwnership(org, 'operator', owner.id, members.admin.id, now);
-  await openSession(org, members.member.id, { method: 'link' }, now);
+  const past = now - 30 * 86_400_000;
+  await invite(org, 'operator', `${name}@late.example`, 'viewer', past);
+  for (const role of ROLES) {
+    await openSession(org, members[role].id, { method: 'link' }, now);
+    await tokenOf({ org, members }, role, ['agent.read']);
+  }
   const url = `http://127.0.0.1:9/${name}`;
   await createWebhook(org, master, 'operator', { url, events: ['*'], description: name });
   return token;
@@ -280,10 +292,45 @@ async function furnish(
 
 /** What happens in an org: calls, a gate, a report, deliveries. */
 async function live({ send, services }: Making, { agentToken, name }: Side): Promise<void> {
+  await call(send, agentToken, name);
+  await call(send, agentToken, `${name}-done`);
+  await call(send, agentToken, `${name}-open`);
+  const headers = { ...bearer(agentToken), 'content-type': 'application/json' };
+  const post = (path: string, body: object, more: Credential = {}) =>
+    send(path, { method: 'POST', headers: { ...headers, ...more }, body: JSON.stringify(body) });
+  await post(`/v1/runs/${name}/tools`, { name: 'forbidden', arguments: {} });
+  await post(`/v1/runs/${name}-done/complete`, {});
+  const messages = [{ role: 'user', content: name }];
+  // Without a name the call belongs to the run of its window; this model is not there.
+  await post('/v1/chat/completions', { model: 'demo/demo-small', messages });
+  await post('/v1/chat/completions', { model: 'demo/none', messages });
+  await services.deliveries.run(2_000);
+}
+
+/** What people have decided in an org. */
+async function decide({ org, name }: Omit<Side, 'agentToken'>): Promise<void> {
+  const rows = await org.read('select id from gates where org_id = ?1 order by id');
+  const now = Date.now();
+  const reject = { actor: 'operator', decision: 'reject', reason: name } as const;
+  for (const { id } of rows.slice(0, 2)) await decideGate(org, id as GateId, reject, now);
+  const [policy] = await org.read(
+    'select id from policies where org_id = ?1 and name = ?2',
+    `${name}-spare`,
+  );
+  const policyId = policy?.id as PolicyId;
+  const choices = [{ policyId, number: null }];
+  const { id } = await createAgent(org, 'operator', `${name}-idle`, policyId, {
+    pinned: 1,
+    choices,
+  });
+  await suspendAgent(org, 'operator', id);
+}
+
+/** Two calls of a run, a tool that is asked about, and one that is reported. */
+async function call(send: World['send'], token: string, name: string): Promise<void> {
   const headers = {
-    ...bearer(agentToken),
-    'content-type': 'application/json',
-    'x-rungate-run': name,
+    ...bearer(token),
+    ...{ 'content-type': 'application/json', 'x-rungate-run-id': name },
   };
   const post = async (path: string, body: object) => {
     const response = await send(path, { method: 'POST', headers, body: JSON.stringify(body) });
@@ -296,17 +343,37 @@ async function live({ send, services }: Making, { agentToken, name }: Side): Pro
   await post(`/v1/runs/${name}/tools`, { name: 'refund', arguments: { of: name } });
   const report = { kind: 'tool_call', name: 'search', outcome: 'ok', latencyMs: 1 };
   await post(`/v1/runs/${name}/steps`, report);
-  await services.deliveries.run(2_000);
 }
 
 /** Makes the rest through the admin API itself, with values that its schema leads to. */
 async function create(world: Making, adminToken: string, names: readonly string[]): Promise<void> {
   for (const operation of OPERATIONS.filter(({ name }) => names.includes(name))) {
     const fills = (path: readonly string[]) => path.at(-1) === 'target';
-    const given = makeArguments(operation.field, { id: missingId, fills });
+    const given = makeArguments(operation.field, { ...NOTHING, fills });
     const document = documentOf(operation, given, ' { errors { field message } }');
     const { text } = await ask(world.send, bearer(adminToken), document, given);
     if (!text.includes('"errors":[]')) throw new Error(`${operation.name}: ${text}`);
+  }
+}
+
+/** Makes the foreign org's history the longer one: no head of the own one is then the highest. */
+async function lengthen({ org }: Side): Promise<void> {
+  for (let at = 0; at < 60; at++) await renameOrg(org, 'operator', `Foreign ${at}`);
+}
+
+/** Makes more of what an org has, so that a page of it is full. */
+export async function fill({ ground, send }: World, side: Side, times: number): Promise<void> {
+  const { org, members, name } = side;
+  const { master } = ground;
+  for (let at = 0; at < times; at++) {
+    const more = `${name}-more-${at}`;
+    const policy = await addPolicyVersion(org, 'operator', more, JSON.stringify(POLICY));
+    const { token } = await createAgent(org, 'operator', more, policy.id);
+    const url = `http://127.0.0.1:9/${more}`;
+    await createWebhook(org, master, 'operator', { url, events: ['*'], description: more });
+    await invite(org, 'operator', `${more}@invited.example`, 'viewer', Date.now());
+    await openSession(org, members.member.id, { method: 'link' }, Date.now());
+    await call(send, token, more);
   }
 }
 
@@ -355,7 +422,7 @@ export async function bySession(side: Side, role: Role): Promise<Asker> {
 
 /** An admin token of a member with some actions. */
 export async function tokenOf(
-  { org, members }: Side,
+  { org, members }: Pick<Side, 'org' | 'members'>,
   role: Role,
   actions: readonly AdminAction[],
 ): Promise<Credential> {

@@ -1,9 +1,9 @@
 /** Batches: long work in short transactions, with pauses that leave the process to its calls. */
 
 /** The most rows of a transaction: it takes a few milliseconds, in which no call can go on. */
-export const BATCH_ROWS = 50;
+export const BATCH_ROWS = 40;
 /** Calls get this many times as long as a batch took. */
-const SHARE = 4;
+const SHARE = 9;
 const LEAST_PAUSE_MS = 2;
 
 /** How long a piece of work may take in a tick; the next tick goes on with it. */

@@ -1,6 +1,7 @@
 /** Retention: deletes what is older than its org keeps it, a little at a time, org by org in turn. */
 
 import { pruneAudit } from '../../db/checkpoints.ts';
+import type { Org } from '../../db/org.ts';
 import {
   findOverdue,
   type Overdue,
@@ -23,6 +24,13 @@ export interface Pruned {
   readonly audit: number;
 }
 
+/** One kind of work on one org, done batch by batch. */
+interface Task {
+  readonly kind: keyof Pruned;
+  /** @returns how much was done; 0 when there is nothing more. */
+  work(): Promise<number>;
+}
+
 /** Deletes what is overdue in all orgs, for at most `limitMs`. */
 export async function retain(services: Services, limitMs: number): Promise<Pruned> {
   const { db, config, now } = services;
@@ -31,47 +39,54 @@ export async function retain(services: Services, limitMs: number): Promise<Prune
   let after: OrgId | undefined;
   do {
     const page = await findOverdue(db, config.retentionDays, now(), after);
-    await takeTurns(services, budget, page.overdue, total);
+    await takeTurns(budget, await tasksOf(services, page.overdue), total);
     after = page.next;
   } while (after !== undefined && !budget.isSpent);
   return total;
 }
 
-/** An org with much to delete holds up no other. */
-async function takeTurns(
-  services: Services,
-  budget: Budget,
+async function tasksOf(
+  { db, master, now }: Services,
   overdue: readonly Overdue[],
-  total: { runs: number; records: number; audit: number },
+): Promise<Task[]> {
+  if (overdue.length === 0) return [];
+  const signer = await openSigner(db, master);
+  return overdue.flatMap(({ org, beforeMs, isAuditDue }): Task[] => [
+    { kind: 'runs', work: () => pruneEndedRuns(org, beforeMs, BATCH_ROWS) },
+    { kind: 'runs', work: () => pruneOpenRuns(org, beforeMs, BATCH_ROWS) },
+    { kind: 'records', work: () => pruneRecords(org, beforeMs, BATCH_ROWS) },
+    ...(isAuditDue ? [auditTask(org, beforeMs, signer, now)] : []),
+  ]);
+}
+
+/** Each batch leaves an entry, so that one that was not full is the last. */
+function auditTask(org: Org, beforeMs: number, signer: Signer, now: () => number): Task {
+  let isOver = false;
+  return {
+    kind: 'audit',
+    async work() {
+      if (isOver) return 0;
+      const pruned = await pruneAudit(org, signer, beforeMs, now(), AUDIT_BATCH);
+      isOver = pruned < AUDIT_BATCH;
+      return pruned;
+    },
+  };
+}
+
+/** A batch of each in turn: an org with much to delete holds up no other. */
+async function takeTurns(
+  budget: Budget,
+  tasks: readonly Task[],
+  total: Record<keyof Pruned, number>,
 ): Promise<void> {
-  if (overdue.length === 0) return;
-  const signer = await openSigner(services.db, services.master);
-  for (let waiting = [...overdue]; waiting.length > 0 && !budget.isSpent; ) {
-    const unfinished: Overdue[] = [];
-    for (const each of waiting) {
+  for (let waiting = tasks; waiting.length > 0; ) {
+    const unfinished: Task[] = [];
+    for (const task of waiting) {
       if (budget.isSpent) return;
-      const done = await pruneOrg(services, budget, each, signer);
-      total.runs += done.runs;
-      total.records += done.records;
-      total.audit += done.audit;
-      if (done.runs + done.records + done.audit > 0) unfinished.push(each);
+      const done = await budget.take(() => task.work());
+      total[task.kind] += done;
+      if (done > 0) unfinished.push(task);
     }
     waiting = unfinished;
   }
-}
-
-/** One batch of each kind. */
-async function pruneOrg(
-  { now }: Services,
-  budget: Budget,
-  { org, beforeMs, isAuditDue }: Overdue,
-  signer: Signer,
-): Promise<Pruned> {
-  const ended = await budget.take(() => pruneEndedRuns(org, beforeMs, BATCH_ROWS));
-  const open = await budget.take(() => pruneOpenRuns(org, beforeMs, BATCH_ROWS));
-  const records = await budget.take(() => pruneRecords(org, beforeMs, BATCH_ROWS));
-  const audit = isAuditDue
-    ? await budget.take(() => pruneAudit(org, signer, beforeMs, now(), AUDIT_BATCH))
-    : 0;
-  return { runs: ended + open, records, audit };
 }

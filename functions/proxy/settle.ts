@@ -90,8 +90,14 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
   };
   const bytes = await translated(answer, end, known);
   // Errors too: not every client looks at the status before it looks for calls.
-  const verdict = isGoverned(answer) ? judgeWhole(answer, bytes) : ALLOWED;
+  const isJudged = isGoverned(answer) && !(isError && isPage(answer));
+  const verdict = isJudged ? judgeWhole(answer, bytes) : ALLOWED;
   return conclude(answer, end, verdict, { status, headers: headersFor(answer), bytes });
+}
+
+/** Gateways answer with pages, in any encoding, in which no client looks for calls. */
+function isPage({ upstream }: Answer): boolean {
+  return /^text\/html\b/i.test(upstream.headers.get('content-type') ?? '');
 }
 
 /** The answer in the caller's dialect; one that can't be said in it is settled and refused. */

@@ -587,8 +587,9 @@ builder.relayMutationField(
         const { org, actor, store } = context;
         const agent = await present(context, agentId);
         const overlapMs = parseInput(overlap, overlapS ?? 0, 'overlapS') * 1_000;
-        const secret = await store.tokens.rotateAgentTokens(org, actor, agentId, overlapMs);
-        return { agent, secret };
+        const made = await store.tokens.rotateAgentTokens(org, actor, agentId, overlapMs);
+        const token = await store.tokens.readStoredToken(org, made.id);
+        return { agent, token, secret: made.token };
       }),
   },
   {
@@ -598,6 +599,11 @@ builder.relayMutationField(
         ...{ type: AgentType, action: 'public', nullable: true },
         description: 'The agent.',
         resolve: ({ agent }) => agent,
+      }),
+      token: t.field({
+        ...{ type: TokenType, action: 'public', nullable: true },
+        description: 'The new token.',
+        resolve: ({ token }) => token,
       }),
       secret: t.string({
         ...{ action: 'public', nullable: true },

@@ -48,7 +48,7 @@ export interface Context {
   /** Whoever acts, as the audit trail has him. */
   readonly actor: Actor;
   readonly store: Store;
-  /** Batched reads, remembered for this request only. */
+  /** Batched reads; nothing is remembered between them. */
   readonly loaders: Loaders;
   readonly master: MasterKeys;
   /** The deployment's keys for checkpoints of audit trails. */

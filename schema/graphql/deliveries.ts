@@ -1,12 +1,15 @@
 /** Deliveries of events to webhooks: how they stand, every attempt, and sending one again. */
 
 import type { Delivery, DeliveryLog } from '../../db/deliveries.ts';
+import { formatEnvelope } from '../events.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import { notFound } from './errors.ts';
-import { EventObject, eventTypeOf } from './events.ts';
+import { dataOf, EventObject, eventTypeOf } from './events.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';
+
+const READ = { action: 'delivery.read', nullable: true } as const;
 
 /** One event on its way to one endpoint. */
 export const DeliveryType = builder.objectRef<Delivery>('Delivery');
@@ -35,33 +38,33 @@ const AttemptType = builder.objectRef<DeliveryLog['log'][number]>('DeliveryAttem
 builder.objectType(AttemptType, {
   description: 'One attempt to deliver.',
   fields: (t) => ({
-    number: t.exposeInt('number', { action: 'delivery.read', description: 'Counted from 1.' }),
-    at: t.expose('startedAt', {
-      ...{ type: 'DateTime', action: 'delivery.read', nullable: true },
-      description: 'When it began.',
-    }),
+    number: t.exposeInt('number', { ...READ, description: 'Counted from 1.' }),
+    at: t.expose('startedAt', { ...READ, type: 'DateTime', description: 'When it began.' }),
     durationMs: t.expose('durationMs', {
-      ...{ type: 'Count', action: 'delivery.read', nullable: true },
+      ...READ,
+      type: 'Count',
       description: 'How long it took, in milliseconds.',
     }),
     outcome: t.exposeString('outcome', {
-      action: 'delivery.read',
+      ...READ,
       description: 'delivered, http_ and the status, or why there was no answer.',
     }),
     requestHeaders: t.expose('requestHeaders', {
-      ...{ type: 'JSON', action: 'delivery.read', nullable: true },
+      ...READ,
+      type: 'JSON',
       description: 'The headers that were sent.',
     }),
     status: t.exposeInt('responseStatus', {
-      ...{ action: 'delivery.read', nullable: true },
+      ...READ,
       description: 'The HTTP status of the answer, if there was one.',
     }),
     responseHeaders: t.expose('responseHeaders', {
-      ...{ type: 'JSON', action: 'delivery.read', nullable: true },
+      ...READ,
+      type: 'JSON',
       description: 'The headers of the answer.',
     }),
     responseBody: t.exposeString('responseBody', {
-      ...{ action: 'delivery.read', nullable: true },
+      ...READ,
       description: 'The beginning of the answer.',
     }),
   }),
@@ -74,46 +77,58 @@ builder.objectType(DeliveryType, {
       ...{ type: 'DeliveryID', action: 'public', nullable: false },
       description: 'Its id.',
     }),
+    webhookId: t.expose('webhookId', {
+      ...READ,
+      type: 'WebhookID',
+      description: 'The id of the webhook that it goes to.',
+    }),
+    eventId: t.expose('eventId', {
+      ...READ,
+      type: 'EventID',
+      description: 'The id of the event, the same in every delivery of it.',
+    }),
     event: t.field({
       ...{ type: EventObject, action: 'event.read', nullable: true },
       description: 'What is told.',
       resolve: ({ eventId }, _args, { loaders }) => loaders.events.load(eventId),
     }),
-    eventType: t.exposeString('eventType', {
-      action: 'delivery.read',
-      description: 'The type of the event.',
+    body: t.field({
+      ...{ type: 'String', action: 'event.read', nullable: true },
+      description: 'The text that is sent; of an approval.pending without the link of its gate.',
+      resolve: async ({ eventId }, _args, { org, loaders }) => {
+        const event = await loaders.events.load(eventId);
+        if (!event) return null;
+        const data = JSON.stringify(dataOf(event));
+        return formatEnvelope({ ...event, orgId: org.id, data });
+      },
     }),
-    status: t.expose('status', {
-      ...{ type: DeliveryStatus, action: 'delivery.read', nullable: true },
-      description: 'How it stands.',
-    }),
-    cause: t.expose('cause', {
-      ...{ type: DeliveryCause, action: 'delivery.read', nullable: true },
-      description: 'Why it is there.',
-    }),
+    eventType: t.exposeString('eventType', { ...READ, description: 'The type of the event.' }),
+    status: t.expose('status', { ...READ, type: DeliveryStatus, description: 'How it stands.' }),
+    cause: t.expose('cause', { ...READ, type: DeliveryCause, description: 'Why it is there.' }),
     reason: t.exposeString('reason', {
-      ...{ action: 'delivery.read', nullable: true },
+      ...READ,
       description: 'Why it was given up: the last outcome, or webhook_disabled.',
     }),
-    attemptCount: t.exposeInt('attempts', {
-      action: 'delivery.read',
-      description: 'How often it was tried.',
-    }),
+    attemptCount: t.exposeInt('attempts', { ...READ, description: 'How often it was tried.' }),
     attempts: t.field({
-      ...{ type: [AttemptType], action: 'delivery.read', nullable: true },
+      ...READ,
+      type: [AttemptType],
       description: 'Every attempt, the first one first.',
       resolve: ({ id }, _args, { loaders }) => loaders.attempts.load(id),
     }),
     nextAt: t.expose('nextAt', {
-      ...{ type: 'DateTime', action: 'delivery.read', nullable: true },
+      ...READ,
+      type: 'DateTime',
       description: 'When the next attempt is due; null when there is none.',
     }),
     createdAt: t.expose('createdAt', {
-      ...{ type: 'DateTime', action: 'delivery.read', nullable: true },
+      ...READ,
+      type: 'DateTime',
       description: 'Since when it is due.',
     }),
     endedAt: t.expose('endedAt', {
-      ...{ type: 'DateTime', action: 'delivery.read', nullable: true },
+      ...READ,
+      type: 'DateTime',
       description: 'When it was delivered or given up.',
     }),
   }),
@@ -150,7 +165,7 @@ builder.queryFields((t) => ({
       connect(page, (window) => store.deliveries.pageDeliveries(org, searchOf(filter), window)),
   }),
   delivery: t.field({
-    ...{ type: DeliveryType, action: 'delivery.read', nullable: true },
+    ...{ ...READ, type: DeliveryType },
     description: 'The delivery of an id.',
     args: { id: t.arg({ type: 'DeliveryID', required: true, description: 'The delivery.' }) },
     resolve: (_root, { id }, { loaders }) => loaders.deliveries.load(id),

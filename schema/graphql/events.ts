@@ -1,7 +1,7 @@
 /** Events: what happened, as webhooks are told of it. */
 
 import type { Event } from '../../db/events.ts';
-import { EVENT_TYPES, type EventType, isEventType } from '../events.ts';
+import { EVENT_TYPES, type EventData, type EventType, isEventType } from '../events.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import { UserError } from './errors.ts';
@@ -9,6 +9,13 @@ import './scalars.ts';
 
 /** What happened, once, in the org. */
 export const EventObject = builder.objectRef<Event>('Event');
+
+/** What an event tells. Whoever holds the link of a gate decides on it, and readers may not. */
+export function dataOf({ type, data }: Event): object {
+  if (type !== 'approval.pending') return data;
+  const { url: _, ...shown } = data as EventData<'approval.pending'>;
+  return shown;
+}
 
 builder.objectType(EventObject, {
   description: 'What happened, once, in the org.',
@@ -21,9 +28,10 @@ builder.objectType(EventObject, {
       action: 'event.read',
       description: 'What happened, such as run.blocked.',
     }),
-    data: t.expose('data', {
+    data: t.field({
       ...{ type: 'JSON', action: 'event.read', nullable: true },
-      description: 'What it tells, as /schemas/events.json has it for the type.',
+      description: 'What it tells, as /schemas/events.json has it for the type; no link of a gate.',
+      resolve: dataOf,
     }),
     isTest: t.exposeBoolean('isTest', {
       action: 'event.read',

@@ -111,6 +111,10 @@ builder.objectFields(GateType, (t) => ({
     description: 'How many people must approve.',
   }),
   approvalsGiven: t.exposeInt('given', { ...READ, description: 'How many have approved.' }),
+  digest: t.exposeString('digest', {
+    ...READ,
+    description: 'SHA-256 of what a decision is bound to, in hex.',
+  }),
   decisions: t.field({
     ...{ ...READ, type: [DecisionType] },
     description: 'What was decided by whom, in the order of time.',
@@ -189,7 +193,7 @@ const REFUSALS: Readonly<Record<Exclude<Decided, 'decided' | 'counted'>, () => U
 };
 
 async function decide(
-  { org, actor, now, store }: Context,
+  { org, actor, now, store, viewer: { memberId } }: Context,
   decision: GateDecision['decision'],
   { gateId, reason }: { readonly gateId: GateId; readonly reason?: string | null | undefined },
 ): Promise<{ gate: Gate }> {
@@ -197,7 +201,7 @@ async function decide(
     const message = `A reason has at most ${MAX_REASON_CHARS} characters.`;
     throw new UserError('INVALID', ['reason'], message);
   }
-  const verdict = { actor, decision, ...(reason && { reason }) };
+  const verdict = { actor, decision, ...(memberId && { memberId }), ...(reason && { reason }) };
   const { outcome, gate } = await store.gates.decideGate(org, gateId, verdict, now);
   if (outcome !== 'decided' && outcome !== 'counted') throw REFUSALS[outcome]();
   if (!gate) throw notFound('gateId');

@@ -25,6 +25,7 @@ import './invitations.ts';
 import './members.ts';
 import './sessions.ts';
 import './sign-in.ts';
+import './users.ts';
 import { builder } from './builder.ts';
 
 /** The schema that is served and printed. */

@@ -8,25 +8,12 @@ import { OrderDirection } from './order.ts';
 import { RoleType, ViewerType } from './org.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';
+import { UserType } from './users.ts';
 
 /** A person's place in the org. */
 export const MemberType = builder.objectRef<Member>('Member');
 
 const READ = { action: 'member.read', nullable: true } as const;
-
-const UserType = builder.objectRef<Member>('User');
-
-builder.objectType(UserType, {
-  description: 'A person, the same one in all orgs.',
-  fields: (t) => ({
-    id: t.expose('userId', {
-      ...{ type: 'UserID', action: 'public', nullable: false },
-      description: 'His id.',
-    }),
-    email: t.exposeString('email', { ...READ, description: 'His e-mail address.' }),
-    name: t.exposeString('name', { ...READ, description: 'What he is called.' }),
-  }),
-});
 
 builder.objectType(MemberType, {
   description: 'A person’s place in the org.',
@@ -163,6 +150,41 @@ builder.relayMutationField(
   },
   {
     description: 'What memberRemove brought about.',
+    outputFields: (t) => ({
+      memberId: t.field({
+        ...{ type: 'MemberID', action: 'public', nullable: true },
+        description: 'Who is no member any more.',
+        resolve: ({ memberId }) => memberId,
+      }),
+      errors: errorsField(t),
+    }),
+  },
+);
+
+builder.relayMutationField(
+  'memberLeave',
+  {
+    inputFields: (t) => ({
+      confirmation: t.string({ required: true, description: 'The slug of the org, typed.' }),
+    }),
+  },
+  {
+    action: 'public',
+    description:
+      'Leaves the org, as whoever is signed in: his sessions and admin tokens end. The last owner stays.',
+    resolve: (_root, { input: { confirmation } }, context) =>
+      attempt(context, async () => {
+        const memberId = await context.store.members.leaveOrg(
+          context.org,
+          context.actor,
+          confirmation,
+        );
+        if (!memberId) throw notFound('input');
+        return { memberId };
+      }),
+  },
+  {
+    description: 'What memberLeave brought about.',
     outputFields: (t) => ({
       memberId: t.field({
         ...{ type: 'MemberID', action: 'public', nullable: true },

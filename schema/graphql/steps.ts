@@ -181,6 +181,9 @@ builder.objectFields(StepType, (t) => ({
     ...{ ...READ, type: UsageType },
     description: 'What it consumed; null where that is not known.',
   }),
+}));
+
+builder.objectFields(StepType, (t) => ({
   catalogue: t.exposeString('catalogue', {
     ...READ,
     description: 'The version of the price catalogue that it was charged by.',

@@ -24,6 +24,7 @@ import type * as signin from '../../db/signin.ts';
 import type * as simulations from '../../db/simulations.ts';
 import type * as steps from '../../db/steps.ts';
 import type * as tokens from '../../db/tokens.ts';
+import type * as users from '../../db/users.ts';
 import type * as webhooks from '../../db/webhooks.ts';
 import type {
   AgentId,
@@ -64,6 +65,7 @@ export interface Store {
   readonly signin: typeof signin;
   readonly steps: typeof steps;
   readonly tokens: typeof tokens;
+  readonly users: typeof users;
   readonly webhooks: typeof webhooks;
 }
 

@@ -112,6 +112,17 @@ builder.queryFields((t) => ({
     args: { id: t.arg({ type: 'WebhookID', required: true, description: 'The webhook.' }) },
     resolve: (_root, { id }, { loaders }) => loaders.webhooks.load(id),
   }),
+  webhookBy: t.field({
+    ...{ type: WebhookType, action: 'webhook.read', nullable: true },
+    description: 'The webhook that has this id, URL or secret.',
+    args: {
+      reference: t.arg.string({
+        required: true,
+        description: 'The id, the URL or the secret, be it the one before a rotation.',
+      }),
+    },
+    resolve: (_root, { reference }, { org, store }) => store.webhooks.findWebhook(org, reference),
+  }),
 }));
 
 /** The webhook as it is now. */

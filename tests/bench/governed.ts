@@ -17,7 +17,9 @@ import { type Call, readCall } from '../../functions/proxy/call.ts';
 import { decide } from '../../functions/proxy/decide.ts';
 import { forward } from '../../functions/proxy/forward.ts';
 import { limitRate } from '../../functions/proxy/pace.ts';
+import { findWaiting } from '../../functions/proxy/park.ts';
 import { reserveBudget } from '../../functions/proxy/reserve.ts';
+import { checkResults } from '../../functions/proxy/results.ts';
 import { resolveRun } from '../../functions/proxy/run.ts';
 import { settle } from '../../functions/proxy/settle.ts';
 import { settleHold } from '../../functions/proxy/settlement.ts';
@@ -45,6 +47,16 @@ export const LIMITED: PolicyDocument = {
   run: { maxSteps: 1_000_000 },
 };
 
+/** The same with tools that are allowed, denied and asked about, none of which is ever proposed. */
+export const GATED: PolicyDocument = {
+  ...LIMITED,
+  tools: {
+    allow: ['*'],
+    deny: ['drop_*'],
+    requireApproval: [{ tool: 'issue_refund', when: 'args.amount_usd > 500' }],
+  },
+};
+
 /** How far a call goes before it is passed on as the bare pass-through does. */
 type Cut =
   | 'edge'
@@ -52,6 +64,7 @@ type Cut =
   | 'read'
   | 'run'
   | 'decide'
+  | 'gate'
   | 'hold'
   | 'forward'
   | 'settle'
@@ -122,6 +135,9 @@ function cutOff(cut: Cut, services: Services, { upstream }: StageOptions) {
     if (cut === 'run') return pass(request, call.bytes);
     const permitted = await decide(governed);
     if (cut === 'decide') return pass(request, call.bytes);
+    await findWaiting(permitted);
+    await checkResults(permitted);
+    if (cut === 'gate') return pass(request, call.bytes);
     const held = await reserveBudget(limitRate(permitted));
     if (cut === 'hold') {
       const response = await pass(request, held.outgoing);

@@ -1,7 +1,7 @@
 /** A server that is measured, as a process: `--stage <name> --upstream <url>`. */
 
 import { parseArgs } from 'node:util';
-import { governed, LIMITED } from './governed.ts';
+import { GATED, governed, LIMITED } from './governed.ts';
 import type { Stage, StageOptions } from './stage.ts';
 
 /**
@@ -28,10 +28,12 @@ const STAGES: Readonly<Record<string, (options: StageOptions) => Stage | Promise
   read: governed('read'),
   run: governed('run'),
   decide: governed('decide'),
+  gate: governed('gate', GATED),
   hold: governed('hold'),
   limit: governed('hold', LIMITED),
   rungate: governed('whole'),
   limited: governed('whole', LIMITED),
+  gated: governed('whole', GATED),
 };
 
 const { values } = parseArgs({

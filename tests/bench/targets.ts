@@ -41,10 +41,12 @@ export const TARGETS: readonly Target[] = [
   stage('+ read body', 'read'),
   stage('+ run', 'run'),
   stage('+ policy', 'decide'),
+  stage('+ gates (normal)', 'gate', 'normal'),
   stage('+ hold, settle (normal)', 'hold', 'normal'),
   stage('+ limits (normal)', 'limit', 'normal'),
   stage('rungate (normal)', 'rungate', 'normal'),
   stage('rungate, limits (normal)', 'limited', 'normal'),
+  stage('rungate, limits, gates (normal)', 'gated', 'normal'),
   stage('rungate (full)', 'rungate', 'full'),
 ];
 

@@ -51,6 +51,7 @@ export async function withApi<T>(
 ): Promise<T> {
   const remote = readRemote(env);
   if (remote) {
+    if (deputy !== undefined) throw new Failure(EXIT_USAGE, NO_DEPUTY);
     const api = overTransport(openRemote(remote));
     if (org !== undefined) await checkOrg(api, org);
     return await work(api);
@@ -61,6 +62,9 @@ export async function withApi<T>(
   const message = 'Give --org SLUG, or an admin token (rg_adm_…) in RUNGATE_TOKEN.';
   throw new Failure(EXIT_USAGE, message);
 }
+
+const NO_DEPUTY =
+  'An admin token acts in the name of its own member: only the operator can name another one.';
 
 async function checkOrg(api: Api, wanted: string): Promise<void> {
   const { org } = await api.run<{ org: { slug: string } }>('query Org { org { slug } }');
@@ -115,7 +119,8 @@ function sentenceOf({ field, message }: { field: readonly string[]; message: str
   return isTold ? message : `${field.join('.')}: ${message}`;
 }
 
-interface Connection<T> {
+/** A page of a list. */
+export interface Connection<T> {
   readonly nodes: readonly T[];
   readonly pageInfo: { readonly hasNextPage: boolean; readonly endCursor: string | null };
 }

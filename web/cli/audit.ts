@@ -6,38 +6,25 @@ import process from 'node:process';
 import { createInterface } from 'node:readline';
 import { type Command, InvalidArgumentError } from 'commander';
 import { z } from 'zod';
-import { signHead, verifyChain, verifyOrg } from '../../db/checkpoints.ts';
-import {
-  InvalidCheckpoint,
-  openSigner,
-  PUBLIC_KEY,
-  type PublicKey,
-  readCheckpoint,
-  readPublicKeys,
-  type Signer,
-} from '../../db/signing.ts';
-import { AUDIT_FORMATS, type AuditFormat, auditLines } from '../../functions/audit.ts';
+import { verifyChain } from '../../db/checkpoints.ts';
+import { InvalidCheckpoint, PUBLIC_KEY, type PublicKey, readCheckpoint } from '../../db/signing.ts';
+import { AUDIT_FORMATS, type AuditFormat } from '../../functions/audit.ts';
 import {
   AUDIT_ENTRY,
   type AuditEntry,
   type ChainReport,
   type Checkpoint,
 } from '../../schema/audit.ts';
+import { type ApiOptions, withApi } from './api.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
-import { addCommand, addGroup, addOrgCommand, parseName } from './options.ts';
+import { addApiCommand, addCommand, addGroup, parseName } from './options.ts';
 import { type OutputOptions, printJson, printNote, printResult } from './output.ts';
-import { readMasterKeys, type Session, withOrg } from './session.ts';
 
-interface OrgOptions extends OutputOptions {
-  readonly org: string;
-}
-
-interface ExportOptions extends OrgOptions {
+interface ExportOptions extends ApiOptions {
   readonly format: AuditFormat;
 }
 
-interface VerifyOptions extends OutputOptions {
-  readonly org?: string;
+interface VerifyOptions extends ApiOptions {
   readonly file?: string;
   readonly checkpoint?: string;
 }
@@ -46,14 +33,14 @@ interface VerifyOptions extends OutputOptions {
 export function addAuditCommands(program: Command): void {
   const audit = addGroup(program, 'audit', 'the audit trail');
   addCommand(audit, 'verify', 'check the chain of an org or of an export')
-    .option('--org <slug>', 'the org, in the database', parseName)
+    .option('--org <slug>', 'the org; not needed with an admin token', parseName)
     .option('--file <path>', 'an export as jsonl, without a database', parseName)
     .option('--checkpoint <path>', 'a checkpoint that was held elsewhere', parseName)
     .action(verify);
-  addOrgCommand(audit, 'export', 'print the whole trail, ready to be verified elsewhere')
+  addApiCommand(audit, 'export', 'print the whole trail, ready to be verified elsewhere')
     .option('--format <format>', 'jsonl, or csv for a spreadsheet', parseFormat, 'jsonl')
     .action(exportTrail);
-  addOrgCommand(
+  addApiCommand(
     audit,
     'checkpoint',
     'sign the trail as it stands: hold the result elsewhere',
@@ -62,25 +49,28 @@ export function addAuditCommands(program: Command): void {
 
 const HELD = z.object({ jws: z.string().max(4_096), publicKey: PUBLIC_KEY });
 
-async function printCheckpoint(options: OrgOptions): Promise<void> {
-  const held = await withOrg(options.org, async (org, session) => {
-    const signer = await signerOf(session);
-    const signed = await signHead(org, signer, Date.now());
-    if (!signed) throw new Failure(EXIT_FAILED, 'The audit trail has no entry yet.');
-    return { ...signed.checkpoint, jws: signed.jws, publicKey: signer.publicKey };
-  });
-  printJson(held, options);
+const SIGN = `mutation Sign {
+  auditCheckpointCreate(input: {}) { checkpoint { jws } publicKey errors { code field message } }
+}`;
+
+interface Signed {
+  readonly auditCheckpointCreate: {
+    readonly checkpoint: { readonly jws: string };
+    readonly publicKey: PublicKey;
+  };
 }
 
-async function signerOf({ config, db }: Session): Promise<Signer> {
-  return await openSigner(db, await readMasterKeys(config));
+async function printCheckpoint(options: ApiOptions): Promise<void> {
+  const signed = await withApi(options, (api) => api.run<Signed>(SIGN));
+  const { checkpoint, publicKey } = signed.auditCheckpointCreate;
+  const { jws } = checkpoint;
+  printJson({ ...(await readCheckpoint(jws, [publicKey])), jws, publicKey }, options);
 }
 
-async function exportTrail({ org: slug, format }: ExportOptions): Promise<void> {
-  await withOrg(slug, async (org, { config, db }) => {
-    const keys = { db, master: await readMasterKeys(config) };
-    for await (const line of auditLines(keys, org, format)) {
-      if (!process.stdout.write(`${line}\n`)) {
+async function exportTrail(options: ExportOptions): Promise<void> {
+  await withApi(options, async (api) => {
+    for await (const chunk of api.readTrail(options.format)) {
+      if (!process.stdout.write(chunk)) {
         await new Promise<void>((resolve) => process.stdout.once('drain', resolve));
       }
     }
@@ -89,17 +79,17 @@ async function exportTrail({ org: slug, format }: ExportOptions): Promise<void> 
 
 async function verify(options: VerifyOptions): Promise<void> {
   const { org, file } = options;
-  if ((org === undefined) === (file === undefined)) {
+  if (org !== undefined && file !== undefined) {
     throw new Failure(EXIT_USAGE, 'Give either --org or --file.');
   }
   const held = options.checkpoint === undefined ? undefined : await readHeld(options.checkpoint);
-  const report =
-    file === undefined ? await verifyDatabase(org ?? '', held) : await verifyFile(file, held);
+  const report = await (file === undefined ? verifyOrg(options, held) : verifyFile(file, held));
   printReport(report, options);
   if (!report.ok) throw new Failure(EXIT_FAILED, 'The audit trail is not what it was.');
 }
 
 interface Held {
+  readonly jws: string;
   readonly checkpoint: Checkpoint;
   readonly publicKey: PublicKey;
 }
@@ -107,18 +97,35 @@ interface Held {
 async function readHeld(path: string): Promise<Held> {
   try {
     const { jws, publicKey } = HELD.parse(JSON.parse(await readFile(path, 'utf8')));
-    return { checkpoint: await readCheckpoint(jws, [publicKey]), publicKey };
+    return { jws, checkpoint: await readCheckpoint(jws, [publicKey]), publicKey };
   } catch (error) {
     const why = error instanceof InvalidCheckpoint ? error.message : `${path} is no checkpoint.`;
     throw new Failure(EXIT_USAGE, why);
   }
 }
 
-async function verifyDatabase(slug: string, held: Held | undefined): Promise<ChainReport> {
-  return await withOrg(slug, async (org, { config, db }) => {
-    const keys = await readPublicKeys(db, await readMasterKeys(config));
-    return await verifyOrg(org, keys, held?.checkpoint);
-  });
+const VERIFY = `mutation Verify($checkpoint: String) {
+  auditVerify(input: { checkpoint: $checkpoint }) {
+    report { ok entries erased headSeq headHash faults { seq fault message } }
+    errors { code field message }
+  }
+}`;
+
+interface Verified {
+  readonly auditVerify: {
+    readonly report: Omit<ChainReport, 'head'> & {
+      readonly headSeq: number | null;
+      readonly headHash: string | null;
+    };
+  };
+}
+
+async function verifyOrg(options: VerifyOptions, held: Held | undefined): Promise<ChainReport> {
+  const { auditVerify } = await withApi(options, (api) =>
+    api.run<Verified>(VERIFY, { checkpoint: held?.jws ?? null }),
+  );
+  const { headSeq: seq, headHash: hash, ...report } = auditVerify.report;
+  return { ...report, head: seq === null || hash === null ? undefined : { seq, hash } };
 }
 
 const HEADER = z.object({

@@ -1,43 +1,21 @@
 /** `rungate gates`: the tool calls that wait for a person, and decisions on them. */
 
 import type { Command } from 'commander';
-import { agentNames } from '../../db/agents.ts';
-import {
-  type Decided,
-  decideGate,
-  type Gate,
-  listGates,
-  openArgs,
-  readGate,
-  type Verdict,
-} from '../../db/gates.ts';
-import { findMember } from '../../db/members.ts';
-import type { Org } from '../../db/org.ts';
-import { readRun } from '../../db/runs.ts';
-import { openVault, type Vault } from '../../db/vault.ts';
-import { signLink } from '../../functions/links.ts';
-import { EMAIL } from '../../schema/email.ts';
-import { type GateId, isId, type MemberId } from '../../schema/ids.ts';
+import { type GateId, isId } from '../../schema/ids.ts';
 import { indentJson } from '../../schema/indent.ts';
 import { InvalidJson, type JsonObject, parseStrict } from '../../schema/json.ts';
-import { mayDo } from '../../schema/roles.ts';
-import { statusAt } from '../../schema/rules/gate.ts';
+import { type Api, type ApiOptions, type Connection, PAGE_INFO, readList, withApi } from './api.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
-import { addGroup, addOrgCommand, integerBetween, parseName } from './options.ts';
-import { type OutputOptions, printNote, printResult } from './output.ts';
-import { OPERATOR, readMasterKeys, type Session, withOrg } from './session.ts';
+import { addApiCommand, addGroup, integerBetween, parseName } from './options.ts';
+import { printNote, printResult } from './output.ts';
 import { alignTable, type Column } from './table.ts';
 
-interface GateOptions extends OutputOptions {
-  readonly org: string;
-}
-
-interface ListOptions extends GateOptions {
+interface ListOptions extends ApiOptions {
   readonly all?: boolean;
   readonly limit: number;
 }
 
-interface DecideOptions extends GateOptions {
+interface DecideOptions extends ApiOptions {
   readonly as?: string;
   readonly reason?: string;
 }
@@ -48,58 +26,75 @@ const DEFAULT_GATES = 100;
 /** Adds `gates list`, `gates show`, `gates approve` and `gates reject`. */
 export function addGateCommands(program: Command): void {
   const gates = addGroup(program, 'gates', 'tool calls that wait for approval');
-  addOrgCommand(gates, 'list', 'print the gates that wait for a decision, the newest first')
+  addApiCommand(gates, 'list', 'print the gates that wait for a decision, the newest first')
     .option('--all', 'those that are decided or expired, too')
     .option('--limit <gates>', 'the most gates', integerBetween(1, MAX_GATES), DEFAULT_GATES)
     .action(list);
-  addOrgCommand(gates, 'show', 'print a gate, its arguments and a link to decide on it once')
+  addApiCommand(gates, 'show', 'print a gate, its arguments and a link to decide on it once')
     .argument('<id>', 'the gate', parseName)
     .action(show);
   const add = (name: 'approve' | 'reject', description: string) =>
-    addOrgCommand(gates, name, description)
+    addApiCommand(gates, name, description)
       .argument('<id>', 'the gate', parseName)
-      .option('--as <email>', 'the member in whose name this is decided', parseName)
+      .option('--as <email>', 'the member in whose name the operator decides', parseName)
       .option('--reason <text>', 'why, for the record', parseName)
       .action((id: string, options: DecideOptions) => decide(name, id, options));
   add('approve', 'let the call pass, once');
   add('reject', 'refuse the call');
 }
 
+/** A gate as the API has it. */
+interface Gate {
+  readonly id: GateId;
+  readonly status: string;
+  readonly tool: string;
+  readonly args: string;
+  readonly rule: string;
+  readonly ruleName: string;
+  readonly reason: string;
+  readonly digest: string;
+  readonly approvalsNeeded: number;
+  readonly approvalsGiven: number;
+  readonly createdAt: string;
+  readonly expiresAt: string;
+  readonly decidedAt: string | null;
+  readonly decidedBy: string | null;
+  readonly run: { readonly id: string; readonly name: string } | null;
+  readonly agent: { readonly id: string; readonly name: string } | null;
+  readonly step: { readonly id: string } | null;
+}
+
+const GATE = `id status tool args rule ruleName reason digest approvalsNeeded approvalsGiven
+  createdAt expiresAt decidedAt decidedBy run { id name } agent { id name } step { id }`;
+
+const LIST = `query Gates($filter: GateFilter, $first: Int, $after: String) {
+  gates(filter: $filter, first: $first, after: $after) { nodes { ${GATE} } ${PAGE_INFO} }
+}`;
+
 async function list(options: ListOptions): Promise<void> {
-  const gates = await withOrg(options.org, async (org, session) => {
-    const now = Date.now();
-    const found = await listGates(org, { all: options.all ?? false, limit: options.limit }, now);
-    if (found.length === 0) return [];
-    const vault = await openVault(org, await readMasterKeys(session.config));
-    return await Promise.all(found.map((gate) => describeGate(org, vault, gate, now)));
-  });
+  const { limit, all } = options;
+  const variables = { filter: all ? null : { status: 'PENDING' } };
+  const found = await withApi(options, (api) =>
+    readList(api, LIST, ({ gates }: { gates: Connection<Gate> }) => gates, { variables, limit }),
+  );
+  const gates = found.map(viewOf);
   printResult(gates, alignTable(COLUMNS, gates.map(gateCells)), options);
 }
 
-type GateView = Awaited<ReturnType<typeof describeGate>>;
+type GateView = ReturnType<typeof viewOf>;
 
-/** A gate as people and programs read it: names for ids, ISO times, arguments as an object. */
-async function describeGate(org: Org, vault: Vault, gate: Gate, now: number) {
-  const [argsText, run] = await Promise.all([openArgs(vault, gate), readRun(org, gate.runId)]);
+/** A gate as people and programs read it: the run by its name, arguments as an object. */
+function viewOf({ run, agent, step, approvalsNeeded, approvalsGiven, ...gate }: Gate) {
   return {
-    id: gate.id,
-    status: statusAt(gate, now),
-    tool: gate.tool,
-    args: argsOf(argsText),
-    rule: gate.rule,
-    ruleName: gate.ruleName,
-    runId: run?.name ?? gate.runId,
-    agentId: gate.agentId,
-    stepId: gate.stepId,
-    reason: gate.reason,
-    digest: gate.digest,
-    approvals: gate.approvals,
-    given: gate.given,
-    createdAt: new Date(gate.createdAt).toISOString(),
-    expiresAt: new Date(gate.expiresAt).toISOString(),
-    decidedAt: gate.decidedAt === null ? null : new Date(gate.decidedAt).toISOString(),
-    decidedBy: gate.decidedBy,
-    argsText,
+    ...gate,
+    status: gate.status.toLowerCase(),
+    args: argsOf(gate.args),
+    argsText: gate.args,
+    runId: run?.name ?? '-',
+    agentId: agent?.id ?? null,
+    stepId: step?.id ?? null,
+    approvals: approvalsNeeded,
+    given: approvalsGiven,
   };
 }
 
@@ -126,18 +121,30 @@ function gateCells({ id, status, tool, argsText, runId, expiresAt }: GateView): 
   return [id, status, tool, argsText, runId, expiresAt];
 }
 
-async function show(id: string, options: GateOptions): Promise<void> {
-  const gate = await withOrg(options.org, async (org, session) => {
-    const { found, vault } = await findGate(org, session, id);
-    const now = Date.now();
-    const names = await agentNames(org);
-    const view = await describeGate(org, vault, found, now);
-    const url =
-      view.status === 'pending' ? await signLink(session.config, org, vault, found, now) : null;
-    return { ...view, agent: names.get(found.agentId) ?? found.agentId, url };
+const FIND = `query Gate($id: GateID!) { gate(id: $id) { ${GATE} } }`;
+
+async function show(id: string, options: ApiOptions): Promise<void> {
+  const gate = await withApi(options, async (api) => {
+    const found = await findGate(api, id);
+    const view = viewOf(found);
+    const url = view.status === 'pending' ? await api.signLink(found) : null;
+    return { ...view, agent: found.agent?.name ?? '-', url };
   });
   printResult({ gate }, gateLines(gate), options);
 }
+
+async function findGate(api: Api, id: string): Promise<Gate> {
+  const { gate } = await api.run<{ gate: Gate | null }>(FIND, { id: checkId(id) });
+  if (gate) return gate;
+  throw missing(id);
+}
+
+function checkId(id: string): GateId {
+  if (isId('gate', id)) return id;
+  throw missing(id);
+}
+
+const missing = (id: string) => new Failure(EXIT_FAILED, `There is no gate "${id}" here.`);
 
 function gateLines(gate: GateView & { agent: string; url: string | null }): string[] {
   const fields = [
@@ -155,61 +162,28 @@ function gateLines(gate: GateView & { agent: string; url: string | null }): stri
   return [...lines, '', ...indentJson(gate.argsText).split('\n')];
 }
 
-async function findGate(org: Org, session: Session, id: string) {
-  const found = isId('gate', id) ? await readGate(org, id) : undefined;
-  if (!found) throw missing(id);
-  return { found, vault: await openVault(org, await readMasterKeys(session.config)) };
-}
+const decisionOf = (mutation: string) => `mutation Decide($gateId: GateID!, $reason: String) {
+  decided: ${mutation}(input: { gateId: $gateId, reason: $reason }) {
+    gate { id status approvalsNeeded approvalsGiven decidedBy } errors { code field message }
+  }
+}`;
 
-const missing = (id: string) => new Failure(EXIT_FAILED, `There is no gate "${id}" here.`);
+const DECISIONS = { approve: decisionOf('gateApprove'), reject: decisionOf('gateReject') };
+
+type Decided = Pick<Gate, 'id' | 'status' | 'approvalsNeeded' | 'approvalsGiven' | 'decidedBy'>;
 
 async function decide(
   decision: 'approve' | 'reject',
   id: string,
   options: DecideOptions,
 ): Promise<void> {
-  const { as: email, reason } = options;
-  const gate = await withOrg(options.org, async (org) => {
-    if (!isId('gate', id)) throw missing(id);
-    const memberId = email === undefined ? undefined : await memberOf(org, email, decision);
-    const verdict: Verdict = {
-      ...{ actor: OPERATOR, decision },
-      ...(memberId === undefined ? {} : { memberId }),
-      ...(reason === undefined ? {} : { reason }),
-    };
-    return await decided(org, id, verdict);
-  });
-  const result = {
-    ...{ id: gate.id, status: gate.status },
-    ...{ approvals: gate.approvals, given: gate.given, decidedBy: gate.decidedBy },
-  };
-  printResult({ gate: result }, [`${gate.id}: ${gate.status}`], options);
-  if (gate.status === 'pending') {
-    printNote(`${gate.given} of ${gate.approvals} approvals are given.`);
-  }
-}
-
-async function memberOf(
-  org: Org,
-  email: string,
-  decision: 'approve' | 'reject',
-): Promise<MemberId> {
-  const address = EMAIL.safeParse(email);
-  const member = address.success ? await findMember(org, address.data) : undefined;
-  if (!member) throw new Failure(EXIT_FAILED, `${email} is no member of this org.`);
-  if (mayDo(member.role, `gate.${decision}`)) return member.id;
-  throw new Failure(EXIT_FAILED, `${email} is a ${member.role}, who may not ${decision} calls.`);
-}
-
-const REFUSALS: Readonly<Record<Exclude<Decided, 'decided' | 'counted' | 'missing'>, string>> = {
-  repeated: 'this decider has decided on it before; name another member with --as',
-  own: 'who caused the call may not decide on it',
-  closed: 'it is decided or expired already, or its run is over',
-};
-
-async function decided(org: Org, id: GateId, verdict: Verdict): Promise<Gate> {
-  const { outcome, gate } = await decideGate(org, id, verdict, Date.now());
-  if (!gate || outcome === 'missing') throw missing(id);
-  if (outcome === 'decided' || outcome === 'counted') return gate;
-  throw new Failure(EXIT_FAILED, `Nothing was decided on ${id}: ${REFUSALS[outcome]}.`);
+  const { as: deputy, reason = null } = options;
+  const run = async (api: Api) =>
+    api.run<{ decided: { gate: Decided } }>(DECISIONS[decision], { gateId: checkId(id), reason });
+  const { gate } = (await withApi(options, run, deputy)).decided;
+  const { approvalsNeeded: approvals, approvalsGiven: given, decidedBy } = gate;
+  const status = gate.status.toLowerCase();
+  const result = { id: gate.id, status, approvals, given, decidedBy };
+  printResult({ gate: result }, [`${gate.id}: ${status}`], options);
+  if (status === 'pending') printNote(`${given} of ${approvals} approvals are given.`);
 }

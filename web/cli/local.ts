@@ -8,7 +8,7 @@ import { signLink } from '../../functions/links.ts';
 import { makeLog } from '../../functions/log.ts';
 import { Mailer } from '../../functions/mail.ts';
 import { normalizeEmail } from '../../schema/email.ts';
-import { ADMIN_ACTIONS, actionsOf } from '../../schema/roles.ts';
+import { ADMIN_ACTIONS, type AdminAction, actionsOf } from '../../schema/roles.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { OPERATOR, readMasterKeys, type Session, withOrg } from './session.ts';
 import type { Transport } from './transport.ts';
@@ -51,7 +51,8 @@ async function askerFor(org: Org, deputy: string | undefined): Promise<Asker> {
   const member = await findMember(org, normalizeEmail(deputy) ?? '');
   if (!member) throw new Failure(EXIT_FAILED, `"${deputy}" is no member of this org.`);
   const { id: memberId, role } = member;
-  const actions = new Set(actionsOf(role));
+  // That a person gets a token is the operator's to say; what it may do is bounded by the role.
+  const actions = new Set<AdminAction>([...actionsOf(role), 'token.create']);
   return { org, actor: OPERATOR, viewer: { memberId, role, actions, ...none } };
 }
 

@@ -15,6 +15,7 @@ import { printNote } from './output.ts';
 import { addPlatformCommands } from './platform.ts';
 import { addRolesCommand } from './roles.ts';
 import { addRunCommands } from './run.ts';
+import { addSchemaCommand } from './schema.ts';
 import { addServerCommands } from './server.ts';
 import { addTickCommand } from './tick.ts';
 import { addTokenCommands } from './token.ts';
@@ -48,6 +49,7 @@ function makeProgram(): Command {
   addPlatformCommands(program);
   addTokenCommands(program);
   addRolesCommand(program);
+  addSchemaCommand(program);
   return program;
 }
 

@@ -110,7 +110,8 @@ export interface Manifest {
 /** Where a manifest's secrets come from, and which hosts may be named that are not public. */
 export interface Surroundings {
   readonly env: Readonly<Record<string, string | undefined>>;
-  readonly allow: AllowList;
+  /** Undefined where a server will judge which hosts may be named. */
+  readonly allow: AllowList | undefined;
 }
 
 /**
@@ -129,7 +130,7 @@ export async function readManifest(path: string, surroundings: Surroundings): Pr
     completeKey(key, surroundings, (problem) => problems.push(`providerKeys[${at}]${problem}`)),
   );
   for (const [at, { url }] of parsed.data.webhooks.entries()) {
-    const problem = judgeUrl(url, surroundings.allow);
+    const problem = judgeUrl(url, surroundings.allow ?? allowHostOf(url));
     if (problem) problems.push(`webhooks[${at}].url: ${problem}`);
   }
   if (problems.length > 0) throw invalidManifest(path, problems);
@@ -209,13 +210,18 @@ function completeKey(
   report: (problem: string) => void,
 ): WantedKey {
   const provider = findProvider(key.provider);
-  const urlProblem = provider && judgeBaseUrl(provider, key.baseUrl, allow);
+  const allowed = allow ?? allowHostOf(key.baseUrl ?? '');
+  const urlProblem = provider && judgeBaseUrl(provider, key.baseUrl, allowed);
   if (urlProblem) report(`.baseUrl: ${urlProblem}`);
   const secret = readSecret(key.secret, env);
   const secretProblem = provider && judgeSource(provider, key.secret, secret);
   if (secretProblem) report(`.secret${secretProblem}`);
   const baseUrl = baseUrlOf(provider, key.baseUrl);
   return { name: key.name, provider: key.provider, baseUrl, secret: secret ?? '' };
+}
+
+function allowHostOf(url: string): AllowList {
+  return { hosts: new Set(URL.canParse(url) ? [new URL(url).hostname] : []), cidrs: [] };
 }
 
 function readSecret(

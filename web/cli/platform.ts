@@ -1,9 +1,12 @@
 /** `rungate platform`: tokens of the platform, and accounts. */
 
+import { networkInterfaces } from 'node:os';
+import { env } from 'node:process';
 import { type Command, InvalidArgumentError } from 'commander';
 import {
   createPlatformToken,
   listPlatformTokens,
+  openPlatform,
   operatePlatform,
   PLANS,
   type Plan,
@@ -13,11 +16,12 @@ import {
 } from '../../db/platform.ts';
 import { type Cidr, parseCidr } from '../../schema/address.ts';
 import { normalizeEmail } from '../../schema/email.ts';
+import { Refusal } from '../../schema/errors.ts';
 import { isId, type TokenId } from '../../schema/ids.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addCommand, addGroup, parseLife, parseName } from './options.ts';
 import { type OutputOptions, printJson, printResult } from './output.ts';
-import { readMasterKeys, withCurrentDatabase } from './session.ts';
+import { readMasterKeys, type Session, withCurrentDatabase } from './session.ts';
 import { alignTable } from './table.ts';
 
 interface TokenOptions extends OutputOptions {
@@ -67,14 +71,14 @@ function addAccountCommands(account: Command): void {
 }
 
 async function createToken({ name, allow, expires, ...options }: TokenOptions): Promise<void> {
-  const made = await withCurrentDatabase(({ db }) =>
+  const made = await asOperator(({ db }) =>
     createPlatformToken(db, name, allow, expires, Date.now()),
   );
   printResult(made, [made.token], options);
 }
 
 async function listTokens(options: OutputOptions): Promise<void> {
-  const tokens = await withCurrentDatabase(({ db }) => listPlatformTokens(db));
+  const tokens = await asOperator(({ db }) => listPlatformTokens(db));
   const columns = ['id', 'name', '…', 'allow', 'expires', 'state'].map(left);
   const rows = tokens.map((token) => [
     token.id,
@@ -88,7 +92,7 @@ async function listTokens(options: OutputOptions): Promise<void> {
 }
 
 async function revokeToken(id: TokenId, options: OutputOptions): Promise<void> {
-  const revoked = await withCurrentDatabase(({ db }) => revokePlatformToken(db, id, Date.now()));
+  const revoked = await asOperator(({ db }) => revokePlatformToken(db, id, Date.now()));
   if (!revoked) throw new Failure(EXIT_FAILED, 'There is no such token that has not ended.');
   printResult({ id, revoked }, [`${id}: revoked`], options);
 }
@@ -124,8 +128,8 @@ function stateOf({ suspendedAt, deletesAt }: PlatformAccount): string {
 }
 
 async function createAccount({ name, email, ...options }: AccountOptions): Promise<void> {
-  const made = await withCurrentDatabase(async ({ config, db }) =>
-    operatePlatform(db).createAccount(await readMasterKeys(config), name, email),
+  const made = await withPlatform(async (platform, { config }) =>
+    platform.createAccount(await readMasterKeys(config), name, email),
   );
   printJson(made, options);
 }
@@ -177,8 +181,44 @@ async function audit(options: OutputOptions): Promise<void> {
   printResult({ entries }, alignTable(columns, rows), options);
 }
 
-async function withPlatform<T>(work: (platform: Platform) => Promise<T>): Promise<T> {
-  return await withCurrentDatabase(({ db }) => work(operatePlatform(db)));
+/** Works as whose platform token `RUNGATE_TOKEN` holds, else as the operator. */
+async function withPlatform<T>(
+  work: (platform: Platform, session: Session) => Promise<T>,
+): Promise<T> {
+  const token = platformToken();
+  return await withCurrentDatabase(async (session) => {
+    const { db } = session;
+    return await work(token === undefined ? operatePlatform(db) : await enter(db, token), session);
+  });
+}
+
+/** Does what no token of the platform may do: only who is at the command line himself. */
+async function asOperator<T>(work: (session: Session) => Promise<T>): Promise<T> {
+  if (platformToken() === undefined) return await withCurrentDatabase(work);
+  const message = 'A platform token can’t manage platform tokens: unset RUNGATE_TOKEN.';
+  throw new Failure(EXIT_FAILED, message);
+}
+
+/** Tokens of other kinds are for other commands. */
+function platformToken(): string | undefined {
+  const token = env.RUNGATE_TOKEN?.trim();
+  return token?.startsWith('rg_platform_') ? token : undefined;
+}
+
+async function enter(db: Session['db'], token: string): Promise<Platform> {
+  const [address = '', ...alsoAt] = ownAddresses();
+  try {
+    return await openPlatform(db, token, { address, alsoAt, userAgent: 'rungate' }, Date.now());
+  } catch (error) {
+    throw error instanceof Refusal ? new Failure(EXIT_FAILED, error.message) : error;
+  }
+}
+
+/** The addresses of this machine, those that others reach first. */
+function ownAddresses(): string[] {
+  const all = Object.values(networkInterfaces()).flatMap((each) => each ?? []);
+  const sorted = all.toSorted((one, other) => Number(one.internal) - Number(other.internal));
+  return sorted.map(({ address }) => address);
 }
 
 function left(heading: string) {

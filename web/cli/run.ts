@@ -1,22 +1,18 @@
 /** `rungate run`: a run with its money, its trail and its bodies, its ceiling, and its end. */
 
 import type { Command } from 'commander';
-import { agentNames, findAgent } from '../../db/agents.ts';
-import { type Body, type BodyKind, noteReading, readBodies } from '../../db/captures.ts';
-import type { Org } from '../../db/org.ts';
-import { readPolicyVersion } from '../../db/policies.ts';
-import { cancelRun, findRun, type Run, readRun, searchRuns, setCeiling } from '../../db/runs.ts';
-import { listSteps, type Step } from '../../db/steps.ts';
 import { isId } from '../../schema/ids.ts';
 import { formatDollars, type Nanos } from '../../schema/money.ts';
+import { findAgent } from './agent.ts';
+import { type Api, type ApiOptions, Refused, withApi } from './api.ts';
+import { type Bodies, readKept } from './bodies.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
-import { addGroup, addOrgCommand, integerBetween, parseAmount, parseName } from './options.ts';
-import { type OutputOptions, printNote, printResult } from './output.ts';
-import { OPERATOR, readMasterKeys, type Session, withOrg } from './session.ts';
+import { addApiCommand, addGroup, integerBetween, parseAmount, parseName } from './options.ts';
+import { printNote, printResult } from './output.ts';
 import { alignTable, type Column } from './table.ts';
+import { readSteps, type Step } from './trail.ts';
 
-interface RunOptions extends OutputOptions {
-  readonly org: string;
+interface RunOptions extends ApiOptions {
   readonly agent?: string;
 }
 
@@ -31,13 +27,12 @@ interface CeilingOptions extends RunOptions {
 
 const MAX_STEPS = 1_000_000;
 const DEFAULT_STEPS = 10_000;
-const PAGE = 500;
 
 /** Adds `run show`, `run cancel` and `run ceiling`. */
 export function addRunCommands(program: Command): void {
   const run = addGroup(program, 'run', 'runs and their trails');
   const add = (name: string, description: string) =>
-    addOrgCommand(run, name, description)
+    addApiCommand(run, name, description)
       .argument('<id>', "the run: the caller's own name of it, or its run_ id", parseName)
       .option('--agent <name>', 'the agent, where runs of several go by this name', parseName);
   add('show', 'print a run, its money and its steps')
@@ -47,62 +42,28 @@ export function addRunCommands(program: Command): void {
   add('cancel', 'end a run for good, with its calls in flight').action(cancel);
   add('ceiling', 'set the most that a run may spend; a run that it had blocked re-opens')
     .requiredOption('--set <dollars>', 'the ceiling, such as 5.00', parseAmount)
-    .action(setRunCeiling);
+    .action(setCeiling);
 }
 
 async function show(id: string, options: ShowOptions): Promise<void> {
-  const { run, steps, bodies } = await withOrg(options.org, async (org, session) => {
-    const found = await findOneRun(org, id, options.agent);
-    const steps = await readSteps(org, found, options.limit);
-    const bodies = options.bodies ? await readKept(org, session, found, steps) : undefined;
-    return { run: await describeRun(org, found), steps, bodies };
+  const { run, steps, bodies } = await withApi(options, async (api) => {
+    const run = await findRun(api, id, options.agent);
+    const steps = await readSteps(api, run.id, options.limit);
+    return { run, steps, bodies: options.bodies ? await readKept(api, run.id, steps) : undefined };
   });
   const table = alignTable(COLUMNS, steps.map(stepCells));
   const lines = [...runLines(run), '', ...table, ...(bodies ? bodyLines(bodies) : [])];
-  const described = steps.map((step) => ({ ...describeStep(step), ...bodies?.get(step.id) }));
-  printResult({ run, steps: described }, lines, options);
+  const shown = steps.map((step) => ({
+    ...{ ...step, spent: dollars(step.spentNanos) },
+    ...bodies?.get(step.id),
+  }));
+  printResult({ run, steps: shown }, lines, options);
   if (steps.length < run.stepCount) {
     printNote(`these are the first ${steps.length} of ${run.stepCount} steps; see --limit.`);
   }
 }
 
-/** A body as it is shown: text, or base64 of what is none. */
-interface ShownBody {
-  readonly text?: string;
-  readonly base64?: string;
-  /** Of the whole body, also where only its beginning is kept. */
-  readonly totalBytes: number;
-  readonly truncated: boolean;
-}
-
-type ShownBodies = ReadonlyMap<string, Partial<Readonly<Record<BodyKind, ShownBody>>>>;
-
-async function readKept(
-  org: Org,
-  { config }: Session,
-  run: Run,
-  steps: readonly Step[],
-): Promise<ShownBodies> {
-  const master = await readMasterKeys(config);
-  await noteReading(org, OPERATOR, run.id);
-  const shown = new Map<string, Partial<Record<BodyKind, ShownBody>>>();
-  for (const { id } of steps) {
-    const bodies = Object.entries(await readBodies(org, master, run.id, id));
-    if (bodies.length === 0) continue;
-    shown.set(id, Object.fromEntries(bodies.map(([kind, body]) => [kind, showBody(body)])));
-  }
-  return shown;
-}
-
-function showBody({ bytes, totalBytes }: Body): ShownBody {
-  const facts = { totalBytes, truncated: bytes.length < totalBytes };
-  const text = new TextDecoder().decode(bytes);
-  // The last character of a body that was cut off may be half there.
-  const isText = !text.slice(0, -1).includes('\ufffd');
-  return isText ? { text, ...facts } : { base64: bytes.toBase64(), ...facts };
-}
-
-function bodyLines(bodies: ShownBodies): string[] {
+function bodyLines(bodies: Bodies): string[] {
   return [...bodies].flatMap(([step, kinds]) =>
     Object.entries(kinds).flatMap(([kind, { text, base64, totalBytes, truncated }]) => [
       '',
@@ -119,21 +80,78 @@ function printable(text: string): string {
   });
 }
 
+/** Names for ids, and money in both units. */
+interface RunView {
+  readonly id: string;
+  readonly name: string;
+  readonly agent: string;
+  readonly policy: string;
+  readonly source: string;
+  readonly status: string;
+  readonly closedReason: string | null;
+  readonly openedAt: string;
+  readonly activeAt: string;
+  readonly closedAt: string | null;
+  readonly blockedUntil: string | null;
+  readonly stepCount: number;
+  readonly spentNanos: number;
+  readonly heldNanos: number;
+  readonly ceilingNanos: number | null;
+  readonly spent: string;
+  readonly held: string;
+  readonly ceiling: string | null;
+}
+
+/** A run as the API has it. */
+interface Run
+  extends Omit<
+    RunView,
+    'agent' | 'policy' | 'spent' | 'held' | 'ceiling' | `${'spent' | 'held' | 'ceiling'}Nanos`
+  > {
+  readonly agent: { readonly name: string } | null;
+  readonly policyVersion: { readonly label: string } | null;
+  readonly spent: { readonly nanos: number };
+  readonly held: { readonly nanos: number };
+  readonly ceiling: { readonly nanos: number } | null;
+}
+
+const RUN = `id name source status closedReason openedAt activeAt closedAt blockedUntil stepCount
+  agent { name } policyVersion { label } spent { nanos } held { nanos } ceiling { nanos }`;
+
+const CANCEL = `mutation Cancel($runId: RunID!) {
+  runCancel(input: { runId: $runId }) { run { ${RUN} } errors { code field message } }
+}`;
+
 async function cancel(id: string, options: RunOptions): Promise<void> {
-  const run = await withOrg(options.org, async (org) => {
-    const found = await findOneRun(org, id, options.agent);
-    await cancelRun(org, OPERATOR, found.id);
-    return await describeRun(org, (await readRun(org, found.id)) ?? found);
+  const run = await withApi(options, async (api) => {
+    const { id: runId } = await findRun(api, id, options.agent);
+    try {
+      const { runCancel } = await api.run<{ runCancel: { run: Run } }>(CANCEL, { runId });
+      return viewOf(runCancel.run);
+    } catch (error) {
+      if (!(error instanceof Refused && error.code === 'CONFLICT')) throw error;
+      return await findRun(api, runId, undefined);
+    }
   });
   printResult({ run }, runLines(run), options);
   if (run.status !== 'cancelled') printNote(`the run is ${run.status} already: it stays so.`);
 }
 
-async function setRunCeiling(id: string, options: CeilingOptions): Promise<void> {
-  const run = await withOrg(options.org, async (org) => {
-    const found = await findOneRun(org, id, options.agent);
-    await setCeiling(org, OPERATOR, found.id, options.set);
-    return await describeRun(org, (await readRun(org, found.id)) ?? found);
+const SET_CEILING = `mutation SetCeiling($runId: RunID!, $ceiling: Dollars!) {
+  runSetCeiling(input: { runId: $runId, ceiling: $ceiling }) {
+    run { ${RUN} } errors { code field message }
+  }
+}`;
+
+async function setCeiling(id: string, options: CeilingOptions): Promise<void> {
+  const run = await withApi(options, async (api) => {
+    const { id: runId } = await findRun(api, id, options.agent);
+    const variables = { runId, ceiling: formatDollars(options.set) };
+    const { runSetCeiling } = await api.run<{ runSetCeiling: { run: Run } }>(
+      SET_CEILING,
+      variables,
+    );
+    return viewOf(runSetCeiling.run);
   });
   printResult({ run }, runLines(run), options);
   if (run.ceilingNanos !== options.set) {
@@ -141,74 +159,34 @@ async function setRunCeiling(id: string, options: CeilingOptions): Promise<void>
   }
 }
 
+const FIND = `query Runs($name: String!, $agentId: AgentID) {
+  runsByName(name: $name, agentId: $agentId) { ${RUN} }
+}`;
+
 /** The one run that is meant; a name may be used by several agents, but once by each. */
-async function findOneRun(org: Org, id: string, agent: string | undefined): Promise<Run> {
-  const runs = agent === undefined ? await searchRuns(org, id) : await runsOf(org, id, agent);
-  const [run, ...others] = runs;
-  if (!run) throw new Failure(EXIT_FAILED, `There is no run "${id}" here.`);
-  if (others.length === 0) return run;
-  const names = await agentNames(org);
-  const owners = runs.map(({ agentId }) => names.get(agentId) ?? agentId).join(', ');
-  throw new Failure(EXIT_FAILED, `"${id}" is a run of ${owners}: choose one with --agent.`);
+async function findRun(api: Api, name: string, agent: string | undefined): Promise<RunView> {
+  const agentId = agent === undefined ? null : await findAgent(api, agent);
+  const { runsByName } = await api.run<{ runsByName: Run[] }>(FIND, { name, agentId });
+  const found = runsByName.map(viewOf);
+  const run = found.find(({ id }) => isId('run', name) && id === name) ?? found[0];
+  if (!run) throw new Failure(EXIT_FAILED, `There is no run "${name}" here.`);
+  if (run.id === name || found.length === 1) return run;
+  const owners = found.map((each) => each.agent).join(', ');
+  throw new Failure(EXIT_FAILED, `"${name}" is a run of ${owners}: choose one with --agent.`);
 }
 
-async function runsOf(org: Org, id: string, name: string): Promise<Run[]> {
-  const agent = await findAgent(org, name);
-  if (!agent) throw new Failure(EXIT_FAILED, `There is no agent "${name}" in this org.`);
-  const own = isId('run', id) ? await readRun(org, id) : undefined;
-  if (own?.agentId === agent.id) return [own];
-  const named = await findRun(org, agent.id, id);
-  return named ? [named] : [];
-}
-
-async function readSteps(org: Org, run: Run, limit: number): Promise<Step[]> {
-  const steps: Step[] = [];
-  while (steps.length < limit) {
-    const most = Math.min(PAGE, limit - steps.length);
-    const page = await listSteps(org, run.id, most, steps.at(-1)?.id ?? '');
-    steps.push(...page);
-    if (page.length < most) break;
-  }
-  // Ids of one millisecond are in no order.
-  return steps.sort((a, b) => a.startedAt - b.startedAt);
-}
-
-type RunView = Awaited<ReturnType<typeof describeRun>>;
-
-/** A run as people and programs read it: names for ids, ISO times, money in both units. */
-async function describeRun(org: Org, run: Run) {
-  const [names, version] = await Promise.all([
-    agentNames(org),
-    readPolicyVersion(org, run.policyVersionId),
-  ]);
+function viewOf({ agent, policyVersion, spent, held, ceiling, ...run }: Run): RunView {
   return {
-    id: run.id,
-    name: run.name,
-    agent: names.get(run.agentId) ?? run.agentId,
-    policy: version?.label ?? run.policyVersionId,
-    source: run.source,
-    status: run.status,
-    closedReason: run.closedReason,
-    openedAt: isoTime(run.openedAt),
-    activeAt: isoTime(run.activeAt),
-    closedAt: isoTime(run.closedAt),
-    blockedUntil: isoTime(run.blockedUntil),
-    stepCount: run.stepCount,
-    spentNanos: run.spentNanos,
-    heldNanos: run.heldNanos,
-    ceilingNanos: run.ceilingNanos,
-    spent: dollars(run.spentNanos),
-    held: dollars(run.heldNanos),
-    ceiling: run.ceilingNanos === null ? null : dollars(run.ceilingNanos),
-  };
-}
-
-function describeStep(step: Step): object {
-  return {
-    ...step,
-    startedAt: isoTime(step.startedAt),
-    settledAt: isoTime(step.settledAt),
-    spent: dollars(step.spentNanos),
+    ...run,
+    agent: agent?.name ?? '-',
+    policy: policyVersion?.label ?? '-',
+    status: run.status.toLowerCase(),
+    spentNanos: spent.nanos,
+    heldNanos: held.nanos,
+    ceilingNanos: ceiling?.nanos ?? null,
+    spent: dollars(spent.nanos),
+    held: dollars(held.nanos),
+    ceiling: ceiling && dollars(ceiling.nanos),
   };
 }
 
@@ -220,7 +198,7 @@ function runLines(run: RunView): string[] {
     ['agent', run.agent],
     ['policy', run.policy],
     ['status', `${run.status}${reason}`],
-    ['opened', run.openedAt ?? ''],
+    ['opened', run.openedAt],
     ['spent', `${run.spent} of ${ceiling}, ${run.held} held`],
     ['steps', String(run.stepCount)],
   ] as const;
@@ -240,7 +218,7 @@ const COLUMNS: readonly Column[] = [
 function stepCells(step: Step): string[] {
   const { usage } = step;
   return [
-    isoTime(step.startedAt) ?? '',
+    step.startedAt,
     step.kind,
     step.servedModel ?? step.model ?? '-',
     usage ? `${usage.inputTokens ?? 0}+${usage.outputTokens ?? 0}` : '-',
@@ -259,12 +237,6 @@ function costCell(step: Step): string {
 function outcomeCell({ outcome, httpStatus }: Step): string {
   const status = httpStatus === null ? '' : ` ${httpStatus}`;
   return `${outcome ?? 'in flight'}${status}`;
-}
-
-function isoTime(millis: number): string;
-function isoTime(millis: number | null): string | null;
-function isoTime(millis: number | null): string | null {
-  return millis === null ? null : new Date(millis).toISOString();
 }
 
 function dollars(nanos: number): string {

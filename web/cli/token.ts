@@ -1,19 +1,14 @@
 /** `rungate token create`: an admin token in a member's name, as when the first one was lost. */
 
 import { type Command, InvalidArgumentError } from 'commander';
-import { findMember } from '../../db/members.ts';
-import { createAdminToken } from '../../db/tokens.ts';
-import { normalizeEmail } from '../../schema/email.ts';
-import { Refusal } from '../../schema/errors.ts';
-import { type AdminAction, actionsOf, isAdminAction } from '../../schema/roles.ts';
-import { EXIT_FAILED, Failure } from './failure.ts';
-import { addGroup, addOrgCommand, parseLife, parseName } from './options.ts';
-import { type OutputOptions, printResult } from './output.ts';
-import { OPERATOR, withOrg } from './session.ts';
+import { type AdminAction, isAdminAction, mayDo, type Role } from '../../schema/roles.ts';
+import { type Api, type ApiOptions, withApi } from './api.ts';
+import { EXIT_USAGE, Failure } from './failure.ts';
+import { addApiCommand, addGroup, parseLife, parseName } from './options.ts';
+import { printResult } from './output.ts';
 
-interface TokenOptions extends OutputOptions {
-  readonly org: string;
-  readonly member: string;
+interface TokenOptions extends ApiOptions {
+  readonly member?: string;
   readonly name: string;
   readonly actions?: readonly AdminAction[];
   /** Milliseconds. */
@@ -23,32 +18,49 @@ interface TokenOptions extends OutputOptions {
 /** Adds `token create`. */
 export function addTokenCommands(program: Command): void {
   const token = addGroup(program, 'token', "admin tokens of an org's members");
-  addOrgCommand(token, 'create', 'print a new admin token once')
-    .requiredOption('--member <email>', 'whose token it is, and whose role bounds it', parseName)
+  addApiCommand(token, 'create', 'print a new admin token once')
+    .option(
+      '--member <email>',
+      'whose token it is, and whose role bounds it; needed unless RUNGATE_TOKEN has his own',
+      parseName,
+    )
     .option('--name <name>', 'what it is for', parseName, 'cli')
     .option('--actions <actions>', 'what it may do, such as run.read,gate.read', parseActions)
     .option('--expires <time>', 'how long it is good for, such as 30d or 12h', parseLife)
     .action(create);
 }
 
-async function create(options: TokenOptions): Promise<void> {
-  const { org: slug, member: email, name, expires } = options;
-  const made = await withOrg(slug, async (org) => {
-    const member = await findMember(org, normalizeEmail(email) ?? '');
-    if (!member) throw new Failure(EXIT_FAILED, `"${email}" is no member of ${slug}.`);
-    const actions = options.actions ?? actionsOf(member.role);
-    const expiresAt = expires === undefined ? null : Date.now() + expires;
-    return await told(createAdminToken(org, OPERATOR, member.id, { name, actions, expiresAt }));
-  });
-  printResult(made, [made.token], options);
+interface Me {
+  readonly me: { readonly role: Role; readonly actions: readonly AdminAction[] };
 }
 
-async function told<T>(work: Promise<T>): Promise<T> {
-  try {
-    return await work;
-  } catch (error) {
-    throw error instanceof Refusal ? new Failure(EXIT_FAILED, error.message) : error;
-  }
+/** All that the token's member may do, with an admin token as far as that goes. */
+async function readActions(api: Api): Promise<readonly AdminAction[]> {
+  const { me } = await api.run<Me>('query Me { me { role actions } }');
+  return me.actions.filter((action) => mayDo(me.role, action));
+}
+
+const CREATE = `mutation Create($input: TokenCreateInput!) {
+  tokenCreate(input: $input) { token { id } secret errors { code field message } }
+}`;
+
+interface Created {
+  readonly tokenCreate: { readonly token: { readonly id: string }; readonly secret: string };
+}
+
+async function create(options: TokenOptions): Promise<void> {
+  const { name, expires, member } = options;
+  const expiresAt = expires === undefined ? null : new Date(Date.now() + expires).toISOString();
+  const work = async (api: Api) => {
+    if (!api.isRemote && member === undefined) {
+      throw new Failure(EXIT_USAGE, 'Say with --member whose token it is.');
+    }
+    const actions =
+      options.actions ?? (await api.run<Me>('query Me { me { actions } }')).me.actions;
+    return await api.run<Created>(CREATE, { input: { name, actions, expiresAt } });
+  };
+  const { token, secret } = (await withApi(options, work, member)).tokenCreate;
+  printResult({ id: token.id, token: secret }, [secret], options);
 }
 
 function parseActions(text: string): AdminAction[] {

@@ -1,60 +1,38 @@
 /** `rungate webhooks`: endpoints, their secrets, and what was delivered to them. */
 
 import { type Command, InvalidArgumentError } from 'commander';
-import {
-  type Delivery,
-  listDeliveries,
-  MAX_REPLAYED,
-  readDelivery,
-  redeliver,
-  replayEvents,
-  sendTestEvent,
-} from '../../db/deliveries.ts';
-import type { Org } from '../../db/org.ts';
-import {
-  createWebhook,
-  deleteWebhook,
-  findWebhook,
-  listWebhooks,
-  rotateWebhookSecret,
-  updateWebhook,
-  type Webhook,
-} from '../../db/webhooks.ts';
-import { Refusal } from '../../schema/errors.ts';
 import { type EventType, isEventType, subscriptionSchema } from '../../schema/events.ts';
-import { isId } from '../../schema/ids.ts';
+import { isId, type WebhookId } from '../../schema/ids.ts';
 import { DEFAULT_GRACE_S, judgeEndpoint, MAX_GRACE_S } from '../../schema/webhook.ts';
+import { type Api, type ApiOptions, type Connection, PAGE_INFO, readList, withApi } from './api.ts';
+import { type Delivery, readDeliveries, readDelivery } from './deliveries.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
-import { addGroup, addOrgCommand, integerBetween, parseName } from './options.ts';
-import { type OutputOptions, printNote, printResult } from './output.ts';
-import { OPERATOR, readMasterKeys, type Session, withOrg } from './session.ts';
+import { addApiCommand, addGroup, integerBetween, parseName } from './options.ts';
+import { printNote, printResult } from './output.ts';
 import { alignTable, type Column } from './table.ts';
 
-interface WebhookOptions extends OutputOptions {
-  readonly org: string;
-}
-
-interface AddOptions extends WebhookOptions {
+interface AddOptions extends ApiOptions {
   readonly event: readonly string[];
   readonly description: string;
 }
 
-interface RotateOptions extends WebhookOptions {
+interface RotateOptions extends ApiOptions {
   /** Seconds. */
   readonly grace: number;
 }
 
-interface TestOptions extends WebhookOptions {
+interface TestOptions extends ApiOptions {
   readonly type: EventType;
 }
 
-interface ListOptions extends WebhookOptions {
+interface ListOptions extends ApiOptions {
   readonly webhook?: string;
   readonly status?: Delivery['status'];
   readonly limit: number;
 }
 
-interface ReplayOptions extends WebhookOptions {
+interface ReplayOptions extends ApiOptions {
+  /** Unix milliseconds. */
   readonly from: number;
   readonly to?: number;
 }
@@ -69,7 +47,7 @@ export function addWebhookCommands(program: Command): void {
 }
 
 function addOne(parent: Command, name: string, description: string): Command {
-  return addOrgCommand(parent, name, description).argument(
+  return addApiCommand(parent, name, description).argument(
     '<webhook>',
     'the endpoint: its whk_ id, its URL or its secret',
     parseName,
@@ -77,8 +55,8 @@ function addOne(parent: Command, name: string, description: string): Command {
 }
 
 function addEndpointCommands(webhooks: Command): void {
-  addOrgCommand(webhooks, 'list', 'print the endpoints').action(list);
-  addOrgCommand(webhooks, 'add', 'add an endpoint and print its secret once')
+  addApiCommand(webhooks, 'list', 'print the endpoints').action(list);
+  addApiCommand(webhooks, 'add', 'add an endpoint and print its secret once')
     .argument('<url>', 'where events go', parseName)
     .option('--event <type>', 'a type of event, or *; may be given again', collect, [])
     .option('--description <text>', 'what it is for', parseName, '')
@@ -102,14 +80,14 @@ function addDeliveryCommands(webhooks: Command): void {
   addOne(webhooks, 'test', 'send an event that tells of nothing, whatever is subscribed to')
     .option('--type <type>', 'its type', parseType, 'run.started')
     .action(sendTest);
-  addOrgCommand(webhooks, 'deliveries', 'print deliveries, the newest first')
+  addApiCommand(webhooks, 'deliveries', 'print deliveries, the newest first')
     .option('--webhook <webhook>', 'those of one endpoint', parseName)
     .option('--status <status>', 'pending, delivered or dead', parseStatus)
     .option('--limit <count>', 'the most to print', integerBetween(1, MAX_LISTED), 50)
     .action(showDeliveries);
   addDelivery(webhooks, 'delivery', 'print a delivery with its attempts').action(showDelivery);
   addDelivery(webhooks, 'redeliver', 'deliver an event to its endpoint again').action(again);
-  addOne(webhooks, 'replay', `deliver a window of events again, at most ${MAX_REPLAYED}`)
+  addOne(webhooks, 'replay', 'deliver a window of events again, at most 10000')
     .requiredOption('--from <time>', 'the first moment, in RFC 3339', parseTime)
     .option('--to <time>', 'the end, which is not included; now by default', parseTime)
     .action(replay);
@@ -117,7 +95,7 @@ function addDeliveryCommands(webhooks: Command): void {
 
 function addDelivery(parent: Command, name: string, description: string): Command {
   const argument = 'the delivery, by its dlv_ id';
-  return addOrgCommand(parent, name, description).argument('<delivery>', argument, parseName);
+  return addApiCommand(parent, name, description).argument('<delivery>', argument, parseName);
 }
 
 function collect(type: string, types: readonly string[]): readonly string[] {
@@ -148,62 +126,127 @@ const WEBHOOKS: readonly Column[] = [
   { heading: 'url', align: 'left' },
 ];
 
-async function list(options: WebhookOptions): Promise<void> {
-  const webhooks = await withOrg(options.org, (org) => listWebhooks(org));
+/** An endpoint as the API has it. */
+interface Webhook {
+  readonly id: WebhookId;
+  readonly url: string;
+  readonly description: string;
+  readonly events: readonly string[];
+  readonly status: string;
+  readonly disabledReason: string | null;
+  readonly failingSince: string | null;
+  readonly previousUntil: string | null;
+  readonly createdBy: string;
+  readonly createdAt: string;
+  readonly updatedAt: string;
+}
+
+const LIST = `query Webhooks($first: Int, $after: String) {
+  webhooks(first: $first, after: $after) {
+    nodes {
+      id url description events status disabledReason failingSince
+      previousUntil: previousSecretUntil createdBy createdAt updatedAt
+    }
+    ${PAGE_INFO}
+  }
+}`;
+
+async function list(options: ApiOptions): Promise<void> {
+  const listed = await withApi(options, (api) =>
+    readList(api, LIST, ({ webhooks }: { webhooks: Connection<Webhook> }) => webhooks),
+  );
+  const webhooks = listed.map((each) => ({ ...each, status: each.status.toLowerCase() }));
   const cells = webhooks.map(({ id, status, disabledReason, events, url }) => [
     id,
     disabledReason ? `${status} (${disabledReason})` : status,
     events.join(' '),
     url,
   ]);
-  printResult(webhooks.map(describeWebhook), alignTable(WEBHOOKS, cells), options);
+  printResult(webhooks, alignTable(WEBHOOKS, cells), options);
+}
+
+const CREATE = `mutation Create($input: WebhookCreateInput!) {
+  webhookCreate(input: $input) { webhook { id } secret errors { code field message } }
+}`;
+
+interface Created {
+  readonly webhookCreate: { readonly webhook: { readonly id: string }; readonly secret: string };
 }
 
 async function add(url: string, options: AddOptions): Promise<void> {
   const events = subscriptionSchema.safeParse(options.event.length > 0 ? options.event : ['*']);
   const problem = events.error?.issues[0]?.message;
   if (!events.success) throw new Failure(EXIT_USAGE, `--event ${problem}.`);
-  const wanted = { url, events: events.data, description: options.description };
-  const made = await withWebhooks(options, async (org, { config }) => {
-    const wrong = judgeEndpoint(url, config.egressAllow);
+  const input = { url, events: events.data, description: options.description };
+  const { webhookCreate } = await withApi(options, async (api) => {
+    const wrong = api.egressAllow && judgeEndpoint(url, api.egressAllow);
     if (wrong) throw new Failure(EXIT_USAGE, `The URL ${wrong}.`);
-    return await createWebhook(org, await readMasterKeys(config), OPERATOR, wanted);
+    return await api.run<Created>(CREATE, { input });
   });
-  printResult(made, [made.id, made.secret], options);
+  const { webhook, secret } = webhookCreate;
+  printResult({ id: webhook.id, secret }, [webhook.id, secret], options);
+}
+
+const ROTATE = `mutation Rotate($webhookId: WebhookID!, $graceS: Count) {
+  webhookRotateSecret(input: { webhookId: $webhookId, graceS: $graceS }) {
+    secret previousUntil errors { code field message }
+  }
+}`;
+
+interface Rotated {
+  readonly webhookRotateSecret: { readonly secret: string; readonly previousUntil: string | null };
 }
 
 async function rotate(text: string, options: RotateOptions): Promise<void> {
-  const rotated = await withWebhook(text, options, async (org, webhook, { config }) => {
-    const master = await readMasterKeys(config);
-    return await rotateWebhookSecret(org, master, OPERATOR, webhook.id, options.grace * 1_000);
+  const { grace: graceS } = options;
+  const rotated = await withWebhook(text, options, async (api, id) => {
+    const { webhookRotateSecret } = await api.run<Rotated>(ROTATE, { webhookId: id, graceS });
+    const { secret, previousUntil } = webhookRotateSecret;
+    return { id, secret, previousUntil };
   });
-  if (!rotated) throw missing(text);
-  const previousUntil = isoTime(rotated.previousUntil);
-  printResult({ ...rotated, previousUntil }, [rotated.secret], options);
+  printResult(rotated, [rotated.secret], options);
 }
 
-function setStatus(status: Webhook['status']) {
-  return async (text: string, options: WebhookOptions): Promise<void> => {
-    const { id } = await withWebhook(text, options, async (org, webhook) => {
-      await updateWebhook(org, OPERATOR, webhook.id, { status });
-      return webhook;
+const SET_STATUS = `mutation SetStatus($webhookId: WebhookID!, $status: WebhookStatus!) {
+  webhookUpdate(input: { webhookId: $webhookId, status: $status }) {
+    errors { code field message }
+  }
+}`;
+
+function setStatus(status: 'enabled' | 'disabled') {
+  return async (text: string, options: ApiOptions): Promise<void> => {
+    const id = await withWebhook(text, options, async (api, webhookId) => {
+      await api.run(SET_STATUS, { webhookId, status: status.toUpperCase() });
+      return webhookId;
     });
     printResult({ id, status }, [`${id}: ${status}`], options);
   };
 }
 
-async function remove(text: string, options: WebhookOptions): Promise<void> {
-  const { id } = await withWebhook(text, options, async (org, webhook) => {
-    await deleteWebhook(org, OPERATOR, webhook.id);
-    return webhook;
+const REMOVE = `mutation Remove($webhookId: WebhookID!) {
+  webhookDelete(input: { webhookId: $webhookId }) { errors { code field message } }
+}`;
+
+async function remove(text: string, options: ApiOptions): Promise<void> {
+  const id = await withWebhook(text, options, async (api, webhookId) => {
+    await api.run(REMOVE, { webhookId });
+    return webhookId;
   });
   printResult({ id, removed: true }, [`${id}: removed`], options);
 }
 
+const TEST = `mutation Test($webhookId: WebhookID!, $type: String!) {
+  webhookTest(input: { webhookId: $webhookId, type: $type }) {
+    event { id } errors { code field message }
+  }
+}`;
+
 async function sendTest(text: string, options: TestOptions): Promise<void> {
-  const eventId = await withWebhook(text, options, (org, webhook) =>
-    sendTestEvent(org, OPERATOR, webhook, options.type),
+  const { type } = options;
+  const { webhookTest } = await withWebhook(text, options, (api, webhookId) =>
+    api.run<{ webhookTest: { event: { id: string } } }>(TEST, { webhookId, type }),
   );
+  const { id: eventId } = webhookTest.event;
   printResult({ eventId }, [eventId], options);
 }
 
@@ -217,103 +260,86 @@ const DELIVERIES: readonly Column[] = [
 
 async function showDeliveries(options: ListOptions): Promise<void> {
   const { webhook, status, limit } = options;
-  const deliveries = await withWebhooks(options, async (org) => {
-    const found = webhook === undefined ? undefined : await findWebhook(org, webhook);
-    if (webhook !== undefined && !found) throw missing(webhook);
-    return await listDeliveries(org, { webhookId: found?.id, status, limit });
+  const deliveries = await withApi(options, async (api) => {
+    const webhookId = webhook === undefined ? null : await findWebhook(api, webhook);
+    return await readDeliveries(api, { webhookId, status: status?.toUpperCase() ?? null }, limit);
   });
   const cells = deliveries.map((each) => [
     each.id,
-    isoTime(each.createdAt),
+    each.createdAt,
     each.eventType,
     String(each.attempts),
     each.reason ? `${each.status} (${each.reason})` : each.status,
   ]);
-  printResult(deliveries.map(describeDelivery), alignTable(DELIVERIES, cells), options);
+  printResult(deliveries, alignTable(DELIVERIES, cells), options);
 }
 
-async function showDelivery(id: string, options: WebhookOptions): Promise<void> {
-  const found = await withWebhooks(options, (org) =>
-    isId('delivery', id) ? readDelivery(org, id) : Promise.resolve(undefined),
+async function showDelivery(id: string, options: ApiOptions): Promise<void> {
+  const found = await withApi(options, async (api) =>
+    isId('delivery', id) ? await readDelivery(api, id) : undefined,
   );
-  if (!found) throw new Failure(EXIT_FAILED, `There is no delivery "${id}" here.`);
+  if (!found) throw missingDelivery(id);
   const lines = found.log.map(({ number, startedAt, durationMs, outcome }) => {
-    return `${number}. ${isoTime(startedAt)} ${outcome}, ${durationMs} ms`;
+    return `${number}. ${startedAt} ${outcome}, ${durationMs} ms`;
   });
-  const log = found.log.map((each) => ({ ...each, startedAt: isoTime(each.startedAt) }));
-  printResult({ ...found, ...describeDelivery(found), log }, [found.body, ...lines], options);
+  printResult(found, [found.body, ...lines], options);
 }
 
-async function again(id: string, options: WebhookOptions): Promise<void> {
-  const made = await withWebhooks(options, (org) =>
-    isId('delivery', id) ? redeliver(org, OPERATOR, id) : Promise.resolve(undefined),
-  );
-  if (!made) throw new Failure(EXIT_FAILED, `There is no delivery "${id}" here.`);
+const missingDelivery = (id: string) =>
+  new Failure(EXIT_FAILED, `There is no delivery "${id}" here.`);
+
+const REDELIVER = `mutation Redeliver($deliveryId: DeliveryID!) {
+  deliveryRedeliver(input: { deliveryId: $deliveryId }) {
+    delivery { id } errors { code field message }
+  }
+}`;
+
+async function again(id: string, options: ApiOptions): Promise<void> {
+  const { deliveryRedeliver } = await withApi(options, async (api) => {
+    if (!isId('delivery', id)) throw missingDelivery(id);
+    return await api.run<{ deliveryRedeliver: { delivery: { id: string } } }>(REDELIVER, {
+      deliveryId: id,
+    });
+  });
+  const { id: made } = deliveryRedeliver.delivery;
   printResult({ id: made }, [made], options);
 }
 
+const REPLAY = `mutation Replay($webhookId: WebhookID!, $from: DateTime!, $to: DateTime) {
+  webhookReplay(input: { webhookId: $webhookId, from: $from, to: $to }) {
+    replayed hasMore errors { code field message }
+  }
+}`;
+
+interface Replayed {
+  readonly webhookReplay: { readonly replayed: number; readonly hasMore: boolean };
+}
+
 async function replay(text: string, options: ReplayOptions): Promise<void> {
-  const { from, to = Date.now() } = options;
-  const replayed = await withWebhook(text, options, (org, webhook) =>
-    replayEvents(org, OPERATOR, webhook, { from, to }),
+  const from = new Date(options.from).toISOString();
+  const to = options.to === undefined ? null : new Date(options.to).toISOString();
+  const { webhookReplay } = await withWebhook(text, options, (api, webhookId) =>
+    api.run<Replayed>(REPLAY, { webhookId, from, to }),
   );
+  const { replayed, hasMore } = webhookReplay;
   printResult({ replayed }, [`${replayed} event(s) are due again`], options);
-  if (replayed === MAX_REPLAYED) printNote('there may be more: replay the rest of the window too.');
+  if (hasMore) printNote('there may be more: replay the rest of the window too.');
 }
 
 async function withWebhook<T>(
   text: string,
-  options: WebhookOptions,
-  work: (org: Org, webhook: Webhook, session: Session) => Promise<T>,
+  options: ApiOptions,
+  work: (api: Api, webhook: WebhookId) => Promise<T>,
 ): Promise<T> {
-  return await withWebhooks(options, async (org, session) => {
-    const webhook = await findWebhook(org, text);
-    if (!webhook) throw missing(text);
-    return await work(org, webhook, session);
-  });
+  return await withApi(options, async (api) => await work(api, await findWebhook(api, text)));
 }
 
-/** What the database's functions refuse is told as a failure of the command. */
-async function withWebhooks<T>(
-  { org: slug }: WebhookOptions,
-  work: (org: Org, session: Session) => Promise<T>,
-): Promise<T> {
-  try {
-    return await withOrg(slug, work);
-  } catch (error) {
-    if (error instanceof Refusal) throw new Failure(EXIT_FAILED, error.message);
-    throw error;
-  }
-}
+const FIND = 'query Find($reference: String!) { webhookBy(reference: $reference) { id } }';
 
-/** The text may be a secret, so it is not repeated. */
-function missing(text: string): Failure {
-  const shown = isId('webhook', text) ? ` "${text}"` : ' of that URL or secret';
-  return new Failure(EXIT_FAILED, `There is no webhook${shown} here.`);
-}
-
-function describeWebhook(webhook: Webhook): object {
-  return {
-    ...webhook,
-    failingSince: isoTime(webhook.failingSince),
-    previousUntil: isoTime(webhook.previousUntil),
-    createdAt: isoTime(webhook.createdAt),
-    updatedAt: isoTime(webhook.updatedAt),
-  };
-}
-
-function describeDelivery(delivery: Delivery): object {
-  const { id, webhookId, eventId, eventType, cause, status, reason, attempts } = delivery;
-  return {
-    ...{ id, webhookId, eventId, eventType, cause, status, reason, attempts },
-    nextAt: isoTime(delivery.nextAt),
-    createdAt: isoTime(delivery.createdAt),
-    endedAt: isoTime(delivery.endedAt),
-  };
-}
-
-function isoTime(millis: number): string;
-function isoTime(millis: number | null): string | null;
-function isoTime(millis: number | null): string | null {
-  return millis === null ? null : new Date(millis).toISOString();
+async function findWebhook(api: Api, reference: string): Promise<WebhookId> {
+  const { webhookBy } = await api.run<{ webhookBy: { id: WebhookId } | null }>(FIND, { reference });
+  if (webhookBy) return webhookBy.id;
+  // The text may be a secret, so it is not repeated.
+  const shown = isId('webhook', reference) ? ` "${reference}"` : ' of that URL or secret';
+  throw new Failure(EXIT_FAILED, `There is no webhook${shown} here.`);
 }
