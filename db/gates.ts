@@ -72,6 +72,9 @@ export interface NewGate {
 /** The longest arguments that a person can be asked about, in characters: escaped, they still fit. */
 export const MAX_ARGS_CHARS = 128 * 1024;
 
+/** The most gates of one agent that may wait at once without an answer parked: each costs nothing. */
+export const MAX_OPEN_ASKS = 1_000;
+
 const shelfOf = (gate: GateId): Shelf => ({ table: 'gates', column: 'args', row: gate });
 
 /** Seals the exact text of a gate's arguments; commit the vault's count with it. */
@@ -100,7 +103,10 @@ export function gateOpening(org: Org, gate: NewGate, now: number): Statement[] {
        ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
          coalesce((select created_by from tokens where org_id = ?1 and id = ?8), ''),
          ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17
-       where ?7 is null or exists (select 1 from parked where org_id = ?1 and id = ?7)
+       where iif(?7 is null, (
+         select count(*) from gates where org_id = ?1 and status = 'pending' and agent_id = ?3
+           and parked_id is null and expires_at > ?16
+       ) < ${MAX_OPEN_ASKS}, exists (select 1 from parked where org_id = ?1 and id = ?7))
        on conflict do nothing`,
       gate.id,
       subject.agentId,
@@ -170,6 +176,7 @@ function gateStep(org: Org, gate: GateId, outcome: string, now: number, by?: str
  * is open, for good once it is rejected, and a single time after it has expired.
  *
  * @param urlOf Signs the link that the event carries.
+ * @returns undefined where {@link MAX_OPEN_ASKS} of the agent's gates wait already.
  * @throws {SealError} when the arguments can't be sealed.
  */
 export async function openAsk(
@@ -178,7 +185,7 @@ export async function openAsk(
   ask: Omit<NewGate, 'id' | 'args' | 'parkedId' | 'stepId' | 'url'>,
   urlOf: (gate: GateId) => Promise<string>,
   now: number,
-): Promise<Gate> {
+): Promise<Gate | undefined> {
   const digest = digestText(subjectText(ask.subject));
   const present = await findAsk(org, digest);
   const isDue = present !== undefined && statusAt(present, now) === 'expired';
@@ -189,7 +196,8 @@ export async function openAsk(
   const gate = { ...ask, id, args, parkedId: null, stepId: null, url: await urlOf(id) };
   await org.write(vault.count(), ...gateOpening(org, gate, now));
   // Another caller may have been first with the same call: then theirs is the gate.
-  return (await findAsk(org, digest))!;
+  const found = await findAsk(org, digest);
+  return found?.id === present?.id ? undefined : found;
 }
 
 /** The newest gate of a call. */

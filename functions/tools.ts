@@ -2,7 +2,15 @@
 
 import { z } from 'zod';
 import { drawLines, driftEvents } from '../db/alerts.ts';
-import { type Gate, MAX_ARGS_CHARS, openAsk, readGate, tellExpiry, useGate } from '../db/gates.ts';
+import {
+  type Gate,
+  MAX_ARGS_CHARS,
+  MAX_OPEN_ASKS,
+  openAsk,
+  readGate,
+  tellExpiry,
+  useGate,
+} from '../db/gates.ts';
 import { readPolicyVersion } from '../db/policies.ts';
 import { recordReport } from '../db/reports.ts';
 import { blockRun, findRun, readRun } from '../db/runs.ts';
@@ -37,6 +45,8 @@ const MAX_NAME_CHARS = 512;
 const MAX_DETAIL_CHARS = 16_384;
 const MAX_KEY_CHARS = 255;
 const DAY_MS = 86_400_000;
+/** People take their time. */
+const RETRY_AFTER_S = 60;
 /** How far a caller's clock may be ahead. */
 const SKEW_MS = 60_000;
 
@@ -118,7 +128,7 @@ interface Question {
  * `allow`, `deny`, or `ask` and the gate that a person has to decide; the same question finds the
  * same gate, and its approval allows one call. `Prefer: wait=N` (RFC 7240) waits for the decision.
  *
- * @throws {Refusal} `invalid_body`, `invalid_request`, `run_closed`, `budget_exceeded`.
+ * @throws {Refusal} `invalid_body`, `invalid_request`, `run_closed`, `budget_exceeded`, `rate_limited`.
  */
 export async function askTool(
   services: Services,
@@ -239,7 +249,13 @@ async function askPeople(question: Question, ask: Ask): Promise<Response> {
     (id: GateId) => signLink(services.config, org, vault, { id, expiresAt }, now),
     now,
   );
+  if (!gate) throw tooMany();
   return tell(question, ask, await awaitDecision(call, gate));
+}
+
+function tooMany(): Refusal {
+  const message = `${MAX_OPEN_ASKS} gates of this agent wait for people, as many as may; try again when some are decided.`;
+  return new Refusal('rate_limited', message, { rule: 'gates.open', retryAfterS: RETRY_AFTER_S });
 }
 
 /** Waits along as the caller prefers; who has been stopped meanwhile is refused. */

@@ -334,3 +334,32 @@ describe('while its deletion can be taken back', () => {
     await deployment.stop();
   });
 });
+
+test('the operator deletes, keeps and compacts at the command line', async () => {
+  const deployment = await deploy({ processes: 0 });
+  const run = async (...args: string[]) => {
+    const { code, stdout, stderr } = await deployment.cli(...args, '--json');
+    const said: unknown = code === 0 ? JSON.parse(stdout) : stderr;
+    return { code, said };
+  };
+  const org = ['--org', 'acme'];
+  expect(await run('org', 'delete', ...org, '--confirm', 'other')).toEqual({
+    ...{ code: 2, said: expect.stringContaining('slug') },
+  });
+  expect(await run('org', 'delete', ...org, '--confirm', 'acme')).toMatchObject({
+    ...{ code: 0, said: { org: 'acme', deletesAt: expect.any(String) } },
+  });
+  expect(await run('org', 'keep', ...org)).toMatchObject({
+    ...{ code: 0, said: { isKept: true } },
+  });
+  expect((await run('org', 'keep', ...org)).code).toBe(1);
+  expect(await run('org', 'retention', ...org, '--days', '30')).toMatchObject({
+    ...{ code: 0, said: { days: 30, planDays: null, wantedDays: 30 } },
+  });
+  expect(await run('org', 'retention', ...org, '--days', 'plan')).toMatchObject({
+    ...{ code: 0, said: { days: null, planDays: null, wantedDays: null } },
+  });
+  expect((await run('org', 'retention', ...org, '--days', '0')).code).toBe(2);
+  expect((await run('compact')).code).toBe(0);
+  await deployment.stop();
+});

@@ -577,7 +577,7 @@ describe('a gate without a parked answer', () => {
     const now = Date.now();
     const rule = { rule: 'tools.requireApproval[0]', ruleName: 'refund', reason: 'Ask.' };
     const wanted = { subject, ...rule, approvals: 1, expiresAt: now + 1_000 };
-    const open = (at: number, argsText = subject.argsText) => {
+    const open = async (at: number, argsText = subject.argsText) => {
       const tokenId = token!.id as TokenId;
       const asked = {
         ...wanted,
@@ -585,7 +585,8 @@ describe('a gate without a parked answer', () => {
         subject: { ...subject, argsText },
         expiresAt: at + 1_000,
       };
-      return openAsk(org, vault, asked, async (id) => `http://x/${id}`, at);
+      const gate = await openAsk(org, vault, asked, async (id) => `http://x/${id}`, at);
+      return gate!;
     };
     const both = await Promise.all([open(now), open(now)]);
     expect(both[0]!.id).toBe(both[1]!.id);

@@ -237,11 +237,34 @@ describe('a store of generated runs', () => {
     expect(Math.max(...costs)).toBeLessThanOrEqual(8);
   });
 
-  test('runs are found, ordered and paged as a plain filter finds them', async () => {
-    await empty();
-    const seeded = fc.sample(run, { numRuns: 40, seed: 11 });
-    for (const one of seeded) await seed(one);
-    const all = (await org.read('select * from runs where org_id = ?1')).map((row) => ({
+  const PAGE = `query Runs($filter: RunFilter, $orderBy: RunOrder, $first: Int, $last: Int,
+             $after: String, $before: String) {
+            runs(filter: $filter, orderBy: $orderBy, first: $first, last: $last, after: $after,
+              before: $before) {
+              edges { node { id } }
+              pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
+            }
+          }`;
+
+  /** The ids of all pages of a list, read from either end. */
+  async function walk(variables: object, size: number, isBackward: boolean): Promise<string[]> {
+    const found: string[] = [];
+    for (let cursor: string | null = null; ; ) {
+      const page = isBackward ? { last: size, before: cursor } : { first: size, after: cursor };
+      const { data, errors } = await ask(send, token, PAGE, { ...variables, ...page });
+      expect(errors).toBeUndefined();
+      const { edges, pageInfo } = data.runs;
+      const ids = edges.map(({ node }: Data) => node.id);
+      found.splice(isBackward ? 0 : found.length, 0, ...ids);
+      cursor = isBackward ? pageInfo.startCursor : pageInfo.endCursor;
+      if (!(isBackward ? pageInfo.hasPreviousPage : pageInfo.hasNextPage)) break;
+    }
+    return found;
+  }
+
+  /** Every run as the filter of a list sees it. */
+  async function listAll() {
+    return (await org.read('select * from runs where org_id = ?1')).map((row) => ({
       id: String(row.id),
       status: String(row.status).toUpperCase(),
       agentId: String(row.agent_id),
@@ -250,6 +273,13 @@ describe('a store of generated runs', () => {
       openedAt: Number(row.opened_at),
       keys: { OPENED_AT: row.opened_at, ACTIVE_AT: row.active_at, SPENT: row.spent_nanos },
     }));
+  }
+
+  test('runs are found, ordered and paged as a plain filter finds them', async () => {
+    await empty();
+    const seeded = fc.sample(run, { numRuns: 40, seed: 11 });
+    for (const one of seeded) await seed(one);
+    const all = await listAll();
     const some = <T>(arbitrary: fc.Arbitrary<T>) =>
       fc.option(arbitrary, { nil: undefined, freq: 1 });
     const moment = fc.integer({ min: BASE - 1, max: BASE + 6 });
@@ -286,33 +316,74 @@ describe('a store of generated runs', () => {
         filter: { ...filter, openedAfter: iso(openedAfter), openedBefore: iso(openedBefore) },
         orderBy: { field, direction },
       };
-      const found: string[] = [];
-      for (let cursor: string | null = null; ; ) {
-        const page = isBackward ? { last: size, before: cursor } : { first: size, after: cursor };
-        const { data, errors } = await ask(
-          send,
-          token,
-          `query Runs($filter: RunFilter, $orderBy: RunOrder, $first: Int, $last: Int,
-             $after: String, $before: String) {
-            runs(filter: $filter, orderBy: $orderBy, first: $first, last: $last, after: $after,
-              before: $before) {
-              edges { node { id } }
-              pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
-            }
-          }`,
-          { ...variables, ...page },
-        );
-        expect(errors).toBeUndefined();
-        const { edges, pageInfo } = data.runs;
-        const ids = edges.map(({ node }: Data) => node.id);
-        found.splice(isBackward ? 0 : found.length, 0, ...ids);
-        cursor = isBackward ? pageInfo.startCursor : pageInfo.endCursor;
-        if (!(isBackward ? pageInfo.hasPreviousPage : pageInfo.hasNextPage)) break;
-      }
+      const found = await walk(variables, size, isBackward);
       expect(found).toEqual(expected);
     });
     await fc.assert(property, { numRuns: 60 });
   });
+
+  const SUMS = `query Sums($from: DateTime!, $to: DateTime!) {
+            analytics(from: $from, to: $to) {
+              day: spend(by: DAY) { day calls spent { nanos } }
+              agent: spend(by: AGENT) { agent { id } calls spent { nanos } }
+              model: spend(by: MODEL) { model calls spent { nanos } }
+              policy: spend(by: POLICY) { policy { id } calls spent { nanos } }
+              refused { rule code count }
+              latencies { model calls p50Ms p95Ms p99Ms }
+            }
+            usage(from: $from, to: $to) { month steps spent { nanos } held { nanos } }
+          }`;
+
+  type Settled = NewStep & { readonly run: NewRun };
+
+  const modelOf = ({ kind, model }: NewStep) =>
+    kind === 'model_call' ? `openai/${MODELS[model]}` : null;
+  const alike = (a: object[], b: object[]) =>
+    expect(a.map((x) => JSON.stringify(x)).sort()).toEqual(b.map((x) => JSON.stringify(x)).sort());
+
+  function expectShares(analytics: Data, calls: readonly Settled[]): void {
+    const sums = (key: (step: Settled) => string | null) =>
+      [...Map.groupBy(calls, key)].map(([name, group]) => ({
+        name,
+        calls: group.length,
+        nanos: group.reduce((total, { spent }) => total + spent, 0),
+      }));
+    const shown = (rows: Data[], name: (row: Data) => string | null) =>
+      rows.map((row) => ({ name: name(row), calls: row.calls, nanos: row.spent.nanos }));
+    alike(
+      shown(analytics.day, (row) => row.day),
+      sums(({ day }) => dayOf(day)),
+    );
+    alike(
+      shown(analytics.agent, (row) => row.agent.id),
+      sums((s) => agents[s.run.agent]!),
+    );
+    alike(
+      shown(analytics.model, (row) => row.model),
+      sums(modelOf),
+    );
+    alike(
+      shown(analytics.policy, (row) => row.policy.id),
+      sums((s) => versions[s.run.version]!.policyId),
+    );
+  }
+
+  function expectLatencies(latencies: readonly Data[], calls: readonly Settled[]): void {
+    for (const { model, p50Ms, p95Ms, p99Ms, calls: count } of latencies) {
+      // A call whose lease had run out is counted, but its latency was not known in time.
+      const known = calls.filter((s) => modelOf(s) === model && s.estimate === null);
+      const sorted = known.map(({ latencyMs }) => latencyMs).sort((a, b) => a - b);
+      expect(count).toBe(sorted.length);
+      for (const [share, got] of [
+        [0.5, p50Ms],
+        [0.95, p95Ms],
+        [0.99, p99Ms],
+      ] as const) {
+        const exact = sorted[Math.ceil(share * sorted.length) - 1]!;
+        expect(Math.abs(got - exact) / exact).toBeLessThanOrEqual(0.051);
+      }
+    }
+  }
 
   test('analytics and usage are the sums of the trail', async () => {
     const runs = fc.array(run, { minLength: 1, maxLength: 6 });
@@ -327,57 +398,13 @@ describe('a store of generated runs', () => {
         const steps = seeded.flatMap((each) => each.steps.map((s) => ({ ...s, run: each })));
         const within = steps.filter(({ day }) => day >= first && day <= last);
         const calls = within.filter(({ kind }) => kind !== 'denial');
-        const { data, errors } = await ask(
-          send,
-          token,
-          `query Sums($from: DateTime!, $to: DateTime!) {
-            analytics(from: $from, to: $to) {
-              day: spend(by: DAY) { day calls spent { nanos } }
-              agent: spend(by: AGENT) { agent { id } calls spent { nanos } }
-              model: spend(by: MODEL) { model calls spent { nanos } }
-              policy: spend(by: POLICY) { policy { id } calls spent { nanos } }
-              refused { rule code count }
-              latencies { model calls p50Ms p95Ms p99Ms }
-            }
-            usage(from: $from, to: $to) { month steps spent { nanos } held { nanos } }
-          }`,
-          {
-            from: new Date(BASE + first * DAY_MS).toISOString(),
-            to: new Date(BASE + (last + 1) * DAY_MS).toISOString(),
-          },
-        );
+        const { data, errors } = await ask(send, token, SUMS, {
+          from: new Date(BASE + first * DAY_MS).toISOString(),
+          to: new Date(BASE + (last + 1) * DAY_MS).toISOString(),
+        });
         expect(errors).toBeUndefined();
-        const modelOf = ({ kind, model }: NewStep) =>
-          kind === 'model_call' ? `openai/${MODELS[model]}` : null;
-        const sums = (key: (step: (typeof calls)[number]) => string | null) =>
-          [...Map.groupBy(calls, key)].map(([name, group]) => ({
-            name,
-            calls: group.length,
-            nanos: group.reduce((total, { spent }) => total + spent, 0),
-          }));
-        const shown = (rows: Data[], name: (row: Data) => string | null) =>
-          rows.map((row) => ({ name: name(row), calls: row.calls, nanos: row.spent.nanos }));
-        const alike = (a: object[], b: object[]) =>
-          expect(a.map((x) => JSON.stringify(x)).sort()).toEqual(
-            b.map((x) => JSON.stringify(x)).sort(),
-          );
         const { analytics, usage } = data;
-        alike(
-          shown(analytics.day, (row) => row.day),
-          sums(({ day }) => dayOf(day)),
-        );
-        alike(
-          shown(analytics.agent, (row) => row.agent.id),
-          sums((s) => agents[s.run.agent]!),
-        );
-        alike(
-          shown(analytics.model, (row) => row.model),
-          sums(modelOf),
-        );
-        alike(
-          shown(analytics.policy, (row) => row.policy.id),
-          sums((s) => versions[s.run.version]!.policyId),
-        );
+        expectShares(analytics, calls);
         const denied = within.filter(({ kind }) => kind === 'denial');
         alike(
           analytics.refused,
@@ -385,20 +412,7 @@ describe('a store of generated runs', () => {
             ...{ rule, code: 'permission_denied', count: group.length },
           })),
         );
-        for (const { model, p50Ms, p95Ms, p99Ms, calls: count } of analytics.latencies) {
-          // A call whose lease had run out is counted, but its latency was not known in time.
-          const known = calls.filter((s) => modelOf(s) === model && s.estimate === null);
-          const sorted = known.map(({ latencyMs }) => latencyMs).sort((a, b) => a - b);
-          expect(count).toBe(sorted.length);
-          for (const [share, got] of [
-            [0.5, p50Ms],
-            [0.95, p95Ms],
-            [0.99, p99Ms],
-          ] as const) {
-            const exact = sorted[Math.ceil(share * sorted.length) - 1]!;
-            expect(Math.abs(got - exact) / exact).toBeLessThanOrEqual(0.051);
-          }
-        }
+        expectLatencies(analytics.latencies, calls);
         const all = { steps: steps.length, spent: 0 };
         for (const { kind, spent } of steps) if (kind !== 'denial') all.spent += spent;
         expect(usage).toEqual(

@@ -65,6 +65,7 @@ Bun.plugin({
 const { ATTEMPTS, setScene } = await import('./attempts.ts');
 const { collectStatements, Stage } = await import('./statements.ts');
 const { makeWorld } = await import('./world.ts');
+const { tick } = await import('../functions/scheduled.ts');
 
 const withoutMark = ({ number }: Predicate) => {
   const pattern = new RegExp(`\\b(?:\\w+\\.)?org_id = \\?1 /\\*#${number}\\*/`, 'g');
@@ -87,6 +88,10 @@ async function gather(): Promise<{ world: World; statements: Statements }> {
   collectStatements(watch, statements, (id) => id === world.own.org.id);
   const scene = await setScene(world);
   for (const attempt of ATTEMPTS) await attempt.run(scene);
+  for (const laterMs of [2 * 3_600_000, 800 * 86_400_000]) {
+    await tick({ ...world.services, now: () => Date.now() + laterMs }, 0);
+  }
+  await world.restore();
   watch.seen = undefined;
   return { world, statements };
 }

@@ -1,12 +1,17 @@
 /** Orgs stay apart: whatever is foreign answers like what is missing, is never read and never changed. */
 
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import { join } from 'node:path';
 import { ID_SCALARS } from '../schema/graphql/builder.ts';
 import { ATTEMPTS, compare, requestWith, type Scene, setScene, TARGETS } from './attempts.ts';
-import { type Asker, bearer, makeAskers, makeWorld, type World } from './world.ts';
+import { finish } from './process.ts';
+import { collectStatements, Stage, type Statements } from './statements.ts';
+import { type Asker, bearer, makeAskers, makeWorld, type Watch, type World } from './world.ts';
 
-/** How many foreign and missing ids each place is tried with, by each asker. */
-const VARIANTS = 12;
+/** About how many requests are made for foreign and missing ids. */
+const ATTEMPTS_MADE = 20_000;
+/** How many predicates are taken away each time; `bun tests/mutation.ts` takes away all. */
+const SAMPLE = 60;
 
 let world: World;
 let scene: Scene;
@@ -61,9 +66,10 @@ describe('a foreign id', () => {
   test('answers exactly like a missing one, to everyone, wherever an id is taken', async () => {
     const problems: string[] = [];
     let attempts = 0;
+    const variants = Math.ceil(ATTEMPTS_MADE / (2 * TARGETS.length * askers.length));
     for (const [operation, place] of TARGETS) {
       for (const { credential, role, kind } of askers) {
-        for (let at = 0; at < VARIANTS; at++) {
+        for (let at = 0; at < variants; at++) {
           const found = await compare(scene, credential, operation, place, at);
           const where = `${operation.name} ${place.path.join('.')} for ${role} by ${kind}`;
           problems.push(...found.map((problem) => `${where}: ${problem}`));
@@ -72,7 +78,55 @@ describe('a foreign id', () => {
       }
       if (operation.kind === 'mutation') await world.restore();
     }
-    console.log(`${attempts} attempts on ${TARGETS.length} places`);
+    const { foreign, missing } = scene.timings;
+    const ratio = (medianOf(foreign) / medianOf(missing)).toFixed(3);
+    console.log(`${attempts} attempts on ${TARGETS.length} places; foreign/missing: ${ratio}`);
     expect(problems.slice(0, 20)).toEqual([]);
+  });
+});
+
+const medianOf = (values: readonly number[]): number =>
+  values.toSorted((one, other) => one - other)[values.length >> 1] ?? Number.NaN;
+
+describe('an org predicate', () => {
+  test('that is taken away is noticed', async () => {
+    const seed = String(Date.now() % 100_000);
+    const script = join(import.meta.dir, 'mutation.ts');
+    const command = [process.execPath, script, '--sample', String(SAMPLE), '--seed', seed];
+    const run = Bun.spawn(command, { stdout: 'pipe', stderr: 'pipe' });
+    const { code, stdout, stderr } = await finish(run);
+    console.log(stdout.trim().split('\n').at(-1));
+    expect({ code, stdout: code === 0 ? '' : stdout, stderr }).toEqual({
+      code: 0,
+      stdout: '',
+      stderr: '',
+    });
+  });
+});
+
+describe('a statement', () => {
+  test('that has run neither reads nor changes the other org, whatever ids and names it is given', async () => {
+    const statements: Statements = new Map();
+    const watch: Watch = {};
+    const isOwn = { id: '' };
+    collectStatements(watch, statements, (id) => id === isOwn.id);
+    const ground = await makeWorld({}, watch);
+    try {
+      isOwn.id = ground.own.org.id;
+      const there = await setScene(ground);
+      for (const attempt of ATTEMPTS) await attempt.run(there);
+      watch.seen = undefined;
+      const stage = await Stage.set(ground);
+      const problems: string[] = [];
+      for (const [first] of statements.values()) {
+        if (first)
+          problems.push(...(await stage.judge(first)).map((each) => `${first.sql}: ${each}`));
+      }
+      await stage.close();
+      console.log(`${statements.size} statements`);
+      expect(problems).toEqual([]);
+    } finally {
+      await ground.clear();
+    }
   });
 });

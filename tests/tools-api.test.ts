@@ -171,6 +171,29 @@ describe('a gate of a tool', () => {
     expect(await waiting).toMatchObject({ decision: 'allow', released: true });
   });
 
+  test('is one of so many that may wait at once for an agent', async () => {
+    const { gate } = await ask('many', 'refund', { amount: 1 + 500 });
+    const db = await rungate.database();
+    const [columns] = await db.read(
+      `select group_concat(name) as names from pragma_table_info('gates')
+       where name not in ('id', 'digest')`,
+      [],
+    );
+    const copy = `insert into gates (id, digest, ${columns?.names})
+      with recursive n (at) as (select 1 union all select at + 1 from n where at < 2000)
+      select id || '-' || at, digest || at, ${columns?.names} from gates, n where id = ?1`;
+    await db.write([{ sql: copy, args: [gate!.id] }]);
+    const more = { name: 'refund', arguments: { amount: 777 } };
+    const refused = await post('/v1/runs/many/tools', more);
+    expect(refused.status).toBe(429);
+    expect(refused.headers.get('retry-after')).toBe('60');
+    expect((await post('/v1/runs/many/tools', more, { agent: 'other' })).status).toBe(200);
+    expect((await ask('many', 'refund', { amount: 501 })).gate?.id).toBe(gate!.id);
+    await db.write([{ sql: "delete from gates where id like ?1 || '-%'", args: [gate!.id] }]);
+    await db.close();
+    expect((await ask('many', 'refund', { amount: 777 })).decision).toBe('ask');
+  });
+
   test('of a run that is cancelled meanwhile is refused', async () => {
     const { gate } = await ask('cancelled', 'refund', { amount: 901 });
     await rungate.cli('run', 'cancel', 'cancelled', '--org', 'acme');

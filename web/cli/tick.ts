@@ -16,7 +16,11 @@ const MAX_WAIT_S = 3_600;
 
 /** Adds `tick`. */
 export function addTickCommand(program: Command): void {
-  addCommand(program, 'tick', 'do what is due once: deliveries, holds, gates, idle runs, limits')
+  addCommand(
+    program,
+    'tick',
+    'do what is due once: deliveries, holds, gates, limits, retention, deletions, alerts',
+  )
     .option(
       '--wait <seconds>',
       'how long to wait for deliveries under way',

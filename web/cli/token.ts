@@ -55,8 +55,7 @@ async function create(options: TokenOptions): Promise<void> {
     if (!api.isRemote && member === undefined) {
       throw new Failure(EXIT_USAGE, 'Say with --member whose token it is.');
     }
-    const actions =
-      options.actions ?? (await api.run<Me>('query Me { me { actions } }')).me.actions;
+    const actions = options.actions ?? (await readActions(api));
     return await api.run<Created>(CREATE, { input: { name, actions, expiresAt } });
   };
   const { token, secret } = (await withApi(options, work, member)).tokenCreate;
