@@ -80,8 +80,7 @@ async function sealBody(
 export type Bodies = Partial<Readonly<Record<BodyKind, Body>>>;
 
 /**
- * Opens the bodies of a step. For those only who hold `run.body_read`; note it with
- * {@link noteReading}.
+ * Opens the bodies of a step, for those only who hold `run.body_read`.
  *
  * @throws {SealError} when the org's key is gone, or what is kept was altered.
  */
@@ -126,9 +125,4 @@ export async function showBodies(
   if (!bodies.request && !bodies.response) return undefined;
   await org.write(auditEntry(org, actor, 'run.body_read', runId, { stepId }));
   return bodies;
-}
-
-/** Puts on the audit trail that someone reads the bodies of a run, before he does. */
-export async function noteReading(org: Org, actor: Actor, run: RunId): Promise<void> {
-  await org.write(auditEntry(org, actor, 'run.body_read', run));
 }

@@ -257,31 +257,8 @@ export interface Delivery {
   readonly endedAt: number | null;
 }
 
-/** Which deliveries to list. */
-export interface DeliveryFilter {
-  readonly webhookId?: WebhookId | undefined;
-  readonly status?: Delivery['status'] | undefined;
-  readonly limit: number;
-  /** The last delivery of the page before. */
-  readonly before?: string | undefined;
-}
-
 const DELIVERY = `select d.*, e.type, e.data, e.created_at as event_at, e.only_webhook_id
   from deliveries d join events e on e.id = d.event_id and e.org_id = d.org_id`;
-
-/** A page of an org's deliveries, the newest first. */
-export async function listDeliveries(org: Org, filter: DeliveryFilter): Promise<Delivery[]> {
-  const rows = await org.read(
-    `${DELIVERY} where d.org_id = ?1 and (?2 is null or d.webhook_id = ?2)
-       and (?3 is null or d.status = ?3) and (?4 is null or d.id < ?4)
-     order by d.id desc limit ?5`,
-    filter.webhookId ?? null,
-    filter.status ?? null,
-    filter.before ?? null,
-    filter.limit,
-  );
-  return rows.map(toDelivery);
-}
 
 /** Which deliveries a page is of; all of what is given must hold. */
 export interface DeliverySearch {

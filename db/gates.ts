@@ -252,36 +252,14 @@ export async function readGate(org: Org, id: GateId): Promise<Gate | undefined> 
   return row && toGate(row);
 }
 
-/** Which gates are listed. */
-export interface GateQuery {
-  /** Whether those that are decided are listed too. */
-  readonly all: boolean;
-  readonly limit: number;
-  /** Only those older than this one. */
-  readonly before?: GateId;
-}
-
-/** An org's gates, the newest first; unless all are asked for, those that wait for a decision. */
-export async function listGates(org: Org, query: GateQuery, now: number): Promise<Gate[]> {
-  const rows = await org.read(
-    `${SELECT} join runs r on r.org_id = ?1 and r.id = g.run_id
-     where g.org_id = ?1 and g.id < ?4
-       and (?2 or g.status = 'pending' and g.expires_at > ?3 and ${GOES_ON})
-     order by g.id desc limit ?5`,
-    query.all ? 1 : 0,
-    now,
-    query.before ?? '~',
-    query.limit,
-  );
-  return rows.map(toGate);
-}
-
 /** Which gates of an org are searched for; all of what is given must hold. */
 export interface GateFilter {
   /** As it stands at the moment of asking: see {@link statusAt}. */
   readonly status?: GateStatus | null | undefined;
   readonly agentId?: AgentId | null | undefined;
   readonly runId?: RunId | null | undefined;
+  /** Only those that can be decided on: they wait, and their run may still use them. */
+  readonly isDecidable?: boolean | null | undefined;
 }
 
 /** {@link statusAt} of a row, with the moment bound to `?2`. */
@@ -301,13 +279,16 @@ const ofStatus = (status: GateStatus | null | undefined): string =>
 /** An org's gates, the newest first. */
 export function searchGates(
   org: Org,
-  { status, agentId, runId }: GateFilter,
+  { status, agentId, runId, isDecidable }: GateFilter,
   now: number,
   window: Window,
 ): Promise<Page<Gate>> {
   const sql = `${SELECT} where g.org_id = ?1 and ${ofStatus(status)}
-    and (?3 is null or g.agent_id = ?3) and (?4 is null or g.run_id = ?4)`;
-  const args = [now, agentId ?? null, runId ?? null];
+    and (?3 is null or g.agent_id = ?3) and (?4 is null or g.run_id = ?4)
+    and (not ?5 or ${AS_OF_NOW.pending} and exists (
+      select 1 from runs r where r.org_id = ?1 and r.id = g.run_id and ${GOES_ON}
+    ))`;
+  const args = [now, agentId ?? null, runId ?? null, isDecidable ? 1 : 0];
   return readPage(org, { sql, args, order: 'id', isDescending: true }, window, toGate);
 }
 

@@ -222,26 +222,6 @@ function toWritten(row: Row): WrittenVersion {
   };
 }
 
-/** A policy by name, with its newest document. */
-export async function findPolicy(
-  org: Org,
-  name: string,
-): Promise<{ id: PolicyId; number: number; document: string } | undefined> {
-  const row = await org.first(
-    `select p.id, v.number, v.document
-     from policies p join policy_versions v on v.policy_id = p.id and v.org_id = p.org_id
-     where p.org_id = ?1 and p.name = ?2 order by v.number desc limit 1`,
-    name,
-  );
-  return (
-    row && {
-      id: row.id as PolicyId,
-      number: Number(row.number),
-      document: String(row.document),
-    }
-  );
-}
-
 /**
  * Writes a version of a policy, and the policy itself where it is new.
  *

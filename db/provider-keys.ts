@@ -71,7 +71,7 @@ export async function readProviderKey(
 }
 
 /** The key of this name. */
-export async function findProviderKey(org: Org, name: string): Promise<ProviderKey | undefined> {
+async function findProviderKey(org: Org, name: string): Promise<ProviderKey | undefined> {
   const row = await org.first(
     'select id, name, provider, base_url, secret from provider_keys where org_id = ?1 and name = ?2',
     name,

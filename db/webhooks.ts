@@ -62,12 +62,6 @@ export function webhookSecretContext(org: OrgId, id: WebhookId): SealContext {
   return { org, table: 'webhooks', column: 'secret', row: id };
 }
 
-/** Every endpoint of an org, the oldest first. */
-export async function listWebhooks(org: Org): Promise<Webhook[]> {
-  const rows = await org.read('select * from webhooks where org_id = ?1 order by id');
-  return rows.map(toWebhook);
-}
-
 /** Which endpoints of an org are listed. */
 export interface WebhookFilter {
   readonly status?: Webhook['status'] | null | undefined;

@@ -410,6 +410,41 @@ export const TOPICS: readonly Topic[] = [
     ],
   },
   {
+    title: 'Leaving',
+    claims: [
+      claim(
+        'A day after its deletion was asked for, no row of an org is left in any table, nor any trace in a file that was compacted.',
+        'db/deletion.ts',
+        'tests/deletion.test.ts',
+        'after its grace an org › has no row in any table, and no trace in any file once that is compacted',
+      ),
+      claim(
+        'A backup from before does not bring a deleted org back: it is erased again before anything is served.',
+        'functions/jobs/erase.ts',
+        'tests/deletion.test.ts',
+        'a backup from before › is erased again before anything is served, by the ledger beside the database',
+      ),
+      claim(
+        'With shares of org keys beside the database, sealed secrets of a deleted org open in no backup.',
+        'db/shares.ts',
+        'tests/deletion.test.ts',
+        'a backup from before › holds sealed secrets that open no more, once the share of their key is destroyed',
+      ),
+      claim(
+        'Records are deleted once they are older than the org keeps them, and the audit trail still verifies.',
+        'db/retention.ts',
+        'tests/retention.test.ts',
+        'pruning › takes old audit entries once a day, and the trail still verifies',
+      ),
+      claim(
+        'An export is complete and holds no secret: no token, no key, no hash of one.',
+        'db/export.ts',
+        'tests/export.test.ts',
+        'an archive › over HTTP is the same, and has bodies only where they are asked for',
+      ),
+    ],
+  },
+  {
     title: 'The edge',
     claims: [
       claim(
@@ -517,7 +552,9 @@ export const TOPICS: readonly Topic[] = [
   },
 ];
 
-const UNTIL_DELETED = 'until the operator deletes it';
+const UNTIL_DELETED = 'until the operator deletes it, or the org is deleted';
+const UNTIL_PRUNED =
+  'for as long as the org keeps records: at most 30 days on Free, 90 on Pro and 365 on Growth';
 
 /** Everything that is stored, and for how long. */
 export const RECORDS: readonly Kept[] = [
@@ -531,7 +568,7 @@ export const RECORDS: readonly Kept[] = [
   {
     what: 'Invitations',
     detail: 'The address and role that was offered, and a SHA-256 hash of the link’s secret.',
-    until: UNTIL_DELETED,
+    until: UNTIL_PRUNED,
     tables: ['invitations'],
   },
   {
@@ -566,7 +603,7 @@ export const RECORDS: readonly Kept[] = [
     what: 'Runs, and a step for each call',
     detail:
       'The name that the caller gave the run; route, model, time, latency, outcome, token counts and cost; and the SHA-256 digests of the two bodies, never the bodies. A refusal also keeps the values it was decided on, such as the model that was asked for.',
-    until: UNTIL_DELETED,
+    until: UNTIL_PRUNED,
     tables: ['runs', 'steps', 'spend', 'call_totals', 'reports'],
   },
   {
@@ -579,7 +616,7 @@ export const RECORDS: readonly Kept[] = [
     what: 'Bodies of calls and answers, where a policy asks for it',
     detail:
       'Up to 4 MiB of each body, sealed with AES-256-GCM under a key of the org; no body at all unless a policy says "capture": "sealed".',
-    until: UNTIL_DELETED,
+    until: UNTIL_PRUNED,
     tables: ['captures'],
   },
   {
@@ -593,7 +630,7 @@ export const RECORDS: readonly Kept[] = [
     what: 'Responses that a provider keeps',
     detail:
       'The ids of a response and of its items, and the agent that made it, so that no other can read it through Rungate.',
-    until: UNTIL_DELETED,
+    until: UNTIL_PRUNED,
     tables: ['responses'],
   },
   {
@@ -601,7 +638,7 @@ export const RECORDS: readonly Kept[] = [
     detail:
       'The name of the tool, the rule that asks, who decided and why; the arguments and the whole answer that proposed them, sealed with AES-256-GCM under a key of the org. Ids of the calls that a run was given.',
     until:
-      'until the operator deletes it; the answer until an hour after it was released or expired',
+      'for as long as the org keeps records; the answer until an hour after it was released or expired',
     tables: ['gates', 'gate_decisions', 'parked', 'parked_parts', 'released_calls'],
   },
   {
@@ -635,7 +672,7 @@ export const RECORDS: readonly Kept[] = [
     what: 'Audit trail',
     detail:
       'Who changed or tried to change what, when and from which address, without secrets, as a chain of hashes; checkpoints of it, and the key that signs them, sealed.',
-    until: UNTIL_DELETED,
+    until: UNTIL_PRUNED,
     tables: ['audit_entries', 'audit_history', 'audit_checkpoints', 'signing_keys'],
   },
 ];

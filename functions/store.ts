@@ -29,7 +29,13 @@ import * as steps from '../db/steps.ts';
 import * as tokens from '../db/tokens.ts';
 import * as users from '../db/users.ts';
 import * as webhooks from '../db/webhooks.ts';
-import type { ListLoader, Loader, Loaders, SearchLoader, Store } from '../schema/graphql/store.ts';
+import type {
+  ListLoader,
+  Loader,
+  Loaders,
+  SearchLoader,
+  Store,
+} from '../schema/graphql/context.ts';
 import type { GateId, RunId } from '../schema/ids.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 

@@ -5,10 +5,10 @@ import type { Database } from '../db/client.ts';
 import {
   decideGate,
   type Gate,
-  listGates,
   openArgs,
   openAsk,
   readGate,
+  searchGates,
   useGate,
   type Verdict,
 } from '../db/gates.ts';
@@ -116,8 +116,14 @@ async function pendingOf(kind: Kind, options: CallOptions, stream: boolean) {
   return { status: response.status, error: errorIn(text) };
 }
 
+async function listGates(of: Org, isDecidable: boolean, limit: number): Promise<Gate[]> {
+  const window = { limit, after: undefined, before: undefined, isBackward: false };
+  const { items } = await searchGates(of, { isDecidable }, Date.now(), window);
+  return items.map(({ node }) => node);
+}
+
 const gatesOf = async (run: string): Promise<Gate[]> => {
-  const gates = await listGates(org, { all: true, limit: 500 }, Date.now());
+  const gates = await listGates(org, false, 500);
   const rows = await org.read('select id from runs where org_id = ?1 and name = ?2', run);
   return gates.filter(({ runId }) => rows.some(({ id }) => id === runId)).reverse();
 };
@@ -734,7 +740,7 @@ describe('a policy that refuses such results', () => {
       for (const [name, loop] of Object.entries(LOOPS).filter((_, at) => at % 3 === 0)) {
         const at = { base: `${own.url}/r/${slug(name)}`, token: own.token };
         await loop(at).catch(() => {});
-        const [gate] = await listGates(acme, { all: false, limit: 1 }, Date.now());
+        const [gate] = await listGates(acme, true, 1);
         await decideGate(acme, gate!.id, OPERATOR, Date.now());
         expect(await loop(at)).toBe(ANSWER);
       }
@@ -769,7 +775,7 @@ describe('an answer of another upstream', () => {
         const told = await first.text();
         expect(told).toContain('approval_pending');
         expect(told).not.toContain('A-1');
-        const [gate] = await listGates(acme, { all: false, limit: 1 }, Date.now());
+        const [gate] = await listGates(acme, true, 1);
         await decideGate(acme, gate!.id, OPERATOR, Date.now());
         const released = await call({ rungate: own }, kind, options);
         const text = await released.text();
@@ -818,7 +824,7 @@ describe('a process that ends', () => {
         );
         let gates: Gate[] = [];
         while (gates.length === 0) {
-          gates = await listGates(acme, { all: false, limit: 1 }, Date.now());
+          gates = await listGates(acme, true, 1);
           await Bun.sleep(10);
         }
         const before = upstream.requests.length;

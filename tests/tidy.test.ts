@@ -217,6 +217,8 @@ function isLabel(node: Node, parent: Node): boolean {
     SyntaxKind.MethodDeclaration,
     SyntaxKind.GetAccessor,
     SyntaxKind.SetAccessor,
+    // `declare global` adds to types, and runs nothing.
+    SyntaxKind.ModuleDeclaration,
   ];
   return labelled.includes(parent.kind) && 'name' in parent && parent.name === node;
 }

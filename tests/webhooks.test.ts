@@ -12,7 +12,7 @@ import {
 import { openDatabase } from '../db/client.ts';
 import {
   type DeliveryLog,
-  listDeliveries,
+  pageDeliveries,
   readDelivery,
   redeliver,
   replayEvents,
@@ -26,7 +26,7 @@ import {
   createWebhook,
   deleteWebhook,
   findWebhook,
-  listWebhooks,
+  pageWebhooks,
   rotateWebhookSecret,
   updateWebhook,
 } from '../db/webhooks.ts';
@@ -72,7 +72,9 @@ afterAll(async () => {
 });
 
 afterEach(async () => {
-  for (const { id } of await listWebhooks(org)) await deleteWebhook(org, 'operator', id);
+  for (const { node } of (await pageWebhooks(org, {}, WHOLE)).items) {
+    await deleteWebhook(org, 'operator', node.id);
+  }
   receiver.received.length = 0;
   receiver.answer = () => new Response('thanks');
   Object.assign(receiver.most, { atOnce: 0, ofOneEvent: 0 });
@@ -89,7 +91,12 @@ async function happen(count = 1, now = Date.now()): Promise<void> {
   await Promise.all(Array.from({ length: count }, one));
 }
 
-const deliveriesOf = (webhookId: WebhookId) => listDeliveries(org, { webhookId, limit: 1_000 });
+const WHOLE = { limit: 1_000, after: undefined, before: undefined, isBackward: false };
+
+async function deliveriesOf(webhookId: WebhookId) {
+  const { items } = await pageDeliveries(org, { webhookId }, WHOLE);
+  return items.map(({ node }) => node);
+}
 
 /** Waits until nothing is pending, and returns the deliveries with their logs, the oldest first. */
 async function settled(webhookId: WebhookId): Promise<DeliveryLog[]> {

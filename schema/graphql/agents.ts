@@ -1,13 +1,12 @@
 /** Agents: read, made, changed, pinned, suspended, deleted; and their tokens. */
 
 import { z } from 'zod';
-import type { Agent, Choice } from '../../db/agents.ts';
 import type { AgentId, PolicyId } from '../ids.ts';
 import { nameSchema } from '../names.ts';
 import { AGENT_ACTIONS, type AgentAction } from '../roles.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Agent, Choice, Context } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { OrderDirection } from './order.ts';

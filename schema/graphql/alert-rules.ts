@@ -1,12 +1,11 @@
 /** Rules of alerts: thresholds on what happens, told as an event, by mail or in a chat. */
 
-import type { AlertRule } from '../../db/alert-rules.ts';
 import { type AlertRuleInput, alertRuleSchema } from '../alert-rule.ts';
 import type { AlertRuleId } from '../ids.ts';
 import { formatPlace, problemsOf } from '../problems.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { AlertRule, Context } from './context.ts';
 import { notFound, UserError, UserErrors } from './errors.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';

@@ -1,12 +1,12 @@
 /** Alerts: what happened that somebody should look at. */
 
-import type { Event } from '../../db/events.ts';
 import type { EventData, EventType } from '../events.ts';
 import type { AgentId, RunId } from '../ids.ts';
 import type { Nanos } from '../money.ts';
 import { AgentType } from './agents.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
+import type { Event } from './context.ts';
 import { RunType } from './runs.ts';
 import './scalars.ts';
 import { Money } from './scalars.ts';

@@ -1,15 +1,8 @@
 /** Analytics: what was spent, refused and asked, and how long calls took. */
 
-import type {
-  AskedAbout,
-  Days,
-  ModelLatency,
-  Refused,
-  SpendKey,
-  SpendShare,
-} from '../../db/analytics.ts';
 import { AgentType } from './agents.ts';
 import { builder } from './builder.ts';
+import type { AskedAbout, Days, ModelLatency, Refused, SpendKey, SpendShare } from './context.ts';
 import { PolicyType } from './policies.ts';
 import { daysOf } from './range.ts';
 import './scalars.ts';

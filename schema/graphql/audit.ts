@@ -1,7 +1,6 @@
 /** The audit trail: who did what, checkpoints to hold elsewhere, its check and its erasure. */
 
 import { z } from 'zod';
-import type { KeptCheckpoint } from '../../db/checkpoints.ts';
 import {
   type AuditActor,
   type AuditEntry,
@@ -11,6 +10,7 @@ import {
 } from '../audit.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
+import type { KeptCheckpoint } from './context.ts';
 import { UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

@@ -1,6 +1,6 @@
 /** Connections as Relay's specification has them, over the store's pages. */
 
-import type { Page, Window } from '../../db/page.ts';
+import type { Page, Window } from './context.ts';
 import { UserError } from './errors.ts';
 
 /** The most nodes of one page, and how many it has unless told otherwise. */

@@ -1,9 +1,9 @@
 /** Deliveries of events to webhooks: how they stand, every attempt, and sending one again. */
 
-import type { Delivery, DeliveryLog } from '../../db/deliveries.ts';
 import { formatEnvelope } from '../events.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
+import type { Delivery, DeliveryLog } from './context.ts';
 import { notFound } from './errors.ts';
 import { dataOf, EventObject, eventTypeOf } from './events.ts';
 import { attempt, errorsField } from './payload.ts';

@@ -2,7 +2,6 @@
 
 import { GraphQLError, type GraphQLResolveInfo } from 'graphql';
 import type { AdminAction } from '../roles.ts';
-import type { Context } from './context.ts';
 
 /** Why a mutation did nothing; the closed set of `UserError.code`. */
 export const USER_ERROR_CODES = {
@@ -47,8 +46,17 @@ export function notFound(...field: readonly string[]): UserError {
   return new UserError('NOT_FOUND', field, 'There is no such object in this org.');
 }
 
+/** A mutation that the viewer's actions don't cover. */
+export interface RefusedMutation {
+  readonly field: string;
+  readonly action: AdminAction;
+}
+
 /** The error of a field that the viewer's actions don't cover; a mutation's is noted for the audit. */
-export function forbidden(context: Context, info: GraphQLResolveInfo): GraphQLError {
+export function forbidden(
+  context: { readonly refused: RefusedMutation[] },
+  info: GraphQLResolveInfo,
+): GraphQLError {
   const { fieldName: field, parentType } = info;
   const action = parentType.getFields()[field]?.extensions.action as AdminAction;
   if (parentType.name === 'Mutation') context.refused.push({ field, action });

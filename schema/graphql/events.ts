@@ -1,9 +1,9 @@
 /** Events: what happened, as webhooks are told of it. */
 
-import type { Event } from '../../db/events.ts';
 import { EVENT_TYPES, type EventData, type EventType, isEventType } from '../events.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
+import type { Event } from './context.ts';
 import { UserError } from './errors.ts';
 import './scalars.ts';
 

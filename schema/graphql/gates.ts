@@ -1,12 +1,11 @@
 /** Gates: the decisions that people have to make, listed, shown and decided. */
 
-import type { Decided, Gate, GateDecision } from '../../db/gates.ts';
 import type { GateId } from '../ids.ts';
 import { type GateStatus, statusAt } from '../rules/gate.ts';
 import { AgentType } from './agents.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf, windowOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, Decided, Gate, GateDecision } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { attempt, errorsField } from './payload.ts';
 import { PolicyVersionType } from './policies.ts';
@@ -158,6 +157,9 @@ const GateFilter = builder.inputType('GateFilter', {
     status: t.field({ type: GateStatusType, description: 'Those that stand so now.' }),
     agentId: t.field({ type: 'AgentID', description: 'Those of an agent.' }),
     runId: t.field({ type: 'RunID', description: 'Those of a run.' }),
+    isDecidable: t.boolean({
+      description: 'Only those that people can decide on now: their run may still use them.',
+    }),
   }),
 });
 

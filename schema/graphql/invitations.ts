@@ -1,11 +1,10 @@
 /** Invitations: who is asked to join in which role, by letter. */
 
-import type { Invitation, SentInvitation } from '../../db/invitations.ts';
 import { EMAIL } from '../email.ts';
 import { isId } from '../ids.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, Invitation, SentInvitation } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { MemberType } from './members.ts';

@@ -1,8 +1,7 @@
 /** Leaving: asking for the deletion of the org, and taking that back. */
 
-import type { Account } from '../../db/orgs.ts';
 import { builder } from './builder.ts';
-import type { Context } from './context.ts';
+import type { Account, Context } from './context.ts';
 import { UserError } from './errors.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';

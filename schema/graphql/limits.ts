@@ -1,11 +1,11 @@
 /** Limits: what still is left to an agent of its limits and budgets. */
 
-import type { Allowances } from '../../db/allowances.ts';
 import type { Nanos } from '../money.ts';
 import { roomOf, type Scope } from '../rules/budget.ts';
 import { stateOf } from '../rules/limit.ts';
 import { AgentType } from './agents.ts';
 import { builder } from './builder.ts';
+import type { Allowances } from './context.ts';
 import { PolicyVersionType } from './policies.ts';
 import './scalars.ts';
 import { Money } from './scalars.ts';

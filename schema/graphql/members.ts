@@ -1,8 +1,8 @@
 /** Members: the people of the org, their roles, and the handing over of the ownership. */
 
-import type { Member, OwnershipOffer } from '../../db/members.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
+import type { Member, OwnershipOffer } from './context.ts';
 import { notFound } from './errors.ts';
 import { OrderDirection } from './order.ts';
 import { RoleType, ViewerType } from './org.ts';

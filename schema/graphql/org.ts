@@ -1,9 +1,8 @@
 /** The org and the viewer: where a client begins. */
 
-import type { Account } from '../../db/orgs.ts';
 import { titleSchema } from '../names.ts';
 import { builder } from './builder.ts';
-import type { Viewer } from './context.ts';
+import type { Account, Viewer } from './context.ts';
 import { parseInput } from './input.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';

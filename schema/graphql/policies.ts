@@ -1,12 +1,11 @@
 /** Policies and their versions: read, written, deleted. */
 
-import type { NamedPolicy, WrittenVersion } from '../../db/policies.ts';
 import type { PolicyId } from '../ids.ts';
 import { nameSchema } from '../names.ts';
 import { judgePolicy } from '../policy.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, NamedPolicy, WrittenVersion } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput, rejectProblems } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

@@ -1,14 +1,13 @@
 /** Prices of models: an org's own, and what a call is charged by. */
 
 import { z } from 'zod';
-import type { ModelPrice } from '../../db/prices.ts';
 import { type Nanos, nanos } from '../money.ts';
 import { modelSchema } from '../names.ts';
 import { provider as findProvider } from '../providers.ts';
 import { findRates, overrideRates, type Rates } from '../rules/catalogue.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, ModelPrice } from './context.ts';
 import { notFound } from './errors.ts';
 import { parseInput } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

@@ -1,13 +1,12 @@
 /** Provider keys: read without their secrets, added, replaced, deleted. */
 
-import type { ShownKey } from '../../db/provider-keys.ts';
 import type { ProviderKeyId } from '../ids.ts';
 import { nameSchema } from '../names.ts';
 import { provider as findProvider, PROVIDERS } from '../providers.ts';
 import { baseUrlOf, judgeBaseUrl, judgeSecret } from '../rules/provider-key.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, ShownKey } from './context.ts';
 import { notFound } from './errors.ts';
 import { parseInput, rejectProblems } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

@@ -1,7 +1,7 @@
 /** Retention: for how many days the org's records are kept. */
 
-import type { Retention } from '../../db/retention.ts';
 import { builder } from './builder.ts';
+import type { Retention } from './context.ts';
 import { attempt, errorsField } from './payload.ts';
 import './scalars.ts';
 

@@ -1,11 +1,10 @@
 /** Runs: found, read with their trails, cancelled, and given another ceiling. */
 
-import type { Run, RunOrder, RunStatus } from '../../db/runs.ts';
 import type { RunId } from '../ids.ts';
 import { AgentType } from './agents.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf, windowOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, Run, RunOrder, RunStatus } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { OrderDirection } from './order.ts';
 import { attempt, errorsField } from './payload.ts';

@@ -1,8 +1,8 @@
 /** Sessions: where people are signed in, and ending that. */
 
-import type { ListedSession } from '../../db/sessions.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
+import type { ListedSession } from './context.ts';
 import { notFound } from './errors.ts';
 import { MemberType } from './members.ts';
 import { ViewerType } from './org.ts';

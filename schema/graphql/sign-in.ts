@@ -1,10 +1,9 @@
 /** Sign-in: the identity provider of the org. */
 
-import type { OidcSettings } from '../../db/signin.ts';
 import { judgeUrl } from '../address.ts';
 import { clientIdSchema, clientSecretSchema, domainsSchema, MAX_ISSUER_CHARS } from '../sign-in.ts';
 import { builder } from './builder.ts';
-import type { Context } from './context.ts';
+import type { Context, OidcSettings } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

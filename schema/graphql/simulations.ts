@@ -1,11 +1,10 @@
 /** Simulations: what a policy would have decided on steps that are on record. */
 
-import type { RecordedStep } from '../../db/simulations.ts';
 import type { PolicyId, RunId } from '../ids.ts';
 import { judgePolicy, type Policy, policySchema } from '../policy.ts';
 import { simulate, type Verdict } from '../rules/simulate.ts';
 import { builder } from './builder.ts';
-import type { Context } from './context.ts';
+import type { Context, RecordedStep } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { rejectProblems } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

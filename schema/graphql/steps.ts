@@ -1,10 +1,9 @@
 /** Steps: the trail of a run, with what each call used and, for those who may, its kept bodies. */
 
-import type { Body } from '../../db/captures.ts';
-import type { RunStep, StepKind } from '../../db/steps.ts';
 import type { Nanos } from '../money.ts';
 import { NO_USAGE, type Usage } from '../usage.ts';
 import { builder } from './builder.ts';
+import type { Body, RunStep, StepKind } from './context.ts';
 import './scalars.ts';
 import { Money } from './scalars.ts';
 

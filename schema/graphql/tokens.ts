@@ -1,13 +1,12 @@
 /** Tokens of agents and of admins: read, made, changed, rotated, revoked. Never their text again. */
 
 import { z } from 'zod';
-import type { StoredToken } from '../../db/tokens.ts';
 import type { TokenId } from '../ids.ts';
 import { titleSchema } from '../names.ts';
 import { type AdminAction, isAdminAction } from '../roles.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, StoredToken } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

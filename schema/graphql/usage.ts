@@ -1,7 +1,7 @@
 /** Usage: what the org used and spent, by month. */
 
-import type { MonthlyUsage } from '../../db/analytics.ts';
 import { builder } from './builder.ts';
+import type { MonthlyUsage } from './context.ts';
 import { daysOf } from './range.ts';
 import './scalars.ts';
 import { Money } from './scalars.ts';

@@ -1,8 +1,8 @@
 /** Users: what is known of a person, and what he is called. */
 
-import type { Member } from '../../db/members.ts';
 import { titleSchema } from '../names.ts';
 import { builder } from './builder.ts';
+import type { Member } from './context.ts';
 import { notFound } from './errors.ts';
 import { parseInput } from './input.ts';
 import { attempt, errorsField } from './payload.ts';

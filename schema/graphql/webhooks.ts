@@ -1,12 +1,11 @@
 /** Webhooks: endpoints that are told of events, their secrets, and sending events again. */
 
-import type { Webhook } from '../../db/webhooks.ts';
 import { subscriptionSchema } from '../events.ts';
 import type { WebhookId } from '../ids.ts';
 import { DEFAULT_GRACE_S, descriptionSchema, judgeEndpoint, rotationSchema } from '../webhook.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf, windowOf } from './connection.ts';
-import type { Context } from './context.ts';
+import type { Context, Webhook } from './context.ts';
 import { DeliveryFilter, DeliveryType, searchOf } from './deliveries.ts';
 import { notFound, UserError } from './errors.ts';
 import { EventObject, eventTypeOf } from './events.ts';

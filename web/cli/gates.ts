@@ -73,7 +73,7 @@ const LIST = `query Gates($filter: GateFilter, $first: Int, $after: String) {
 
 async function list(options: ListOptions): Promise<void> {
   const { limit, all } = options;
-  const variables = { filter: all ? null : { status: 'PENDING' } };
+  const variables = { filter: { isDecidable: !all } };
   const found = await withApi(options, (api) =>
     readList(api, LIST, ({ gates }: { gates: Connection<Gate> }) => gates, { variables, limit }),
   );

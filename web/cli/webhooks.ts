@@ -1,6 +1,7 @@
 /** `rungate webhooks`: endpoints, their secrets, and what was delivered to them. */
 
 import { type Command, InvalidArgumentError } from 'commander';
+import { MAX_REPLAYED } from '../../db/deliveries.ts';
 import { type EventType, isEventType, subscriptionSchema } from '../../schema/events.ts';
 import { isId, type WebhookId } from '../../schema/ids.ts';
 import { DEFAULT_GRACE_S, judgeEndpoint, MAX_GRACE_S } from '../../schema/webhook.ts';
@@ -87,7 +88,7 @@ function addDeliveryCommands(webhooks: Command): void {
     .action(showDeliveries);
   addDelivery(webhooks, 'delivery', 'print a delivery with its attempts').action(showDelivery);
   addDelivery(webhooks, 'redeliver', 'deliver an event to its endpoint again').action(again);
-  addOne(webhooks, 'replay', 'deliver a window of events again, at most 10000')
+  addOne(webhooks, 'replay', `deliver a window of events again, at most ${MAX_REPLAYED}`)
     .requiredOption('--from <time>', 'the first moment, in RFC 3339', parseTime)
     .option('--to <time>', 'the end, which is not included; now by default', parseTime)
     .action(replay);
