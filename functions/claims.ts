@@ -290,6 +290,18 @@ export const TOPICS: readonly Topic[] = [
         'tests/gates.test.ts',
         'a signed link › decides nothing when altered, forged, of another site, or without a decision',
       ),
+      claim(
+        'No way of cutting, escaping or repeating a stream gets a denied or gated call past the proxy.',
+        'functions/proxy/screen.ts',
+        'tests/screen.test.ts',
+        'a stream, however it is written and cut › does not give out a byte of a call that is denied or asked about',
+      ),
+      claim(
+        'Kept bodies are sealed, open in their own place only, and reading them is recorded.',
+        'db/captures.ts',
+        'tests/capture.test.ts',
+        'sealed bodies stand nowhere in the files in clear, open in their own place only, and reading them is noted',
+      ),
     ],
   },
   {
@@ -645,7 +657,7 @@ export const RECORDS: readonly Kept[] = [
     what: 'Events, and what was told to webhooks',
     detail:
       'What happened, by ids, names and amounts; the URL of each endpoint and its secret, sealed beside a SHA-256 hash; and of each attempt to deliver its headers, its time, and the status, headers and first 4 KiB of the answer.',
-    until: UNTIL_DELETED,
+    until: `${UNTIL_PRUNED}; endpoints until they are deleted`,
     tables: ['events', 'webhooks', 'deliveries', 'delivery_attempts'],
   },
   {

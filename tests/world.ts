@@ -99,53 +99,22 @@ export async function makeWorld(
   watch: Watch = {},
 ): Promise<World> {
   const bare = await makeGround();
-  const base = await makeServices(bare, env);
-  let db = await openDatabase({ url: bare.url, synchronous: 'normal' });
+  const server = new Server(bare.url, await makeServices(bare, env), watch);
   await bare.db.close();
-  const watched = watchDatabase(() => db, watch);
-  const ground = { ...bare, db: watched };
-  const start = () => {
-    const memory = {
-      credentials: new Memo<never>(99),
-      runs: new Memo<never>(99),
-      failures: new Memo<number>(99),
-    };
-    const flights = new Flights(watched, base.log, Date.now);
-    const deliveries = new Deliveries({ ...base, db: watched });
-    const services: Services = { ...base, db: watched, memory, flights, deliveries };
-    return { services, answer: makeApp(services) };
-  };
-  let running = start();
-  let requests = 0;
-  const send = async (path: string, init: RequestInit = {}) => {
-    const at = ++requests;
-    const address = `127.${1 + (at >> 16)}.${(at >> 8) & 255}.${at & 255}`;
-    return await running.answer(new Request(`http://localhost${path}`, init), { address });
-  };
-  const path = filePath(ground.url);
-  const reopen = async (change: () => void) => {
-    await running.services.deliveries.stop(0);
-    // The copy is of the one file: what its log still holds would be lost, or come back.
-    await db.read('pragma wal_checkpoint(truncate)', []);
-    await db.close();
-    for (const end of ['-wal', '-shm']) rmSync(`${path}${end}`, { force: true });
-    change();
-    db = await openDatabase({ url: ground.url, synchronous: 'normal' });
-    running = start();
-  };
-  const keep = () => reopen(() => copyFileSync(path, `${path}.kept`));
+  await server.open();
+  const send: World['send'] = (path, init) => server.send(path, init);
   const world = {
-    ...{ ground, watch, send, keep },
+    ...{ watch, send, ground: { ...bare, db: server.watched } },
     get services() {
-      return running.services;
+      return server.services;
     },
     ask: (credential: Credential, query: string, variables: object = {}) =>
       ask(send, credential, query, variables),
-    dump: (org: Org, from = db) => dump(from, org),
-    restore: () => reopen(() => copyFileSync(`${path}.kept`, path)),
+    dump: (org: Org, from = server.db) => dump(from, org),
+    keep: () => server.reopen((path) => copyFileSync(path, `${path}.kept`)),
+    restore: () => server.reopen((path) => copyFileSync(`${path}.kept`, path)),
     async clear() {
-      await running.services.deliveries.stop(0);
-      await db.close();
+      await server.close();
       await bare.clear();
     },
   };
@@ -153,11 +122,75 @@ export async function makeWorld(
     const own = await makeSide(world, 'own');
     const foreign = await makeSide(world, 'foreign');
     await lengthen(foreign);
-    await keep();
+    await world.keep();
     return Object.assign(world, { own, foreign }) as World;
   } catch (error) {
     await world.clear();
     throw error;
+  }
+}
+
+/** A server in this process, whose database file can be exchanged under it. */
+class Server {
+  readonly #url: string;
+  readonly #base: Services;
+  readonly watched: Database;
+  #db: Database | undefined;
+  #running: ReturnType<Server['start']> | undefined;
+  #requests = 0;
+
+  constructor(url: string, base: Services, watch: Watch) {
+    this.#url = url;
+    this.#base = base;
+    this.watched = watchDatabase(() => this.db, watch);
+  }
+
+  get db(): Database {
+    return this.#db!;
+  }
+
+  get services(): Services {
+    return this.#running!.services;
+  }
+
+  async open(): Promise<void> {
+    this.#db = await openDatabase({ url: this.#url, synchronous: 'normal' });
+    this.#running = this.start();
+  }
+
+  /** Nothing is remembered of what the file held before. */
+  start() {
+    const [base, db] = [this.#base, this.watched];
+    const memory = {
+      ...{ credentials: new Memo<never>(99), runs: new Memo<never>(99) },
+      failures: new Memo<number>(99),
+    };
+    const flights = new Flights(db, base.log, Date.now);
+    const deliveries = new Deliveries({ ...base, db });
+    const services: Services = { ...base, db, memory, flights, deliveries };
+    return { services, answer: makeApp(services) };
+  }
+
+  /** Sends a request from an address that no other has had. */
+  async send(path: string, init: RequestInit = {}): Promise<Response> {
+    const at = ++this.#requests;
+    const address = `127.${1 + (at >> 16)}.${(at >> 8) & 255}.${at & 255}`;
+    const request = new Request(`http://localhost${path}`, init);
+    return await this.#running!.answer(request, { address });
+  }
+
+  async reopen(change: (path: string) => void): Promise<void> {
+    await this.close();
+    change(filePath(this.#url));
+    await this.open();
+  }
+
+  async close(): Promise<void> {
+    await this.services.deliveries.stop(0);
+    // The copy is of the one file: what its log still holds would be lost, or come back.
+    await this.db.read('pragma wal_checkpoint(truncate)', []);
+    await this.db.close();
+    for (const end of ['-wal', '-shm']) rmSync(`${filePath(this.#url)}${end}`, { force: true });
   }
 }
 

@@ -46,7 +46,7 @@ builder.objectType(DecisionType, {
   fields: (t) => ({
     decider: t.exposeString('decider', {
       ...READ,
-      description: 'Who: the id of a member, operator, or link: and the id of a signed link.',
+      description: 'Who: the id of a member, operator, or link for whoever held a signed link.',
     }),
     decision: t.expose('decision', { ...READ, type: DecisionKind, description: 'What.' }),
     reason: t.exposeString('reason', { ...READ, description: 'Why, if that was said.' }),
