@@ -28,6 +28,8 @@ export interface Principal {
   /** What may be done: the role's actions, or those of the token. */
   readonly actions?: readonly AdminAction[];
   readonly tokenId?: string;
+  /** When that token ends, in Unix milliseconds; absent where it doesn't. */
+  readonly endsAt?: number;
   readonly address?: string;
   readonly userAgent?: string;
   readonly requestId?: string;

@@ -33,6 +33,7 @@ export interface Due {
   /** Unix milliseconds, as are all times here. */
   readonly leasedUntil: number;
   readonly url: string;
+  readonly eventType: EventType;
   readonly body: string;
   readonly orgKey: WrappedKey;
   /** The current secret, then the one before it while it still signs. */
@@ -105,6 +106,7 @@ function toDue(row: Row, { by, now, leaseMs }: Claim): Due {
     leasedBy: by,
     leasedUntil: now + leaseMs,
     url: String(row.url),
+    eventType: row.type as EventType,
     body: bodyOf(row),
     orgKey: String(row.wrapped),
     secrets: [String(row.secret), ...previous],

@@ -65,8 +65,6 @@ export interface NewGate {
   readonly expiresAt: number;
   /** From {@link sealArgs}. */
   readonly args: string;
-  /** The signed link that the event carries. */
-  readonly url?: string;
 }
 
 /** The longest arguments that a person can be asked about, in characters: escaped, they still fit. */
@@ -143,7 +141,6 @@ export function gateOpening(org: Org, gate: NewGate, now: number): Statement[] {
         tool: subject.tool,
         rule: gate.rule,
         expiresAt: new Date(gate.expiresAt).toISOString(),
-        ...(gate.url === undefined ? {} : { url: gate.url }),
       },
       now,
       { ifChanged: true },
@@ -175,15 +172,13 @@ function gateStep(org: Org, gate: GateId, outcome: string, now: number, by?: str
  * Opens a gate for a call asked about before it runs, or finds the one of the same call: while it
  * is open, for good once it is rejected, and a single time after it has expired.
  *
- * @param urlOf Signs the link that the event carries.
  * @returns undefined where {@link MAX_OPEN_ASKS} of the agent's gates wait already.
  * @throws {SealError} when the arguments can't be sealed.
  */
 export async function openAsk(
   org: Org,
   vault: Vault,
-  ask: Omit<NewGate, 'id' | 'args' | 'parkedId' | 'stepId' | 'url'>,
-  urlOf: (gate: GateId) => Promise<string>,
+  ask: Omit<NewGate, 'id' | 'args' | 'parkedId' | 'stepId'>,
   now: number,
 ): Promise<Gate | undefined> {
   const digest = digestText(subjectText(ask.subject));
@@ -193,7 +188,7 @@ export async function openAsk(
   if (isDue && (await tellExpiry(org, present, now))) return { ...present, status: 'expired' };
   const id = newId('gate', now);
   const args = await sealArgs(vault, id, ask.subject.argsText);
-  const gate = { ...ask, id, args, parkedId: null, stepId: null, url: await urlOf(id) };
+  const gate = { ...ask, id, args, parkedId: null, stepId: null };
   await org.write(vault.count(), ...gateOpening(org, gate, now));
   // Another caller may have been first with the same call: then theirs is the gate.
   const found = await findAsk(org, digest);

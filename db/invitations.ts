@@ -3,7 +3,7 @@
 import { Refusal } from '../schema/errors.ts';
 import type { InvitationId, MemberId, OrgId, UserId } from '../schema/ids.ts';
 import type { Role } from '../schema/roles.ts';
-import { judgeInvitation } from '../schema/rules/membership.ts';
+import { judgeInvitation, judgeTakingBack } from '../schema/rules/membership.ts';
 import { type Actor, acting, actorName, auditEntry, refuse } from './audit.ts';
 import { type Database, DatabaseError, type Row, type Statement } from './client.ts';
 import { forOrg, type Org } from './org.ts';
@@ -199,7 +199,8 @@ async function change(
   });
   const row = await org.first('select role from invitations where org_id = ?1 and id = ?2', id);
   if (!row) return await refuse(org, actor, action, id, missing);
-  const refusal = judgeInvitation(acting(actor), row.role as Role);
+  const judge = action === 'invitation.revoke' ? judgeTakingBack : judgeInvitation;
+  const refusal = judge(acting(actor), row.role as Role);
   if (refusal) return await refuse(org, actor, action, id, refusal);
   const [changed] = await org.write(
     org.statement(sql, id, ...args),

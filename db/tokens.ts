@@ -11,7 +11,7 @@ import {
   mayDo,
   type Role,
 } from '../schema/roles.ts';
-import { judgeGrant, judgeTokenChange } from '../schema/rules/membership.ts';
+import { type Acting, judgeGrant, judgeTokenChange } from '../schema/rules/membership.ts';
 import { lastFour } from '../schema/token.ts';
 import { type Actor, acting, actorName, auditEntry, refuse } from './audit.ts';
 import type { Database, Row, Statement } from './client.ts';
@@ -326,7 +326,7 @@ export async function createAdminToken(
   wanted: NewAdminToken,
 ): Promise<{ id: TokenId; token: string }> {
   const role = await roleOf(org, member);
-  const refusal = role ? judgeGrant(acting(actor), { member, role }, wanted.actions) : noMember();
+  const refusal = role ? judgeGrant(acting(actor), { member, role }, wanted) : noMember();
   if (refusal || !role) return await refuse(org, actor, 'token.create', member, refusal!);
   const minted = mintAdminToken(org, { id: member, role }, wanted);
   const now = Date.now();
@@ -465,7 +465,9 @@ export async function updateAdminToken(
   id: TokenId,
   { name, actions }: Pick<NewAdminToken, 'name' | 'actions'>,
 ): Promise<void> {
-  const present = await judged(org, actor, 'token.update', id, actions);
+  const present = await judged(org, actor, 'token.update', id, (acting, token) =>
+    judgeTokenChange(acting, token, actions),
+  );
   const [changed] = await org.write(
     org.statement(
       `update tokens set name = ?3, actions = ?4
@@ -493,7 +495,9 @@ export async function updateAdminToken(
  * @throws {Refusal} `not_found`, or `permission_denied` for the token of someone above.
  */
 export async function revokeToken(org: Org, actor: Actor, id: TokenId): Promise<boolean> {
-  await judged(org, actor, 'token.revoke', id);
+  await judged(org, actor, 'token.revoke', id, (acting, token) =>
+    judgeTokenChange(acting, token, []),
+  );
   const [ended] = await org.write(
     org.statement(
       'update tokens set revoked_at = ?3 where org_id = ?1 and id = ?2 and revoked_at is null',
@@ -510,7 +514,8 @@ export async function revokeToken(org: Org, actor: Actor, id: TokenId): Promise<
  * now, or after an overlap, but never later than it would have ended anyway.
  *
  * @returns the new token's id and its text, shown once.
- * @throws {Refusal} `not_found`, or `permission_denied` for a token that may more than who acts.
+ * @throws {Refusal} `not_found`, or `permission_denied` for an admin token that is another's or may
+ *   more than who acts.
  */
 export async function rotateToken(
   org: Org,
@@ -518,7 +523,7 @@ export async function rotateToken(
   id: TokenId,
   overlapMs: number,
 ): Promise<{ id: TokenId; token: string }> {
-  const present = await judged(org, actor, 'token.rotate', id, undefined, true);
+  const present = await judged(org, actor, 'token.rotate', id, judgeRotation);
   const minted = remint(org, actor, present);
   const [ended] = await org.write(
     org.statement(
@@ -593,18 +598,25 @@ export async function createAgentToken(
   return made!.changes > 0 ? { id: minted.id, token: minted.text } : undefined;
 }
 
-/** The token, if who acts may change it; a refused attempt is recorded. */
+/** Who receives another's admin token could act in his name, and beyond his own removal. */
+function judgeRotation(actor: Acting | undefined, token: StoredToken): Refusal | undefined {
+  const { createdBy, effective, expiresAt, role } = token;
+  const actions = effective.filter(isAdminAction);
+  const refusal = judgeTokenChange(actor, token, []);
+  if (refusal || token.kind === 'agent' || !role) return refusal;
+  return judgeGrant(actor, { member: createdBy, role }, { actions, expiresAt });
+}
+
+/** The token, if who acts may do that to it; a refused attempt is recorded. */
 async function judged(
   org: Org,
   actor: Actor,
   action: AdminAction,
   id: TokenId,
-  actions?: readonly AdminAction[],
-  receives = false,
+  judge: (acting: Acting | undefined, token: StoredToken) => Refusal | undefined,
 ): Promise<StoredToken> {
   const present = await readStoredToken(org, id);
   if (!present) return await refuse(org, actor, action, id, noToken());
-  const shown = receives ? present.effective.filter(isAdminAction) : [];
-  const refusal = judgeTokenChange(acting(actor), present, actions ?? shown);
+  const refusal = judge(acting(actor), present);
   return refusal ? await refuse(org, actor, action, id, refusal) : present;
 }

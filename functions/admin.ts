@@ -11,6 +11,7 @@ import { addressOf } from './edge.ts';
 import { readCredential, requestIdOf } from './proxy/authenticate.ts';
 import type { Services } from './services.ts';
 import { readCookie, SESSION_COOKIE } from './signin/cookies.ts';
+import { refuseOtherSites } from './sites.ts';
 
 /** An admin: his org, who he is on the audit trail, and what he may do. */
 export interface Admin {
@@ -21,7 +22,7 @@ export interface Admin {
 
 /**
  * Finds who calls: the admin token in `Authorization: Bearer rg_adm_…`, else the session of the
- * cookie; both are read anew.
+ * cookie; both are read anew. What changes anything by a cookie comes from a page of Rungate's own.
  *
  * @throws {Refusal} `invalid_token`, `rate_limited`, `permission_denied`.
  */
@@ -56,7 +57,7 @@ async function identifyByToken(services: Services, request: Request): Promise<Ad
     const message = "This token is an agent's; use an rg_adm_… token.";
     throw new Refusal('permission_denied', message, { rule: 'token.kind' });
   }
-  const { tokenId, member } = credential;
+  const { expiresAt, tokenId, member } = credential;
   const actions = credential.actions.filter(isAdminAction);
   const now = services.now();
   if (!isTouched(credential, now)) await touchToken(org, credential, now);
@@ -65,6 +66,7 @@ async function identifyByToken(services: Services, request: Request): Promise<Ad
     actor: {
       ...{ kind: 'token', id: tokenId, tokenId, actions },
       ...(member && { memberId: member.id, role: member.role }),
+      ...(expiresAt === null ? {} : { endsAt: expiresAt }),
       ...seenFrom(services, request),
     },
     viewer: {
@@ -79,6 +81,7 @@ async function identifyBySession(
   request: Request,
   secret: string,
 ): Promise<Admin> {
+  if (request.method !== 'GET') refuseOtherSites(services, request, 'session.origin');
   const session = await findSession(services.db, secret, services.now());
   if (!session) throw new Refusal('invalid_token', 'The session has ended; sign in again.');
   if (session.orgSuspendedAt !== null) {

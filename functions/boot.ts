@@ -37,7 +37,10 @@ export async function boot(
   await replayDeletions({ config, log, db: opened, master, now: Date.now });
   const secrets = keepOpened(master, () => performance.now());
   const egress = makeEgress({ allow: config.egressAllow });
-  const deliveries = new Deliveries({ db: opened, egress, secrets, log, now: Date.now });
+  const deliveries = new Deliveries({
+    ...{ config, db: opened, master, egress, secrets, log },
+    now: Date.now,
+  });
   const db = watchOutbox(opened, () => deliveries.nudge());
   return {
     config,

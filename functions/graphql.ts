@@ -15,14 +15,13 @@ import { type ErrorCode, Refusal } from '../schema/errors.ts';
 import type { Context } from '../schema/graphql/context.ts';
 import { UserError, type UserErrorCode } from '../schema/graphql/errors.ts';
 import { schema } from '../schema/graphql/index.ts';
-import { type Admin, identifyAdmin, sessionSecret } from './admin.ts';
+import { type Admin, identifyAdmin } from './admin.ts';
 import { respond } from './edge.ts';
 import { sendInvitation } from './invitations.ts';
 import { baseUrl } from './links.ts';
 import { requestIdOf } from './proxy/authenticate.ts';
 import { readBody } from './proxy/body.ts';
 import type { Services } from './services.ts';
-import { refuseOtherSites } from './sites.ts';
 import { loadersFor, store } from './store.ts';
 
 /** What a request and its document may amount to. */
@@ -62,9 +61,6 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
     ],
   });
   return async (request) => {
-    if (sessionSecret(services, request) !== undefined) {
-      refuseOtherSites(services, request, 'graphql.origin');
-    }
     const admin = await identifyAdmin(services, request);
     refuseOtherKinds(request);
     const context = contextOf(services, admin);

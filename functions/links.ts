@@ -1,12 +1,12 @@
 /** Signed links: whoever holds one may decide on one gate, once, until the gate expires. */
 
 import { errors, jwtVerify, SignJWT } from 'jose';
+import type { Database } from '../db/client.ts';
 import { forOrg, type Org } from '../db/org.ts';
-import { newId, SealError } from '../db/seal.ts';
+import { type MasterKeys, newId, SealError } from '../db/seal.ts';
 import { openVault, type Vault } from '../db/vault.ts';
 import { type GateId, isId, type OrgId } from '../schema/ids.ts';
 import type { Config } from './config.ts';
-import type { Services } from './services.ts';
 
 const ALGORITHM = 'HS256';
 const TYPE = 'rungate-approval+jwt';
@@ -24,6 +24,7 @@ export function baseUrl({ publicUrl, host, port }: Config): string {
  * Signs a link to decide on a gate: a JWT (RFC 7519) under a secret of the org.
  *
  * @param gate Its id, and when it expires in Unix milliseconds.
+ * @param id The link's own id; links that differ in nothing are the same text.
  */
 export async function signLink(
   config: Config,
@@ -31,17 +32,26 @@ export async function signLink(
   vault: Vault,
   gate: { readonly id: GateId; readonly expiresAt: number },
   now: number,
+  id: string = newId('link', now),
 ): Promise<string> {
   const token = await new SignJWT({ org: org.id })
     .setProtectedHeader({ alg: ALGORITHM, typ: TYPE })
     .setIssuer(ISSUER)
     .setAudience(USE)
     .setSubject(gate.id)
-    .setJti(newId('link', now))
+    .setJti(id)
     .setIssuedAt(Math.floor(now / 1_000))
     .setExpirationTime(Math.ceil(gate.expiresAt / 1_000))
     .sign(await vault.secret(USE));
   return `${baseUrl(config)}/approvals/${token}`;
+}
+
+/** What it takes to verify a link. */
+export interface LinkParts {
+  readonly db: Database;
+  readonly master: MasterKeys;
+  /** Unix milliseconds. */
+  readonly now: () => number;
 }
 
 /** What a link lets its holder decide on. */
@@ -69,10 +79,7 @@ export class LinkError extends Error {
  *
  * @throws {LinkError} for one that is altered, of another use, or too old.
  */
-export async function openLink(
-  { db, master, now }: Pick<Services, 'db' | 'master' | 'now'>,
-  token: string,
-): Promise<Link> {
+export async function openLink({ db, master, now }: LinkParts, token: string): Promise<Link> {
   const org = forOrg(db, orgOf(token));
   try {
     const vault = await openVault(org, master);

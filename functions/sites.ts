@@ -14,11 +14,16 @@ export function refuseOtherSites(
   { headers, url }: Request,
   rule: string,
 ): void {
-  const site = headers.get('sec-fetch-site');
   const origin = headers.get('origin');
   const hosts = [url, config.publicUrl].flatMap((known) => (known ? [new URL(known).host] : []));
   const isForeign = origin !== null && !hosts.includes(URL.parse(origin)?.host ?? '');
-  if (isForeign || (site !== null && site !== 'same-origin' && site !== 'none')) {
+  if (isForeign || isFromElsewhere(headers)) {
     throw new Refusal('permission_denied', 'Send this from the page of Rungate itself.', { rule });
   }
+}
+
+/** Whether a browser says that another site has sent it here (W3C Fetch Metadata). */
+export function isFromElsewhere(headers: Headers): boolean {
+  const site = headers.get('sec-fetch-site');
+  return site !== null && site !== 'same-origin' && site !== 'none';
 }

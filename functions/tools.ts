@@ -18,7 +18,7 @@ import { digest } from '../db/seal.ts';
 import { readScopes, recordRemark } from '../db/steps.ts';
 import { openVault } from '../db/vault.ts';
 import { Refusal } from '../schema/errors.ts';
-import { type GateId, isId } from '../schema/ids.ts';
+import { isId } from '../schema/ids.ts';
 import { InvalidJson, type JsonObject, parseStrict, type StrictBody } from '../schema/json.ts';
 import { formatDollars, MAX_NANOS } from '../schema/money.ts';
 import { dollars } from '../schema/policy.ts';
@@ -29,7 +29,6 @@ import { type GateSubject, MAX_WAIT_S, readPrefer, statusAt } from '../schema/ru
 import { nameRun, type RunName } from '../schema/rules/identity.ts';
 import { type Ask, decideTool } from '../schema/rules/tools.ts';
 import { respondJson } from './edge.ts';
-import { signLink } from './links.ts';
 import { authenticate, type Caller } from './proxy/authenticate.ts';
 import { readBody } from './proxy/body.ts';
 import type { Call } from './proxy/call.ts';
@@ -246,7 +245,6 @@ async function askPeople(question: Question, ask: Ask): Promise<Response> {
     org,
     vault,
     { subject, rule, ruleName, reason, approvals, expiresAt, tokenId: call.credential.tokenId },
-    (id: GateId) => signLink(services.config, org, vault, { id, expiresAt }, now),
     now,
   );
   if (!gate) throw tooMany();

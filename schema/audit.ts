@@ -308,7 +308,13 @@ export class ChainCheck {
   }
 }
 
+/** A forged chain may hold any text: what tells of no entries excuses none. */
 function erasedSeqs({ text }: AuditPayload): readonly number[] {
-  const { after } = JSON.parse(text) as { after?: { seqs?: unknown } };
-  return Array.isArray(after?.seqs) ? after.seqs.filter((seq) => Number.isSafeInteger(seq)) : [];
+  try {
+    const story = JSON.parse(text) as { after?: { seqs?: unknown } | null } | null;
+    const seqs = story?.after?.seqs;
+    return Array.isArray(seqs) ? seqs.filter((seq) => Number.isSafeInteger(seq)) : [];
+  } catch {
+    return [];
+  }
 }

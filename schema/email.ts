@@ -2,8 +2,14 @@
 
 import { z } from 'zod';
 
-/** An address, trimmed and in lower case. */
-export const EMAIL = z.string().trim().toLowerCase().max(254).pipe(z.email());
+/** An address, trimmed and in lower case; only of ASCII, to which the case of some others folds. */
+export const EMAIL = z
+  .string()
+  .trim()
+  .max(254)
+  .regex(/^[\x21-\x7e]*$/, 'must be of ASCII characters')
+  .toLowerCase()
+  .pipe(z.email());
 
 /** The one spelling of an address. @returns undefined for what is none. */
 export function normalizeEmail(text: string): string | undefined {

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from
 import { copyFileSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { compactFile, type Database, openDatabase, type Value } from '../db/client.ts';
-import { deleteRows } from '../db/deletion.ts';
+import { deleteOrg, deleteRows } from '../db/deletion.ts';
 import { readLedgerFile } from '../db/ledger.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { cancelDeletion, DELETION_DELAY_MS, readAccount, requestDeletion } from '../db/orgs.ts';
@@ -171,6 +171,13 @@ describe('after its grace an org', () => {
       ({ orgs } = await eraseLeaving(partsOf(ground), 25));
     }
     expect(ticks).toBeGreaterThan(1);
+    expect(await traces(ground.db, made.org.id)).toEqual({ deleted_orgs: 1, audit_entries: 1 });
+  });
+
+  test('takes along what was written while it was deleted', async () => {
+    const made = await makeOrg(ground);
+    await fill(ground, made.org, 2);
+    await deleteOrg(ground.db, made.org, await tenantTables(ground.db), 1);
     expect(await traces(ground.db, made.org.id)).toEqual({ deleted_orgs: 1, audit_entries: 1 });
   });
 

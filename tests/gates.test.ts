@@ -16,8 +16,10 @@ import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
 import { openMasterKeys } from '../db/seal.ts';
 import { openVault } from '../db/vault.ts';
+import { createWebhook } from '../db/webhooks.ts';
 import type { GateId, MemberId, TokenId } from '../schema/ids.ts';
 import { ANSWER, LOOPS, ran } from './loops.ts';
+import { type Receiver, startReceiver } from './receiver.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
 import { ALL_KINDS, type CallOptions, call, type Kind } from './runtimes.ts';
 import { startUpstream, type Upstream } from './upstream.ts';
@@ -62,6 +64,8 @@ const slug = (...names: unknown[]) => names.join(' ').replaceAll(/\W+/g, '-');
 /** The stage of all tests: one upstream, one deployment, and the tests' own way to the database. */
 let upstream: Upstream;
 let rungate: Deployment;
+/** Whom the org tells of gates. */
+let receiver: Receiver;
 /** Of two processes on one database: one on Bun, one on Deno. */
 let urls: readonly string[];
 let db: Database;
@@ -71,17 +75,26 @@ beforeAll(async () => {
   upstream = await startUpstream();
   rungate = await deploy({
     ...{ upstreamUrl: upstream.url, policy: POLICY, agents: ['tester', 'other'] },
-    env: { RUNGATE_PUBLIC_URL: 'http://rungate.example' },
+    env: {
+      ...{ RUNGATE_PUBLIC_URL: 'http://rungate.example', RUNGATE_EGRESS_ALLOW: '127.0.0.1/32' },
+    },
   });
   const other = await rungate.serve('deno');
   urls = [rungate.url, other.ready.groups?.url ?? ''];
   db = await rungate.database();
   org = (await findOrg(db, 'acme'))!;
+  receiver = startReceiver();
+  const wanted = { url: receiver.url, events: ['approval.pending'], description: '' };
+  await createWebhook(org, await masterKeys(), 'operator', wanted);
 });
+
+const masterKeys = async () =>
+  openMasterKeys((await Bun.file(`${rungate.folder}/master-keys`).text()).trim());
 
 afterAll(async () => {
   await db?.close();
   await rungate?.stop();
+  await receiver?.stop();
   await upstream?.stop();
 }, 20_000);
 
@@ -569,8 +582,7 @@ describe('a gate without a parked answer', () => {
       'select id from tokens where org_id = ?1 and agent_id = ?2',
       run.agent_id!,
     );
-    const keys = await Bun.file(`${rungate.folder}/master-keys`).text();
-    const vault = await openVault(org, openMasterKeys(keys.trim()));
+    const vault = await openVault(org, await masterKeys());
     const subject = {
       ...{
         orgId: org.id,
@@ -591,7 +603,7 @@ describe('a gate without a parked answer', () => {
         subject: { ...subject, argsText },
         expiresAt: at + 1_000,
       };
-      const gate = await openAsk(org, vault, asked, async (id) => `http://x/${id}`, at);
+      const gate = await openAsk(org, vault, asked, at);
       return gate!;
     };
     const both = await Promise.all([open(now), open(now)]);
@@ -620,12 +632,11 @@ describe('a signed link', () => {
   const linkTo = async (run: string, prompt = REFUND): Promise<{ path: string; id: GateId }> => {
     await pendingOf('chat', asking('chat', run, prompt), false);
     const [{ id }] = (await gatesOf(run)) as [Gate];
-    const rows = await org.read(
-      "select data from events where org_id = ?1 and type = 'approval.pending'",
-    );
-    const data = rows.map((row) => JSON.parse(String(row.data)) as { gateId: string; url: string });
-    const { url } = data.find(({ gateId }) => gateId === id)!;
-    return { path: new URL(url).pathname, id };
+    const toldOf = () => receiver.received.find(({ event }) => event.data.gateId === id);
+    await receiver.until(() => toldOf() !== undefined);
+    const { origin, pathname } = new URL(String(toldOf()!.event.data.url));
+    expect(origin).toBe('http://rungate.example');
+    return { path: pathname, id };
   };
   const post = (path: string, decision: string, headers = {}) =>
     fetch(rungate.url + path, { method: 'POST', headers, body: new URLSearchParams({ decision }) });
@@ -694,6 +705,17 @@ describe('a signed link', () => {
     expect((await post(path, 'approve', foreign)).status).toBe(403);
     expect((await post(path, 'approve', { 'sec-fetch-site': 'cross-site' })).status).toBe(403);
     expect((await gatesOf('link-bad')).find((gate) => gate.id === id)!.status).toBe('pending');
+  });
+
+  test('is stored nowhere, so that nobody decides by reading the database', async () => {
+    const { path } = await linkTo('link-stored');
+    const [, , secret = ''] = path.split('/');
+    const tables = await db.read("select name from sqlite_schema where type = 'table'", []);
+    for (const { name } of tables) {
+      const rows = await db.read(`select * from "${name}"`, []);
+      expect(JSON.stringify(rows)).not.toContain('/approvals/');
+      expect(JSON.stringify(rows)).not.toContain(secret);
+    }
   });
 
   test('is good for no longer than its gate', async () => {

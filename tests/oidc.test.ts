@@ -132,6 +132,23 @@ describe.each([
     return login;
   };
 
+  test('is not begun by another site, which could sign a visitor in to an org of its own', async () => {
+    const place = await orgAt(urlOf(server));
+    const browser = visitBoth();
+    const url = `${HERE}/sign-in/oidc/${place.slug}`;
+    for (const site of ['cross-site', 'same-site']) {
+      const page = await browser.ask(url, { headers: { 'sec-fetch-site': site } });
+      expect([page.status, page.headers.get('location')]).toEqual([200, null]);
+      expect(page.headers.getSetCookie()).toEqual([]);
+      const link = /<a href="(?<path>[^"]+)">Go on/.exec(await page.text())?.groups?.path ?? '';
+      expect(new URL(link, url).href).toBe(url);
+    }
+    for (const site of ['same-origin', 'none']) {
+      const page = await browser.ask(url, { headers: { 'sec-fetch-site': site } });
+      expect(page.status).toBe(303);
+    }
+  });
+
   async function attempt(place: Place, login: string, browser = visitBoth()) {
     const back = await passProvider(browser, place.slug, login);
     const response = await browser.open(back);

@@ -156,12 +156,12 @@ describe('how long records are kept', () => {
 
 describe('pruning', () => {
   const step = fc.record({
-    age: fc.integer({ min: 0, max: 60 }),
+    age: fc.integer({ min: 0, max: 12 }),
     spent: fc.integer({ min: 0, max: 1_000 }),
   });
   const run = fc.record({
     isOpen: fc.boolean(),
-    closedAge: fc.integer({ min: 0, max: 60 }),
+    closedAge: fc.integer({ min: 0, max: 12 }),
     steps: fc.array(step, { maxLength: 8 }),
   });
 
@@ -170,7 +170,7 @@ describe('pruning', () => {
     await fc.assert(
       fc.asyncProperty(
         fc.array(run, { maxLength: 30 }),
-        fc.integer({ min: 1, max: 59 }),
+        fc.integer({ min: 1, max: 12 }),
         async (runs, days) => {
           const { org } = await makeOrg(ground);
           // Nothing is exactly at the border.

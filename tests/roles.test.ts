@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { listAudit, type Principal } from '../db/audit.ts';
+import { invite, resendInvitation, revokeInvitation } from '../db/invitations.ts';
 import { changeRole, type Member, removeMember } from '../db/members.ts';
 import type { Org } from '../db/org.ts';
 import { hashToken } from '../db/seal.ts';
@@ -207,6 +208,78 @@ describe('an admin token', () => {
     const { id } = await tokenOf(org, owner, ['org.delete', 'token.rotate']);
     const actor: Principal = { ...as(owner), kind: 'token', actions: ['token.rotate'] };
     expect((await refusalOf(rotateToken(org, actor, id, 0))).code).toBe('permission_denied');
+  });
+
+  test('of another member of the same role is not received by rotating it, but can be ended', async () => {
+    const { org } = await makeOrg(ground);
+    for (const role of ROLES.filter((each) => mayDo(each, 'token.rotate'))) {
+      const [one, other] = [await addMember(ground, org, role), await addMember(ground, org, role)];
+      const { id, token } = await tokenOf(org, one, ['agent.read']);
+      const refusal = await refusalOf(rotateToken(org, as(other), id, 0));
+      expect(refusal).toMatchObject({
+        code: 'permission_denied',
+        detail: { rule: 'token.member' },
+      });
+      expect(await effective(token)).toEqual(['agent.read']);
+      expect(await revokeToken(org, as(other), id)).toBe(true);
+    }
+  });
+
+  test('makes and receives no token that ends later than it does itself', async () => {
+    const { org, owner } = await makeOrg(ground);
+    const now = Date.now();
+    const ends = fc.option(fc.integer({ min: 1, max: 1_000 }), { nil: null });
+    const property = fc.asyncProperty(ends, ends, async (own, asked) => {
+      const [endsAt, expiresAt] = [own, asked].map((each) => each && now + 60_000 + each);
+      const until = endsAt ? { endsAt } : {};
+      const actor: Principal = { ...as(owner), kind: 'token', ...until };
+      const wanted = { name: 't', actions: ['agent.read'] as const, expiresAt: expiresAt ?? null };
+      const { id } = await createAdminToken(org, 'operator', owner.id, wanted);
+      const attempts = [
+        () => createAdminToken(org, actor, owner.id, wanted),
+        () => rotateToken(org, actor, id, 0),
+      ];
+      for (const attempt of attempts) {
+        if (!endsAt || (expiresAt && expiresAt <= endsAt)) await attempt();
+        else expect((await refusalOf(attempt())).detail.rule).toBe('token.expires_at');
+      }
+    });
+    await fc.assert(property, { numRuns: 25 });
+  });
+
+  test('gives nobody a role with more actions than its own, by changing it or by inviting', async () => {
+    const { org, owner } = await makeOrg(ground);
+    const roles = fc.constantFrom(...ROLES);
+    const given = fc.constantFrom('admin', 'member', 'viewer');
+    let count = 0;
+    const property = fc.asyncProperty(subset, roles, given, async (actions, from, to) => {
+      const actor: Principal = { ...as(owner), kind: 'token', actions };
+      const member = await addMember(ground, org, from);
+      const gained = actionsOf(to).filter((action) => !mayDo(from, action));
+      const isWithin = (wanted: readonly AdminAction[]) =>
+        wanted.every((action) => actions.includes(action));
+      const change = changeRole(org, actor, member.id, to);
+      if (isWithin(gained)) await change;
+      else expect((await refusalOf(change)).detail.rule).toBe('membership.grant');
+      const invitation = invite(org, actor, `invited${++count}@example.com`, to, Date.now());
+      if (isWithin(actionsOf(to))) await invitation;
+      else expect((await refusalOf(invitation)).detail.rule).toBe('membership.grant');
+    });
+    const wide = [actionsOf('viewer'), actionsOf('member'), actionsOf('admin')].flatMap((actions) =>
+      ROLES.map((from): [AdminAction[], Role, 'admin' | 'member' | 'viewer'] => {
+        return [[...actions], from, 'member'];
+      }),
+    );
+    await fc.assert(property, { numRuns: 40, examples: wide });
+  });
+
+  test('takes back an invitation to more than it may itself, and renews none', async () => {
+    const { org, owner } = await makeOrg(ground);
+    const actor: Principal = { ...as(owner), kind: 'token', actions: ['invitation.revoke'] };
+    const { id } = await invite(org, as(owner), 'renewed@example.com', 'admin', Date.now());
+    const refusal = await refusalOf(resendInvitation(org, actor, id, Date.now()));
+    expect(refusal.detail.rule).toBe('membership.grant');
+    await revokeInvitation(org, actor, id, Date.now());
   });
 
   test('of another org answers like one that does not exist', async () => {

@@ -228,6 +228,7 @@ describe('a form', () => {
       [`${HERE}/sign-out`, ''],
       [`${HERE}/invitations/${'A'.repeat(43)}`, ''],
       [`${HERE}/graphql`, JSON.stringify({ query: '{me{role}}' })],
+      [`${HERE}/api/webhooks/whk_${'0'.repeat(26)}/rotate-secret`, ''],
     );
     const property = fc.asyncProperty(targets, foreign, async ([url, body], headers) => {
       const type = url?.endsWith('/graphql')

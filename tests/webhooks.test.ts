@@ -177,7 +177,7 @@ describe('an event', () => {
 
   test('of every type has an example that its schema takes', () => {
     for (const type of EVENT_TYPES) expect(EVENTS[type].parse(exampleOf(type))).toBeDefined();
-    expect(EVENT_TYPES).toHaveLength(15);
+    expect(EVENT_TYPES).toHaveLength(16);
     expect(['toString', '__proto__', 'run'].filter(isEventType)).toEqual([]);
   });
 });
@@ -294,8 +294,7 @@ describe('an endpoint', () => {
 /** Deliveries whose clock a test moves, all attempts of which fail. */
 function failing(): { run: (now: number) => Promise<void>; stop: () => Promise<void> } {
   let time = 0;
-  const { db, egress, secrets, log } = services;
-  const deliveries = new Deliveries({ db, egress, secrets, log, now: () => time });
+  const deliveries = new Deliveries({ ...services, now: () => time });
   return {
     async run(now) {
       time = now;
@@ -306,6 +305,29 @@ function failing(): { run: (now: number) => Promise<void>; stop: () => Promise<v
 }
 
 describe('a delivery that fails', () => {
+  test('is tried again with the same bytes, the link of a gate among them', async () => {
+    receiver.answer = () => new Response('no', { status: 500 });
+    const { id, secret } = await subscribe('pending', ['approval.pending']);
+    const { run, stop } = failing();
+    const start = Date.now() + 30 * DAY_MS;
+    const { url: _, ...data } = exampleOf('approval.pending');
+    await org.write(announce(org, 'approval.pending', data, start));
+    const [{ id: delivery } = {}] = await deliveriesOf(id);
+    for (let tries = 0; tries < 3; tries++) {
+      await run((await readDelivery(org, delivery!))!.nextAt!);
+    }
+    await stop();
+    const bodies = receiver.received.map(({ body }) => body);
+    expect([bodies.length, new Set(bodies).size]).toEqual([3, 1]);
+    const { event } = receiver.received[0]!;
+    expect(event.data).toEqual({ ...data, url: expect.stringContaining('/approvals/') });
+    expect((await readDelivery(org, delivery!))!.body).not.toContain('/approvals/');
+    for (const got of receiver.received) {
+      const at = Number(got.headers.get('x-rungate-timestamp')) * 1_000;
+      expect(await isGenuine({ ...got, at }, secret)).toBe(true);
+    }
+  });
+
   test('is tried again by the schedule with its jitter, then given up', async () => {
     receiver.answer = () => new Response('no', { status: 500 });
     const { id } = await subscribe();
@@ -529,10 +551,10 @@ describe('where deliveries go', () => {
   ])('%s is refused before it is stored', (url) => expect(judgeUrl(url, nowhere)).toBeString());
 
   test('is judged by the address that a name resolves to, too', async () => {
-    const { db, secrets, log, now } = services;
+    const { db, now } = services;
     for (const address of ['127.0.0.1', '10.0.0.1', '::1', '::ffff:10.0.0.1', '169.254.169.254']) {
       const egress = makeEgress({ allow: nowhere, resolve: async () => [address] });
-      const deliveries = new Deliveries({ db, egress, secrets, log, now });
+      const deliveries = new Deliveries({ ...services, db, egress, now });
       const wanted = { url: 'https://hook.example.test/', events: ['*'], description: '' };
       const { id } = await createWebhook(org, services.master, 'operator', wanted);
       await openDatabaseAndHappen();
@@ -640,8 +662,8 @@ describe('at the command line', () => {
 test('a database on a server is delivered from like a file', async () => {
   const sqld = await startSqld();
   const db = await openDatabase({ url: sqld.url });
-  const { egress, secrets, log, now, master } = services;
-  const deliveries = new Deliveries({ db, egress, secrets, log, now });
+  const { egress, now, master } = services;
+  const deliveries = new Deliveries({ ...services, db, egress, now });
   try {
     await migrate(db);
     const { id } = await createOrg(db, master, 'operator', 'Remote', 'r@example.com');
@@ -666,8 +688,8 @@ test('a database on a server is delivered from like a file', async () => {
 test('two processes share what is due, and none sends what another is sending', async () => {
   const url = `file:${deployment.folder}/rungate.db`;
   const databases = await Promise.all([openDatabase({ url }), openDatabase({ url })]);
-  const { egress, secrets, log, now } = services;
-  const all = databases.map((db) => new Deliveries({ db, egress, secrets, log, now }));
+  const { egress, now } = services;
+  const all = databases.map((db) => new Deliveries({ ...services, db, egress, now }));
   receiver.answer = async () => {
     await Bun.sleep(2);
     return new Response();

@@ -9,12 +9,17 @@ import {
   type Next,
   releaseDelivery,
 } from '../../db/deliveries.ts';
-import { hmac, newId, type OpenedSecrets, SealError } from '../../db/seal.ts';
+import { forOrg } from '../../db/org.ts';
+import { hmac, type MasterKeys, newId, type OpenedSecrets, SealError } from '../../db/seal.ts';
+import { openVault } from '../../db/vault.ts';
 import { webhookSecretContext } from '../../db/webhooks.ts';
 import { concat } from '../../schema/bytes.ts';
+import type { GateId } from '../../schema/ids.ts';
 import { readRetryAfter, retryDelay } from '../../schema/rules/schedule.ts';
 import { signatureHeaders } from '../../schema/signature.ts';
+import type { Config } from '../config.ts';
 import { type Egress, EgressError, type EgressResponse } from '../egress.ts';
+import { signLink } from '../links.ts';
 import type { Log } from '../log.ts';
 
 /** How long an endpoint may take for its answer, from the look-up of its name to the headers. */
@@ -36,7 +41,9 @@ const MAX_HEADER_CHARS = 1_000;
 
 /** What deliveries need of the process. */
 export interface DeliveryParts {
+  readonly config: Config;
   readonly db: Database;
+  readonly master: MasterKeys;
   readonly egress: Egress;
   readonly secrets: OpenedSecrets;
   readonly log: Log;
@@ -57,6 +64,13 @@ interface Answer {
   readonly outcome: string;
   readonly response?: EgressResponse;
   readonly responseBody?: string;
+}
+
+/** What the body of an `approval.pending` says of its gate. */
+interface PendingBody {
+  readonly createdAt: string;
+  readonly test?: true;
+  readonly data: { readonly gateId: GateId; readonly expiresAt: string };
 }
 
 /** The deliveries of this process. */
@@ -191,8 +205,9 @@ export class Deliveries {
   async #attempt(due: Due, controller: AbortController, startedAt: number) {
     let headers: Record<string, string> = {};
     try {
-      headers = await this.#headersOf(due, startedAt);
-      const answer = await this.#send(due, headers, controller);
+      const body = await this.#bodyOf(due);
+      headers = await this.#headersOf(due, body, startedAt);
+      const answer = await this.#send(due.url, body, headers, controller);
       const isOurs = answer.outcome === 'aborted' && this.#isStopped;
       return { headers, answer: isOurs ? undefined : answer };
     } catch (error) {
@@ -205,13 +220,29 @@ export class Deliveries {
     }
   }
 
-  async #headersOf(due: Due, startedAt: number): Promise<Record<string, string>> {
+  /** The link of a gate is stored nowhere: who reads the database could decide with it. */
+  async #bodyOf({ body, eventId, eventType, orgId }: Due): Promise<string> {
+    if (eventType !== 'approval.pending') return body;
+    const { config, db, master } = this.#parts;
+    const { data, test, ...head } = JSON.parse(body) as PendingBody;
+    if (test) return body;
+    const { gateId, expiresAt, ...rest } = data;
+    const org = forOrg(db, orgId);
+    const gate = { id: gateId, expiresAt: Date.parse(expiresAt) };
+    // All that it is made of is the event's own, so that each delivery has the same bytes.
+    const id = eventId.replace('evt_', 'lnk_');
+    const vault = await openVault(org, master);
+    const url = await signLink(config, org, vault, gate, Date.parse(head.createdAt), id);
+    return JSON.stringify({ ...head, data: { gateId, ...rest, expiresAt, url } });
+  }
+
+  async #headersOf(due: Due, body: string, startedAt: number): Promise<Record<string, string>> {
     const context = webhookSecretContext(due.orgId, due.webhookId);
     const secrets = await Promise.all(
       due.secrets.map((sealed) => this.#parts.secrets.open(due.orgKey, context, sealed)),
     );
     const timestampS = Math.floor(startedAt / 1_000);
-    const signed = { eventId: due.eventId, timestampS, body: due.body, secrets };
+    const signed = { eventId: due.eventId, timestampS, body, secrets };
     return {
       'content-type': 'application/json',
       'user-agent': 'Rungate',
@@ -221,7 +252,8 @@ export class Deliveries {
   }
 
   async #send(
-    due: Due,
+    url: string,
+    body: string,
     headers: Readonly<Record<string, string>>,
     controller: AbortController,
   ): Promise<Answer> {
@@ -231,10 +263,10 @@ export class Deliveries {
       controller.abort();
     }, DELIVERY_TIMEOUT_MS);
     try {
-      const response = await this.#parts.egress(new URL(due.url), {
+      const response = await this.#parts.egress(new URL(url), {
         method: 'POST',
         headers,
-        body: new TextEncoder().encode(due.body),
+        body: new TextEncoder().encode(body),
         signal: controller.signal,
         timeouts: { connectMs: CONNECT_MS, firstByteMs: DELIVERY_TIMEOUT_MS, idleMs: IDLE_MS },
       });

@@ -64,7 +64,7 @@ async function finish({ config, db, log, master, now }: EraseParts, org: Org): P
   if (config.deletionLedger !== undefined) {
     await appendLedgerFile(config.deletionLedger, new Map([[org.id, at]]));
   }
-  await deleteOrg(db, org, at);
+  await deleteOrg(db, org, await tenantTables(db), at);
   await forgetAccount(db, org.id);
   log.info('deleted an org', { org: org.id });
 }

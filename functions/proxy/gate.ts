@@ -10,7 +10,6 @@ import type { ParkedId } from '../../schema/ids.ts';
 import type { Policy } from '../../schema/policy.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { type Ask, decideTool } from '../../schema/rules/tools.ts';
-import { signLink } from '../links.ts';
 import type { ProposedCall } from '../providers/contract.ts';
 import type { Answer } from './forward.ts';
 import { placeOf } from './park.ts';
@@ -129,7 +128,7 @@ function lastingHeaders(headers: Readonly<Record<string, string>>): Record<strin
 }
 
 async function opening(
-  { org, agent, run, version, credential, stepId, services }: Answer,
+  { org, agent, run, version, credential, stepId }: Answer,
   vault: Vault,
   parkedId: ParkedId,
   { call, ask }: AskedCall,
@@ -146,7 +145,6 @@ async function opening(
     },
     ...{ rule: ask.rule, ruleName: ask.ruleName, reason: ask.reason, approvals: ask.approvals },
     args: await sealArgs(vault, id, argsText),
-    url: await signLink(services.config, org, vault, { id, expiresAt }, now),
   };
   return gateOpening(org, gate, now);
 }

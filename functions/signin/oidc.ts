@@ -44,8 +44,9 @@ import type { MemberId } from '../../schema/ids.ts';
 import { seenFrom } from '../admin.ts';
 import { baseUrl } from '../links.ts';
 import type { Services } from '../services.ts';
+import { isFromElsewhere } from '../sites.ts';
 import { ATTEMPT_COOKIE, readCookie, writeCookie } from './cookies.ts';
-import { countTry, onPage } from './form.ts';
+import { countTry, onPage, type Page } from './form.ts';
 import { redirectTo, welcome } from './session.ts';
 
 const CALLBACK = '/sign-in/oidc/callback';
@@ -67,11 +68,15 @@ export function showProvider(_services: Services, request: Request): Promise<Res
     if (!isSlug(slug)) {
       throw new Refusal('invalid_request', 'Type the short name of your org.', { field: 'org' });
     }
-    return {
-      title: `Sign in to ${slug}`,
-      body: html`<p><a href="oidc/${slug}">Go on to the identity provider of ${slug}</a></p>`,
-    };
+    return confirmation(slug, `oidc/${slug}`);
   });
+}
+
+function confirmation(slug: string, path: string): Page {
+  return {
+    title: `Sign in to ${slug}`,
+    body: html`<p><a href="${path}">Go on to the identity provider of ${slug}</a></p>`,
+  };
 }
 
 function isSlug(text: string): boolean {
@@ -85,6 +90,8 @@ export function beginAtProvider(
   slug: string,
 ): Promise<Response> {
   return onPage(request, async () => {
+    // Another site must not sign anybody in to an org of its choice.
+    if (isFromElsewhere(request.headers)) return confirmation(slug, slug);
     await countTry(services, request);
     const org = isSlug(slug) ? await findOrg(services.db, slug) : undefined;
     const settings = org && (await readOidc(org));

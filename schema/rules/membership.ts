@@ -1,7 +1,7 @@
 /** Who may change whose role, and what one may hand on: never more than one's own. */
 
 import { Refusal } from '../errors.ts';
-import { type AdminAction, mayDo, outranks, type Role } from '../roles.ts';
+import { type AdminAction, actionsOf, mayDo, outranks, type Role } from '../roles.ts';
 
 /** Who acts; `undefined` where it is the operator, whom no rule of an org binds. */
 export interface Acting {
@@ -9,6 +9,8 @@ export interface Acting {
   readonly role?: Role;
   /** What may be done: the role's actions, or those of the token. */
   readonly actions?: readonly AdminAction[];
+  /** When the token that one came with ends, in Unix milliseconds; absent where it doesn't. */
+  readonly endsAt?: number;
 }
 
 /** A member as the rules see him. */
@@ -18,8 +20,9 @@ export interface Standing {
 }
 
 /**
- * Whether a member may be given a role: not by himself upwards, not above the giver's own, and not
- * if he stands above the giver. The last owner stays one; the database holds that too.
+ * Whether a member may be given a role: not by himself upwards, not above the giver's own, not
+ * if he stands above the giver, and by a token only with actions that it has itself. The last owner
+ * stays one; the database holds that too.
  *
  * @param owners How many owners the org has.
  * @returns why not, or undefined.
@@ -35,6 +38,9 @@ export function judgeRoleChange(
     if (!own || outranks(target.role, own)) return above(target.role);
     if (outranks(role, own)) return aboveOwn('role', role, own);
     if (!mayDo(own, 'member.update_role')) return notAllowed('member.update_role');
+    const gained = actionsOf(role).filter((action) => !mayDo(target.role, action));
+    const beyond = judgeActions(actor, gained);
+    if (beyond) return beyond;
   }
   return target.role === 'owner' && role !== 'owner' && owners < 2 ? lastOwner() : undefined;
 }
@@ -57,24 +63,41 @@ export function judgeRemoval(
   return target.role === 'owner' && owners < 2 ? lastOwner() : undefined;
 }
 
-/** Whether one may invite to a role: not above one's own, and to ownership nobody may. @returns why not, or undefined. */
+/**
+ * Whether one may invite to a role: not above one's own, by a token only to actions that it has
+ * itself, and to ownership nobody may.
+ *
+ * @returns why not, or undefined.
+ */
 export function judgeInvitation(actor: Acting | undefined, role: Role): Refusal | undefined {
+  return judgeTakingBack(actor, role) ?? judgeActions(actor, actionsOf(role));
+}
+
+/** Whether one may take back an invitation to a role: not to one above one's own. @returns why not, or undefined. */
+export function judgeTakingBack(actor: Acting | undefined, role: Role): Refusal | undefined {
   if (role === 'owner') return notByMail(role);
   if (!actor) return undefined;
   if (!actor.role || outranks(role, actor.role)) return aboveOwn('role', role, actor.role);
   return mayDo(actor.role, 'invitation.create') ? undefined : notAllowed('invitation.create');
 }
 
+/** What a token grants. */
+export interface Grant {
+  readonly actions: readonly AdminAction[];
+  /** When it ends, in Unix milliseconds; null for one that stays. */
+  readonly expiresAt: number | null;
+}
+
 /**
- * Whether a token of a member may be granted actions: his own token, with actions that he has and
- * that who acts came with.
+ * Whether a token of a member may be handed out: his own token, with actions that he has and that
+ * who acts came with, and not beyond the end of the token that he came with.
  *
  * @returns why not, or undefined.
  */
 export function judgeGrant(
   actor: Acting | undefined,
   { member, role }: Standing,
-  actions: readonly AdminAction[],
+  { actions, expiresAt }: Grant,
 ): Refusal | undefined {
   if (actor && actor.memberId !== member) {
     return new Refusal('permission_denied', 'A token is made for oneself only.', {
@@ -85,12 +108,23 @@ export function judgeGrant(
   if (actions.length === 0) {
     return new Refusal('invalid_request', 'A token needs an action.', { field: 'actions' });
   }
-  return judgeActions(actor, actions) ?? judgeHeld(role, actions);
+  return judgeActions(actor, actions) ?? judgeHeld(role, actions) ?? judgeEnd(actor, expiresAt);
+}
+
+/** A token made by another would outlive it, and with it whoever it was given to. */
+function judgeEnd(actor: Acting | undefined, expiresAt: number | null): Refusal | undefined {
+  const endsAt = actor?.endsAt;
+  if (endsAt === undefined || (expiresAt !== null && expiresAt <= endsAt)) return undefined;
+  return new Refusal('permission_denied', 'A token makes none that ends later than it does.', {
+    rule: 'token.expires_at',
+    field: 'expiresAt',
+    allowed: new Date(endsAt).toISOString(),
+  });
 }
 
 /**
  * Whether a token may be changed or ended: not that of someone above, and no action may be put
- * into it, or be received with it, that who acts doesn't have.
+ * into it that who acts doesn't have.
  *
  * @param token `role` is that of the member whose token it is, undefined for an agent's.
  * @returns why not, or undefined.

@@ -19,11 +19,12 @@ export interface Api extends Omit<Transport, 'send'> {
   /**
    * Runs one GraphQL document.
    *
+   * @param isPartial Whether fields within others that the viewer may not read are null.
    * @returns what its fields hold; `T` is what the document selects.
    * @throws {Refused} for an error of a field, or the first of a mutation's.
    * @throws {Failure} when there is no answer.
    */
-  run<T>(document: string, variables?: Record<string, unknown>): Promise<T>;
+  run<T>(document: string, variables?: Record<string, unknown>, isPartial?: boolean): Promise<T>;
 }
 
 /** Something that the API refuses. */
@@ -75,8 +76,8 @@ async function checkOrg(api: Api, wanted: string): Promise<void> {
 function overTransport(transport: Transport): Api {
   return {
     ...transport,
-    async run<T>(document: string, variables: Record<string, unknown> = {}): Promise<T> {
-      return dataOf(await transport.send(document, variables)) as T;
+    async run<T>(document: string, variables = {}, isPartial = false): Promise<T> {
+      return dataOf(await transport.send(document, variables), isPartial) as T;
     },
   };
 }
@@ -87,6 +88,7 @@ const ANSWER = z.object({
     .array(
       z.object({
         message: z.string(),
+        path: z.array(z.union([z.string(), z.number()])).optional(),
         extensions: z.object({ code: z.string().optional() }).optional(),
       }),
     )
@@ -100,10 +102,13 @@ const PAYLOAD = z.object({
     .min(1),
 });
 
-function dataOf(answer: unknown): object {
+function dataOf(answer: unknown, isPartial: boolean): object {
   const parsed = ANSWER.safeParse(answer);
   if (!parsed.success) throw new Failure(EXIT_FAILED, 'The answer is not one of Rungate.');
-  const { data, errors: [error] = [] } = parsed.data;
+  const { data, errors = [] } = parsed.data;
+  const isHidden = ({ path = [], extensions }: (typeof errors)[number]) =>
+    isPartial && path.length > 1 && extensions?.code === 'FORBIDDEN';
+  const error = errors.find((each) => !isHidden(each));
   if (error) throw new Refused(error.extensions?.code ?? '', error.message);
   for (const value of Object.values(data ?? {})) {
     const [told] = PAYLOAD.safeParse(value).data?.errors ?? [];
@@ -126,7 +131,7 @@ export interface Connection<T> {
 }
 
 /** The most nodes of one page. */
-export const PAGE = 100;
+const PAGE = 100;
 
 /** What a document that {@link readList} runs selects of its connection beside the nodes. */
 export const PAGE_INFO = 'pageInfo { hasNextPage endCursor }';
@@ -137,19 +142,21 @@ export const PAGE_INFO = 'pageInfo { hasNextPage endCursor }';
  * @param document Takes `$first` and `$after`.
  * @param find The connection in what the document selects.
  * @param limit The most nodes.
- * @param size The most nodes of a page.
+ * @param isPartial As {@link Api.run} has it.
  */
 export async function readList<D, T>(
   api: Api,
   document: string,
   find: (data: D) => Connection<T>,
-  { variables = {}, limit = Number.POSITIVE_INFINITY, size = PAGE }: ListOptions = {},
+  { variables = {}, limit = Number.POSITIVE_INFINITY, isPartial = false }: ListOptions = {},
 ): Promise<T[]> {
   const found: T[] = [];
   let after: string | null = null;
   while (found.length < limit) {
-    const first = Math.min(size, limit - found.length);
-    const page: Connection<T> = find(await api.run<D>(document, { ...variables, first, after }));
+    const first = Math.min(PAGE, limit - found.length);
+    const page: Connection<T> = find(
+      await api.run<D>(document, { ...variables, first, after }, isPartial),
+    );
     found.push(...page.nodes);
     after = page.pageInfo.endCursor;
     if (!page.pageInfo.hasNextPage) break;
@@ -161,5 +168,5 @@ export async function readList<D, T>(
 export interface ListOptions {
   readonly variables?: Record<string, unknown>;
   readonly limit?: number;
-  readonly size?: number;
+  readonly isPartial?: boolean;
 }

@@ -73,9 +73,9 @@ const LIST = `query Gates($filter: GateFilter, $first: Int, $after: String) {
 
 async function list(options: ListOptions): Promise<void> {
   const { limit, all } = options;
-  const variables = { filter: { isDecidable: !all } };
+  const wanted = { variables: { filter: { isDecidable: !all } }, limit, isPartial: true };
   const found = await withApi(options, (api) =>
-    readList(api, LIST, ({ gates }: { gates: Connection<Gate> }) => gates, { variables, limit }),
+    readList(api, LIST, ({ gates }: { gates: Connection<Gate> }) => gates, wanted),
   );
   const gates = found.map(viewOf);
   printResult(gates, alignTable(COLUMNS, gates.map(gateCells)), options);
@@ -134,7 +134,7 @@ async function show(id: string, options: ApiOptions): Promise<void> {
 }
 
 async function findGate(api: Api, id: string): Promise<Gate> {
-  const { gate } = await api.run<{ gate: Gate | null }>(FIND, { id: checkId(id) });
+  const { gate } = await api.run<{ gate: Gate | null }>(FIND, { id: checkId(id) }, true);
   if (gate) return gate;
   throw missing(id);
 }
@@ -178,8 +178,10 @@ async function decide(
   options: DecideOptions,
 ): Promise<void> {
   const { as: deputy, reason = null } = options;
-  const run = async (api: Api) =>
-    api.run<{ decided: { gate: Decided } }>(DECISIONS[decision], { gateId: checkId(id), reason });
+  const run = async (api: Api) => {
+    const { id: gateId } = await findGate(api, id);
+    return await api.run<{ decided: { gate: Decided } }>(DECISIONS[decision], { gateId, reason });
+  };
   const { gate } = (await withApi(options, run, deputy)).decided;
   const { approvalsNeeded: approvals, approvalsGiven: given, decidedBy } = gate;
   const status = gate.status.toLowerCase();

@@ -1,4 +1,4 @@
-/** The operator's command line: `rungate COMMAND`, exit code 0 (done), 1 (failed) or 2 (usage). */
+/** The command line: `rungate COMMAND`, exit code 0 (done), 1 (failed) or 2 (usage). */
 
 import process from 'node:process';
 import { Command } from 'commander';
@@ -21,6 +21,10 @@ import { addTickCommand } from './tick.ts';
 import { addTokenCommands } from './token.ts';
 import { addWebhookCommands } from './webhooks.ts';
 
+const ENVIRONMENT = `
+Commands on an org go to the API at RUNGATE_URL (http://127.0.0.1:8787 unless set) with an admin
+token in RUNGATE_TOKEN; without one, to the org of --org in the configured database.`;
+
 const EXIT_CODES = `
 Exit codes:
   0  done
@@ -31,6 +35,7 @@ function makeProgram(): Command {
   const program = new Command('rungate')
     .description(manifest.description)
     .version(manifest.version)
+    .addHelpText('after', ENVIRONMENT)
     .addHelpText('afterAll', EXIT_CODES)
     .exitOverride()
     // Errors are told in one place, below.

@@ -56,7 +56,9 @@ export function openRemote(remote: Remote): Transport {
     egressAllow: undefined,
     async send(query, variables) {
       const body = JSON.stringify({ query, variables });
-      return await readAnswer(remote, await call(remote, '/graphql', { method: 'POST', body }));
+      const signal = AbortSignal.timeout(TIMEOUT_MS);
+      const init = { method: 'POST', body, signal };
+      return await readAnswer(remote, await call(remote, '/graphql', init));
     },
     readTrail: (format) => readTrail(remote, format),
     signLink: () => Promise.resolve(null),
@@ -69,9 +71,8 @@ async function call({ url, token }: Remote, path: string, init: RequestInit): Pr
     'content-type': 'application/json',
     accept: 'application/json',
   };
-  const signal = AbortSignal.timeout(TIMEOUT_MS);
   try {
-    return await fetch(`${url}${path}`, { ...init, headers, redirect: 'manual', signal });
+    return await fetch(`${url}${path}`, { ...init, headers, redirect: 'manual' });
   } catch (error) {
     throw unreachable(url, error);
   }

@@ -126,7 +126,7 @@ async function cancel(id: string, options: RunOptions): Promise<void> {
   const run = await withApi(options, async (api) => {
     const { id: runId } = await findRun(api, id, options.agent);
     try {
-      const { runCancel } = await api.run<{ runCancel: { run: Run } }>(CANCEL, { runId });
+      const { runCancel } = await api.run<{ runCancel: { run: Run } }>(CANCEL, { runId }, true);
       return viewOf(runCancel.run);
     } catch (error) {
       if (!(error instanceof Refused && error.code === 'CONFLICT')) throw error;
@@ -150,6 +150,7 @@ async function setCeiling(id: string, options: CeilingOptions): Promise<void> {
     const { runSetCeiling } = await api.run<{ runSetCeiling: { run: Run } }>(
       SET_CEILING,
       variables,
+      true,
     );
     return viewOf(runSetCeiling.run);
   });
@@ -166,7 +167,7 @@ const FIND = `query Runs($name: String!, $agentId: AgentID) {
 /** The one run that is meant; a name may be used by several agents, but once by each. */
 async function findRun(api: Api, name: string, agent: string | undefined): Promise<RunView> {
   const agentId = agent === undefined ? null : await findAgent(api, agent);
-  const { runsByName } = await api.run<{ runsByName: Run[] }>(FIND, { name, agentId });
+  const { runsByName } = await api.run<{ runsByName: Run[] }>(FIND, { name, agentId }, true);
   const found = runsByName.map(viewOf);
   const run = found.find(({ id }) => isId('run', name) && id === name) ?? found[0];
   if (!run) throw new Failure(EXIT_FAILED, `There is no run "${name}" here.`);

@@ -1,6 +1,6 @@
 /** The trail of a run, as the admin API has it. */
 
-import { type Api, type Connection, PAGE, PAGE_INFO, readList } from './api.ts';
+import { type Api, type Connection, PAGE_INFO, readList } from './api.ts';
 
 /** A step as people and programs read it; times are RFC 3339, null is what is not known. */
 export interface Step {
@@ -56,7 +56,7 @@ export async function readSteps(api: Api, runId: string, limit: number): Promise
     api,
     STEPS,
     ({ run }: { run: { steps: Connection<Listed> } }) => run.steps,
-    { variables: { runId }, limit, size: PAGE },
+    { variables: { runId }, limit },
   );
   const steps = listed.map(({ held, spent, isEstimated, ...step }) => ({
     ...step,

@@ -12,7 +12,7 @@ type Bytes = Uint8Array<ArrayBuffer>;
  * - `invalid_timestamp`: the timestamp is not a whole number of seconds.
  * - `timestamp_out_of_range`: it was signed too long ago, or in the future.
  * - `invalid_signature`: no signature fits any of the secrets.
- * - `invalid_body`: it is signed, but is not JSON in UTF-8.
+ * - `invalid_body`: it is neither text nor bytes, or is signed but not JSON in UTF-8.
  * - `event_id_mismatch`: the event id of the header is not that of the body.
  *
  * And what is wrong with the call itself:
@@ -105,7 +105,7 @@ export async function verifyWebhook<Event = WebhookEvent>(
   const find = readHeaders(headers);
   const claim = ownClaim(find) ?? standardClaim(find);
   checkTimestamp(claim.timestamp, options);
-  const body = typeof rawBody === 'string' ? new TextEncoder().encode(rawBody) : rawBody;
+  const body = readRawBody(rawBody);
   if (!(await isSigned(claim, body, keys))) {
     throw new WebhookError('invalid_signature', 'No signature fits the secret and the body.');
   }
@@ -114,8 +114,16 @@ export async function verifyWebhook<Event = WebhookEvent>(
   return event as Event;
 }
 
-function readSecrets(secrets: string | readonly string[]): Bytes[] {
-  const given = typeof secrets === 'string' ? [secrets] : [...secrets];
+/** A body that was parsed and is given as an object is no longer what was signed. */
+function readRawBody(rawBody: Uint8Array | string): Uint8Array {
+  if (typeof rawBody === 'string') return new TextEncoder().encode(rawBody);
+  if (ArrayBuffer.isView(rawBody)) return rawBody;
+  throw new WebhookError('invalid_body', 'Give the body as it came: text or a Uint8Array.');
+}
+
+/** A variable that is not set comes as no secret at all. */
+function readSecrets(secrets: string | readonly string[] | undefined): Bytes[] {
+  const given = typeof secrets === 'string' ? [secrets] : [...(secrets ?? [])];
   if (given.length === 0 || given.length > MAX_SECRETS) {
     throw new WebhookError('invalid_secret', `Give 1 to ${MAX_SECRETS} secrets.`);
   }
