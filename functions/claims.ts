@@ -291,6 +291,12 @@ export const TOPICS: readonly Topic[] = [
         'a signed link › decides nothing when altered, forged, of another site, or without a decision',
       ),
       claim(
+        'A link to decide is signed as it is delivered and stored nowhere: who reads the database decides nothing with it.',
+        'functions/jobs/deliver.ts',
+        'tests/gates.test.ts',
+        'a signed link › is stored nowhere, so that nobody decides by reading the database',
+      ),
+      claim(
         'No way of cutting, escaping or repeating a stream gets a denied or gated call past the proxy.',
         'functions/proxy/screen.ts',
         'tests/screen.test.ts',

@@ -24,8 +24,11 @@ import { openSigner, type PublicKey, readPublicKeys, type Signer } from '../db/s
 import { rotateOrgKeys } from '../db/system.ts';
 import {
   type AuditEntry,
+  ChainCheck,
   type Checkpoint,
   canonicalEntry,
+  ERASURE,
+  GENESIS,
   MAX_PAYLOAD_CHARS,
 } from '../schema/audit.ts';
 import { formatCsvRow } from '../schema/csv.ts';
@@ -438,6 +441,29 @@ describe('what may be taken away', () => {
     await pruneAudit(org, signer, 4_500, Date.now());
     expect(await verifyOrg(org, keys)).toMatchObject({ ok: true, erased: 2 });
   });
+});
+
+test('a forged entry about erasing, whatever it says, excuses nothing and stops no check', async () => {
+  const payloads = fc.oneof(
+    fc.json(),
+    fc.string(),
+    fc.constantFrom('null', '{"after":null}', '{"after":{"seqs":{}}}', '{"after":{"seqs":["1"]}}'),
+  );
+  const property = fc.asyncProperty(payloads, async (text) => {
+    const link = { org: 'org_forged', seq: 1, prevHash: GENESIS };
+    const said = { at: 0, actorKind: 'operator', target: 'audit', outcome: 'allowed' } as const;
+    const salt = '00';
+    const first = { ...said, id: 'aud_1', action: 'agent.create', commitment: '0'.repeat(64) };
+    const hash = digestText(canonicalEntry(link, first));
+    const payload = { salt, text };
+    const second = { ...said, id: 'aud_2', action: ERASURE, commitment: commit(payload) };
+    const next = { ...link, seq: 2, prevHash: hash };
+    const check = new ChainCheck(link.org, digestText);
+    check.add({ ...link, ...first, hash });
+    check.add({ ...next, ...second, payload, hash: digestText(canonicalEntry(next, second)) });
+    expect(check.report()).toMatchObject({ ok: false, faults: [{ seq: 1, fault: 'erased' }] });
+  });
+  await fc.assert(property);
 });
 
 test('what was recorded before there was a chain is taken into it, in its order', async () => {

@@ -429,3 +429,12 @@ test('an e-mail address has one spelling', () => {
     expect(normalizeEmail(text)).toBeUndefined();
   }
 });
+
+test('an e-mail address is not that of another person by folding the case of its letters', () => {
+  const letters = Array.from({ length: 0xffff }, (_, at) => String.fromCharCode(at));
+  for (const letter of letters.filter((each) => each > '\x7f')) {
+    for (const email of [`a${letter}b@example.com`, `ab@exa${letter}mple.com`]) {
+      expect(normalizeEmail(email)).toBeUndefined();
+    }
+  }
+});

@@ -211,7 +211,7 @@ async function runCli(args: readonly string[], env: Readonly<Record<string, stri
   const command = [process.execPath, join(ROOT, 'web/cli/main.ts'), ...args];
   const child = Bun.spawn(command, {
     cwd: ROOT,
-    env: { ...process.env, ...env },
+    env: { ...process.env, RUNGATE_TOKEN: undefined, RUNGATE_URL: undefined, ...env },
     stdout: 'pipe',
     stderr: 'pipe',
   });

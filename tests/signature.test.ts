@@ -273,6 +273,16 @@ describe('the shipped verifier', () => {
     expect(await verdict(BODY, sign(), [SECRET, secret])).toBe('invalid_secret');
   });
 
+  test('refuses a secret that is not set, and a body that was parsed', async () => {
+    for (const unset of [undefined, null, [undefined]] as unknown[] as string[]) {
+      const verifying = verifyWebhook(BODY, sign(), unset, { now: NOW });
+      await expect(verifying).rejects.toMatchObject({ code: 'invalid_secret' });
+    }
+    for (const parsed of [JSON.parse(BODY), { length: 0 }, [], null, undefined, 1]) {
+      expect(await verdict(parsed as string, sign())).toBe('invalid_body');
+    }
+  });
+
   test('refuses no secrets, missing headers, headers twice, and what is no signature', async () => {
     const headers = sign();
     expect(await verdict(BODY, headers, [])).toBe('invalid_secret');
