@@ -12,6 +12,7 @@ import {
   type Operation,
   selectionOf,
 } from './graphql.ts';
+import { ACTS, type Act } from './scene.ts';
 import { bearer, type Credential, type Side, type World } from './world.ts';
 
 /** The ids that an org has, by noun. */
@@ -315,5 +316,22 @@ const onRoutes: readonly Attempt[] = ROUTES.flatMap(([what, make]) => [
   },
 ]);
 
+/** Does something to the own org's rows; what goes through all orgs' is not held against it. */
+async function perform(scene: Scene, act: Act): Promise<string[]> {
+  const { world, idMarks } = scene;
+  const run = async () => {
+    await act.run(world, world.own.org);
+    return [];
+  };
+  const problems = act.isOfAll ? await run() : await watched(scene, run, idMarks);
+  await world.restore();
+  return problems;
+}
+
+const onDatabase: readonly Attempt[] = ACTS.map((act) => ({
+  name: act.name,
+  run: (scene) => perform(scene, act),
+}));
+
 /** Everything that is tried once; each leaves the database as it was. */
-export const ATTEMPTS: readonly Attempt[] = [...onGraphql, ...onRoutes];
+export const ATTEMPTS: readonly Attempt[] = [...onGraphql, ...onRoutes, ...onDatabase];

@@ -9,20 +9,25 @@ const ANY_ID = /([a-z]+)_[0-9a-hjkmnp-tv-z]{26}/g;
 const IS_ID = /^[a-z]+_[0-9a-hjkmnp-tv-z]{26}$/;
 /** Columns whose texts people and programs look for. */
 const LOOKED_FOR =
-  /"(?:name|email|url|model|digest|request_digest|hash|issuer|tool|window|status|role|response_id)":"([^"]{1,200})"/g;
+  /"(?:name|email|url|model|digest|request_digest|hash|issuer|tool|window|status|role|response_id|wrapped)":"([^"]{1,200})"/g;
 
-/** The most argument lists that are kept of a statement. */
+/** The most argument lists that are kept of a statement, but for those that lack others. */
 const MAX_EACH = 6;
 
 /** Statements on the rows of an org, by their text. */
 export type Statements = Map<string, Statement[]>;
+
+/** Which arguments are there: a condition may go by what is not. */
+const shapeOf = (args: readonly Value[]): string =>
+  args.map((value) => (value === null ? '-' : '+')).join('');
 
 /** Keeps the statements that an org's own id is bound to. */
 export function collectStatements(watch: Watch, into: Statements, isOwn: (id: Value) => boolean) {
   watch.seen = ({ sql, args }) => {
     if (!sql.includes('org_id = ?1') || !isOwn(args[0] ?? null)) return;
     const kept = into.get(sql) ?? [];
-    if (kept.length < MAX_EACH) into.set(sql, [...kept, { sql, args }]);
+    const isNew = !kept.some((each) => shapeOf(each.args) === shapeOf(args));
+    if (kept.length < MAX_EACH || isNew) into.set(sql, [...kept, { sql, args }]);
   };
 }
 
@@ -117,18 +122,28 @@ export class Stage {
     const [org = null, ...rest] = args;
     const exchanged = [org, ...rest.map((value) => this.#exchange(value))];
     yield exchanged;
+    // What a statement makes keeps its new id: one that is there already would be refused.
+    const known = rest.map((value) => (typeof value === 'string' ? this.#replace(value) : value));
+    if (known.some((value, at) => value !== exchanged[at + 1])) yield [org, ...known];
     yield args;
     for (const [at, value] of exchanged.entries()) {
       if (at === 0 || typeof value !== 'string' || IS_ID.test(value)) continue;
-      for (const text of this.#texts) yield exchanged.with(at, text);
+      const isList = value.startsWith('["');
+      for (const text of this.#texts) {
+        yield exchanged.with(at, isList ? JSON.stringify([text]) : text);
+      }
     }
   }
 
   #exchange(value: Value): Value {
     if (typeof value !== 'string') return value;
-    const known = value.replaceAll(this.#own, (own) => this.#counterparts.get(own) ?? own);
+    const known = this.#replace(value);
     if (known !== value) return known;
     return value.replaceAll(ANY_ID, (id, prefix: string) => this.#first.get(prefix) ?? id);
+  }
+
+  #replace(text: string): string {
+    return text.replaceAll(this.#own, (own) => this.#counterparts.get(own) ?? own);
   }
 
   async #compare(statement: Statement): Promise<string[]> {
@@ -139,7 +154,8 @@ export class Stage {
     // Ids and secrets are unique in all orgs, and what a row refers to must be there: that is no reading.
     const isBarred =
       /(UNIQUE|FOREIGN KEY) constraint/.test(one.text + other.text) ||
-      statement.sql.includes('on conflict do nothing');
+      (statement.sql.includes('on conflict do nothing') &&
+        Number.parseInt(one.text, 10) < Number.parseInt(other.text, 10));
     const problems =
       one.text === other.text || isBarred
         ? []
@@ -196,15 +212,18 @@ async function deletionOf(db: Database, org: string): Promise<Statement[]> {
 
 /** What stands for what in the other org, which was made in the same way. */
 async function counterpartsOf({ dump, own, foreign }: World): Promise<Map<string, string>> {
-  const [ours, theirs] = [idsOf(await dump(own.org)), idsOf(await dump(foreign.org))];
+  const [ours, theirs] = [await dump(own.org), await dump(foreign.org)];
   const pairs = new Map([
     [own.name, foreign.name],
     [own.slug, foreign.slug],
     [own.owner.email, foreign.owner.email],
   ]);
-  for (const [noun, ids] of ours) {
-    const others = theirs.get(noun) ?? [];
-    for (const [at, id] of ids.entries()) pairs.set(id, others[at % others.length] ?? id);
+  for (const [table, text] of ours) {
+    const there = idsOf(new Map([[table, theirs.get(table) ?? '']]));
+    for (const [noun, ids] of idsOf(new Map([[table, text]]))) {
+      const others = there.get(noun) ?? [];
+      for (const [at, id] of ids.entries()) pairs.set(id, others[at % others.length] ?? id);
+    }
   }
   return pairs.set(own.org.id, foreign.org.id);
 }

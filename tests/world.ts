@@ -2,21 +2,28 @@
 
 import { copyFileSync, rmSync } from 'node:fs';
 import { createAgent, suspendAgent } from '../db/agents.ts';
+import { signHead } from '../db/checkpoints.ts';
 import { type Database, filePath, openDatabase, type Row, type Statement } from '../db/client.ts';
-import { decideGate } from '../db/gates.ts';
+import { decideGate, gateOpening, sealArgs } from '../db/gates.ts';
 import { invite } from '../db/invitations.ts';
 import { type Member, offerOwnership } from '../db/members.ts';
 import { Memo } from '../db/memo.ts';
 import type { Org } from '../db/org.ts';
 import { renameOrg } from '../db/orgs.ts';
+import { newParkedId, parking, release } from '../db/parked.ts';
 import { createPlatformToken } from '../db/platform.ts';
 import { addPolicyVersion } from '../db/policies.ts';
 import { setPrice } from '../db/prices.ts';
 import { putProviderKey } from '../db/provider-keys.ts';
-import { newToken } from '../db/seal.ts';
+import { releasedCalls } from '../db/released.ts';
+import { recordReport } from '../db/reports.ts';
+import { newId, newToken } from '../db/seal.ts';
 import { openSession } from '../db/sessions.ts';
-import { putOidc } from '../db/signin.ts';
+import { beginOidc, identify, putOidc } from '../db/signin.ts';
+import { openSigner } from '../db/signing.ts';
+import { reserve } from '../db/steps.ts';
 import { createAdminToken } from '../db/tokens.ts';
+import { openVault } from '../db/vault.ts';
 import { createWebhook } from '../db/webhooks.ts';
 import { makeApp } from '../functions/app.ts';
 import { boot } from '../functions/boot.ts';
@@ -24,9 +31,18 @@ import { Deliveries } from '../functions/jobs/deliver.ts';
 import { Flights } from '../functions/proxy/flight.ts';
 import type { Services } from '../functions/services.ts';
 import { parseCidrList } from '../schema/address.ts';
-import type { GateId, PolicyId } from '../schema/ids.ts';
+import type {
+  AgentId,
+  GateId,
+  PolicyId,
+  PolicyVersionId,
+  RunId,
+  StepId,
+  TokenId,
+} from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import { type AdminAction, actionsOf, ROLES, type Role } from '../schema/roles.ts';
+import { windowsOf } from '../schema/rules/budget.ts';
 import { documentOf, makeArguments, NOTHING, OPERATIONS } from './graphql.ts';
 import { addMember, type Ground, makeGround, makeOrg } from './orgs.ts';
 
@@ -274,6 +290,7 @@ type Making = Pick<World, 'ground' | 'send' | 'services'>;
 async function makeSide(world: Making, kind: string): Promise<Side> {
   const { ground } = world;
   const { org, slug, owner, adminToken } = await makeOrg(ground);
+  await signHead(org, await openSigner(ground.db, ground.master), Date.now());
   const others = await Promise.all(
     ROLES.slice(1).map(async (role) => [role, await addMember(ground, org, role)] as const),
   );
@@ -283,6 +300,8 @@ async function makeSide(world: Making, kind: string): Promise<Side> {
   const agentToken = await furnish(ground, side);
   await live(world, { ...side, agentToken });
   await decide(side);
+  await park(ground, side);
+  await leave(side);
   await create(world, adminToken, ['alertRuleCreate', 'auditCheckpointCreate']);
   return { ...side, agentToken };
 }
@@ -357,6 +376,95 @@ async function decide({ org, name }: Omit<Side, 'agentToken'>): Promise<void> {
     choices,
   });
   await suspendAgent(org, 'operator', id);
+}
+
+/** Two answers that wait, the gates of one approved; and a call asked about that may be made. */
+async function park({ master }: Ground, { org }: Omit<Side, 'agentToken'>): Promise<void> {
+  const asked = await org.first(
+    `select g.*, (select id from steps where org_id = ?1 and run_id = g.run_id limit 1) as step
+     from gates g join runs r on r.id = g.run_id
+     where g.org_id = ?1 and r.status = 'open' limit 1`,
+  );
+  const [agentId, runId, stepId] = [
+    asked!.agent_id as AgentId,
+    asked!.run_id as RunId,
+    asked!.step as StepId,
+  ];
+  const rule = { rule: 'tools.requireApproval.0', ruleName: 'refund', reason: 'made' };
+  const now = Date.now();
+  const expiresAt = now + 86_400_000;
+  for (const tools of [['approved'], ['first', 'second'], ['alone'], ['released']]) {
+    const vault = await openVault(org, master);
+    const parkedId = tools[0] === 'alone' ? null : newParkedId(now);
+    const answer = { status: 200, headers: {}, bytes: new Uint8Array(8), callIds: ['call_1'] };
+    const place = { agentId, runId, stepId, expiresAt, requestDigest: `digest of ${tools}` };
+    const parked = parkedId ? await parking(org, vault, parkedId, place, answer, now) : [];
+    const gates = tools.map((tool) => {
+      const policyVersionId = asked!.policy_version_id as PolicyVersionId;
+      const subject = { orgId: org.id, agentId, runId, policyVersionId, tool, argsText: '{}' };
+      const tokenId = asked!.token_id as TokenId;
+      const id = newId('gate', now);
+      return { ...rule, id, subject, stepId, parkedId, tokenId, approvals: 1, expiresAt };
+    });
+    const sealed = await Promise.all(
+      gates.map(async (gate) => ({ ...gate, args: await sealArgs(vault, gate.id, '{}') })),
+    );
+    const opened = sealed.flatMap((gate) => gateOpening(org, gate, now));
+    await org.write(vault.count(), ...parked, ...opened);
+    const approve = { actor: 'operator', decision: 'approve' } as const;
+    if (tools.length === 1) await decideGate(org, gates[0]!.id, approve, now);
+    if (parkedId && tools[0] === 'released') {
+      await release(org, { id: parkedId, runId }, ['call_9'], now);
+    }
+  }
+  await org.write(...releasedCalls(org, { runId }, ['call_0'], now));
+  await fly(org, runId, asked!.token_id as TokenId);
+}
+
+/** A call under way, and a tool that was reported under a key. */
+async function fly(org: Org, runId: RunId, tokenId: TokenId): Promise<void> {
+  const now = Date.now();
+  const place = { runId, windows: windowsOf(now), now };
+  const { revision } = (await org.first(
+    'select o.revision from orgs o join runs r on r.org_id = o.id where r.org_id = ?1 limit 1',
+  ))!;
+  const ceilings = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
+  const step = await reserve(org, {
+    ...{ ...place, kind: 'model_call', heldNanos: 1 as Nanos, leaseExpiresAt: now + 86_400_000 },
+    ...{ asked: { endpoint: 'made', tokenId }, ceilings },
+    standing: { tokenId, revision: Number(revision), windowSince: null },
+  });
+  if (!step) throw new Error('nothing was reserved');
+  await recordReport(org, {
+    ...{ ...place, tokenId, key: 'made', outcome: 'ok', startedAt: now, latencyMs: 1 },
+    ...{ spentNanos: 1 as Nanos, detail: {} },
+  });
+}
+
+/** The same in both orgs. */
+const FIRED_AT = 1_700_000_000_000;
+
+/** What earlier versions have left, and a rule that has fired without being told. */
+async function leave({ org, owner, name }: Omit<Side, 'agentToken'>): Promise<void> {
+  const now = Date.now();
+  await beginOidc(org, { state: name, nonce: name, verifier: name }, now - 86_400_000);
+  await identify(org, `https://${name}.example`, name, owner.email, now);
+  await org.write(
+    org.statement(
+      `insert into audit_history (org_id, id, actor, action, target, created_at)
+       values (?1, ?2, 'operator', 'org.create', ?1, ?3)`,
+      newId('audit', now),
+      now,
+    ),
+    org.statement(
+      `insert into alert_rules (
+         org_id, id, name, metric, threshold, window_s, channel, target, target_shown, enabled,
+         fired_at, fired_value, created_by, created_at, updated_at
+       ) values (?1, ?2, 'fired', 'spend', 1, 60, 'mail', 'a@b.example', 'a@b.example', 1, ?3, 1, '', ?3, ?3)`,
+      newId('alertRule', now),
+      FIRED_AT,
+    ),
+  );
 }
 
 /** Two calls of a run, a tool that is asked about, and one that is reported. */

@@ -1,8 +1,6 @@
 /** `rungate schema`: the admin API's schema, as it is reviewed and committed. */
 
 import type { Command } from 'commander';
-import { printSchema } from 'graphql';
-import { schema } from '../../schema/graphql/index.ts';
 import { addCommand } from './options.ts';
 import { type OutputOptions, printResult } from './output.ts';
 
@@ -11,7 +9,12 @@ export function addSchemaCommand(program: Command): void {
   addCommand(program, 'schema', "print the admin API's GraphQL schema").action(print);
 }
 
-function print(options: OutputOptions): void {
+async function print(options: OutputOptions): Promise<void> {
+  // Loaded only here: to build it takes longer than most commands.
+  const [{ printSchema }, { schema }] = await Promise.all([
+    import('graphql'),
+    import('../../schema/graphql/index.ts'),
+  ]);
   const sdl = printSchema(schema);
   printResult({ schema: sdl }, sdl.split('\n'), options);
 }
