@@ -148,7 +148,7 @@ const onRuns: Readonly<Record<string, Act['run']>> = {
   async blockRun(_, org) {
     const run = await idOf<RunId>(org, 'runs', "status = 'open'");
     const now = Date.now();
-    await blockRun(org, run, 'limits', now, now);
+    await blockRun(org, run, 'limits', now, now, { whileHeld: true });
     await reopenRun(org, run, now + 1);
   },
   knownRuns: async (_, org) => knownRuns(org, [await idOf<RunId>(org, 'runs')]),

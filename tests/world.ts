@@ -378,6 +378,9 @@ async function decide({ org, name }: Omit<Side, 'agentToken'>): Promise<void> {
   await suspendAgent(org, 'operator', id);
 }
 
+/** The same in both orgs. */
+const LONG_AGO = 1_700_000_000_000;
+
 /** Two answers that wait, the gates of one approved; and a call asked about that may be made. */
 async function park({ master }: Ground, { org }: Omit<Side, 'agentToken'>): Promise<void> {
   const asked = await org.first(
@@ -391,19 +394,26 @@ async function park({ master }: Ground, { org }: Omit<Side, 'agentToken'>): Prom
     asked!.step as StepId,
   ];
   const rule = { rule: 'tools.requireApproval.0', ruleName: 'refund', reason: 'made' };
-  const now = Date.now();
-  const expiresAt = now + 86_400_000;
-  for (const tools of [['approved'], ['first', 'second'], ['alone'], ['released']]) {
+  const from = Date.now();
+  const expiresAt = from + 86_400_000;
+  for (const [at, tools] of [
+    ['approved'],
+    ['first', 'second'],
+    ['alone'],
+    ['released'],
+  ].entries()) {
+    // Ids go by time: in both orgs they have the same order.
+    const now = from + 10 * at;
     const vault = await openVault(org, master);
     const parkedId = tools[0] === 'alone' ? null : newParkedId(now);
     const answer = { status: 200, headers: {}, bytes: new Uint8Array(8), callIds: ['call_1'] };
     const place = { agentId, runId, stepId, expiresAt, requestDigest: `digest of ${tools}` };
     const parked = parkedId ? await parking(org, vault, parkedId, place, answer, now) : [];
-    const gates = tools.map((tool) => {
+    const gates = tools.map((tool, nth) => {
       const policyVersionId = asked!.policy_version_id as PolicyVersionId;
       const subject = { orgId: org.id, agentId, runId, policyVersionId, tool, argsText: '{}' };
       const tokenId = asked!.token_id as TokenId;
-      const id = newId('gate', now);
+      const id = newId('gate', now + nth);
       return { ...rule, id, subject, stepId, parkedId, tokenId, approvals: 1, expiresAt };
     });
     const sealed = await Promise.all(
@@ -414,10 +424,10 @@ async function park({ master }: Ground, { org }: Omit<Side, 'agentToken'>): Prom
     const approve = { actor: 'operator', decision: 'approve' } as const;
     if (tools.length === 1) await decideGate(org, gates[0]!.id, approve, now);
     if (parkedId && tools[0] === 'released') {
-      await release(org, { id: parkedId, runId }, ['call_9'], now);
+      await release(org, { id: parkedId, runId }, ['call_9'], LONG_AGO);
     }
   }
-  await org.write(...releasedCalls(org, { runId }, ['call_0'], now));
+  await org.write(...releasedCalls(org, { runId }, ['call_0'], from));
   await fly(org, runId, asked!.token_id as TokenId);
 }
 
@@ -441,9 +451,6 @@ async function fly(org: Org, runId: RunId, tokenId: TokenId): Promise<void> {
   });
 }
 
-/** The same in both orgs. */
-const FIRED_AT = 1_700_000_000_000;
-
 /** What earlier versions have left, and a rule that has fired without being told. */
 async function leave({ org, owner, name }: Omit<Side, 'agentToken'>): Promise<void> {
   const now = Date.now();
@@ -462,7 +469,7 @@ async function leave({ org, owner, name }: Omit<Side, 'agentToken'>): Promise<vo
          fired_at, fired_value, created_by, created_at, updated_at
        ) values (?1, ?2, 'fired', 'spend', 1, 60, 'mail', 'a@b.example', 'a@b.example', 1, ?3, 1, '', ?3, ?3)`,
       newId('alertRule', now),
-      FIRED_AT,
+      LONG_AGO,
     ),
   );
 }
