@@ -169,12 +169,15 @@ export function documentOf({ kind, field }: Operation, given: object, selection:
 export interface Reach {
   readonly depth: number;
   readonly first: number;
+  /** Types that are left out, by name. */
+  readonly without?: ReadonlySet<string>;
 }
 
 /** Everything that an output type has, down to some depth, as far as it takes no arguments. */
-export function selectionOf(type: GraphQLOutputType, { depth, first }: Reach): string {
+export function selectionOf(type: GraphQLOutputType, reach: Reach): string {
+  const { depth, first, without } = reach;
   const named = getNamedType(type);
-  if (isLeafType(named) || !isObjectType(named)) return '';
+  if (isLeafType(named) || !isObjectType(named) || without?.has(named.name)) return '';
   const parts = Object.values(named.getFields()).flatMap((field) => {
     if (field.args.some((arg) => isNonNullType(arg.type) && arg.defaultValue === undefined)) {
       return [];
@@ -183,7 +186,7 @@ export function selectionOf(type: GraphQLOutputType, { depth, first }: Reach): s
     if (field.name === 'nodes') return [];
     if (isLeafType(getNamedType(field.type))) return [field.name];
     if (depth === 0 && !isWrapper) return [];
-    const inside = selectionOf(field.type, { depth: isWrapper ? depth : depth - 1, first });
+    const inside = selectionOf(field.type, { ...reach, depth: isWrapper ? depth : depth - 1 });
     const pages = field.args.some(({ name }) => name === 'first') ? `(first: ${first})` : '';
     return inside === '' ? [] : [`${field.name}${pages}${inside}`];
   });

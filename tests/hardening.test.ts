@@ -388,6 +388,9 @@ describe('the authorization plugin by itself', () => {
   });
 });
 
+/** Each one's reading is an entry of its own on the audit trail, and counts as much in a query. */
+const AUDITED = new Set(['StepBody']);
+
 describe('reading a list', () => {
   const connections = OPERATIONS.filter(
     ({ kind, field }) => kind === 'query' && isConnection(field.type),
@@ -398,7 +401,8 @@ describe('reading a list', () => {
     async (_, operation) => {
       const given = makeArguments(operation.field, NOTHING);
       const ask = async (first: number, depth: number) => {
-        const selection = selectionOf(operation.field.type, { depth, first: 2 });
+        const reach = { depth, first: 2, without: AUDITED };
+        const selection = selectionOf(operation.field.type, reach);
         const variables = { ...given, first };
         return await statementsOf(documentOf(operation, variables, selection), variables);
       };

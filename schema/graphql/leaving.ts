@@ -1,4 +1,4 @@
-/** Leaving: asking for the deletion of the org, and taking that back. */
+/** Leaving: taking everything along, asking for the deletion of the org, and taking that back. */
 
 import { builder } from './builder.ts';
 import type { Account, Context } from './context.ts';
@@ -33,6 +33,16 @@ builder.queryField('orgDeletion', (t) =>
     ...{ type: OrgDeletionType, action: 'org.read', nullable: true },
     description: 'The deletion of the org that was asked for; null when none was.',
     resolve: (_root, _args, context) => deletionOf(context),
+  }),
+);
+
+builder.queryField('orgExportUrl', (t) =>
+  t.field({
+    ...{ type: 'String', action: 'org.export', nullable: true },
+    description:
+      'Where an archive of everything that the org owns is downloaded, as whoever asks here: ' +
+      'it is streamed, which an answer of GraphQL can not be.',
+    resolve: (_root, _args, { publicUrl }) => `${publicUrl}/api/export`,
   }),
 );
 
