@@ -9,43 +9,6 @@ import type { Org } from './org.ts';
 import { announce } from './outbox.ts';
 import type { PolicyVersion } from './policies.ts';
 
-/** Spending that has come near a ceiling; times are Unix milliseconds. */
-export interface Alert {
-  readonly scope: Scope['name'];
-  /** The id of the run, the agent or the org. */
-  readonly subject: string;
-  /** `YYYY-MM-DD` or `YYYY-MM`; empty for a run. */
-  readonly window: string;
-  readonly ceilingNanos: Nanos;
-  /** The share of the ceiling at which it is raised. */
-  readonly alertAt: number;
-  readonly raisedAt: number;
-  /** The run whose step reached that share, and its agent. */
-  readonly runId: RunId;
-  readonly agentId: AgentId;
-  readonly spentNanos: number;
-}
-
-/** An org's alerts, the newest first; at most `limit`, raised before `before`. */
-export async function listAlerts(org: Org, limit: number, before?: number): Promise<Alert[]> {
-  const rows = await org.read(
-    `select * from alerts where org_id = ?1 and raised_at < ?2 order by raised_at desc limit ?3`,
-    before ?? Number.MAX_SAFE_INTEGER,
-    limit,
-  );
-  return rows.map((row) => ({
-    scope: row.scope as Alert['scope'],
-    subject: String(row.subject),
-    window: String(row.window),
-    ceilingNanos: row.ceiling_nanos as Nanos,
-    alertAt: row.alert_at as number,
-    raisedAt: row.raised_at as number,
-    runId: row.run_id as RunId,
-    agentId: row.agent_id as AgentId,
-    spentNanos: row.spent_nanos as number,
-  }));
-}
-
 /** Lines that are drawn stay drawn, so that each is written once per process. */
 const drawn = new Memo<true>(10_000);
 

@@ -132,11 +132,6 @@ export function isAdminAction(text: string): text is AdminAction {
   return Object.hasOwn(ACTIONS, text);
 }
 
-/** Whether text from outside names a role. */
-export function isRole(text: string): text is Role {
-  return (ROLES as readonly string[]).includes(text);
-}
-
 /** Whether a role stands above another. */
 export function outranks(role: Role, other: Role): boolean {
   return ROLES.indexOf(role) < ROLES.indexOf(other);

@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
 import fc from 'fast-check';
 import { createAgent } from '../db/agents.ts';
-import { drawLines, listAlerts } from '../db/alerts.ts';
+import { drawLines } from '../db/alerts.ts';
 import type { Row } from '../db/client.ts';
 import { addPolicyVersion, type PolicyVersion, readAgentPolicy } from '../db/policies.ts';
 import { recordReport } from '../db/reports.ts';
@@ -169,9 +169,11 @@ describe('the lines of windows', () => {
       fc.asyncProperty(fc.array(spending, { maxLength: 15 }), async (spendings) => {
         const made = await makeOrg(ground);
         const spent = await spend(made, spendings);
-        const alerts = await listAlerts(made.org, 1_000);
+        const alerts = await made.org.read(
+          'select * from alerts where org_id = ?1 and raised_at is not null',
+        );
         const seen = alerts.map(
-          ({ scope, subject, window, runId }) => `${scope} ${subject} ${window} ${runId}`,
+          ({ scope, subject, window, run_id }) => `${scope} ${subject} ${window} ${run_id}`,
         );
         expect(seen.sort()).toEqual(spent.expected.sort());
       }),

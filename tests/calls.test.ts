@@ -4,7 +4,7 @@ import { describe, expect, test } from 'bun:test';
 import fc from 'fast-check';
 import type { Endpoint, ProposedCall } from '../functions/providers/contract.ts';
 import { ENDPOINTS } from '../functions/providers/endpoints.ts';
-import { resultIds, toolResults } from '../functions/providers/results.ts';
+import { toolResults } from '../functions/providers/results.ts';
 import { sourcesOf } from '../functions/providers/source.ts';
 import { Screen } from '../functions/proxy/screen.ts';
 import type { Json, JsonObject } from '../schema/json.ts';
@@ -271,7 +271,8 @@ describe('tool results', () => {
     ['embeddings', { input: [] }, [], []],
   ];
   test.each(bodies)('%s: each is found with its place', (name, body, ids, fields) => {
-    expect(resultIds(endpointOf(name), body)).toEqual(ids);
-    expect(toolResults(endpointOf(name), body).map(({ field }) => field)).toEqual(fields);
+    const results = toolResults(endpointOf(name), body);
+    expect(results.map(({ id }) => id)).toEqual(ids);
+    expect(results.map(({ field }) => field)).toEqual(fields);
   });
 });

@@ -2,7 +2,6 @@
 
 import { agentNames, createAgent, updateAgent } from '../db/agents.ts';
 import { type DueRule, measure, noteTold, takeUntold } from '../db/alert-rules.ts';
-import { listAlerts } from '../db/alerts.ts';
 import { readSpend, type SpendKey } from '../db/analytics.ts';
 import { chainHistory, erasePayloads, listAudit } from '../db/audit.ts';
 import { pruneAudit, signHead, verifyOrg } from '../db/checkpoints.ts';
@@ -229,7 +228,6 @@ const onReports: Readonly<Record<string, Act['run']>> = {
     const keys: readonly SpendKey[] = ['day', 'agent', 'model', 'policy'];
     for (const by of keys) await readSpend(org, by, days);
   },
-  listAlerts: (_, org) => listAlerts(org, 100),
   erasePayloads: (_, org) => erasePayloads(org, 'operator', [1, 2, 3]),
   listAudit: (_, org) => listAudit(org, { limit: 1_000 }),
   async countExport({ ground }, org) {

@@ -23,11 +23,6 @@ export function toolResults({ name }: Endpoint, body: JsonObject): readonly Tool
   return name === 'responses.create' ? responseResults(body) : [];
 }
 
-/** The ids of {@link toolResults}. */
-export function resultIds(endpoint: Endpoint, body: JsonObject): readonly string[] {
-  return toolResults(endpoint, body).map(({ id }) => id);
-}
-
 function chatResults({ messages }: JsonObject): ToolResult[] {
   return collect(messages, 'messages', (message, field) => {
     if (message.role === 'function') return result(message, 'name', field);

@@ -27,9 +27,6 @@ const SESSION_HEADERS = [
   'x-portkey-trace-id',
 ] as const;
 
-/** The top-level members of a body that may name the run. */
-export const RUN_MEMBERS = ['metadata', 'prompt_cache_key'] as const;
-
 /**
  * The run a call names, the first of: Rungate's header, the path, session headers, the trace-id of
  * `traceparent` (W3C Trace Context), the body. `undefined` when it names none, and the agent's
