@@ -10,7 +10,7 @@ import type { Agent, Choice, Context } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { OrderDirection } from './order.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import { PolicyType } from './policies.ts';
 import { Money } from './scalars.ts';
 import { checkExpiry, overlap, TokenType } from './tokens.ts';
@@ -440,17 +440,7 @@ builder.relayMutationField(
         return { agent: await present(context, agentId) };
       }),
   },
-  {
-    description: 'What agentSuspend brought about.',
-    outputFields: (t) => ({
-      agent: t.field({
-        ...{ type: AgentType, action: 'public', nullable: true },
-        description: 'The agent as it is now.',
-        resolve: ({ agent }) => agent,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('agentSuspend', 'agent', AgentType, 'The agent as it is now.'),
 );
 
 builder.relayMutationField(
@@ -470,17 +460,7 @@ builder.relayMutationField(
         return { agent: await present(context, agentId) };
       }),
   },
-  {
-    description: 'What agentResume brought about.',
-    outputFields: (t) => ({
-      agent: t.field({
-        ...{ type: AgentType, action: 'public', nullable: true },
-        description: 'The agent as it is now.',
-        resolve: ({ agent }) => agent,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('agentResume', 'agent', AgentType, 'The agent as it is now.'),
 );
 
 builder.relayMutationField(
@@ -502,17 +482,7 @@ builder.relayMutationField(
         return { deletedId: agentId };
       }),
   },
-  {
-    description: 'What agentDelete brought about.',
-    outputFields: (t) => ({
-      deletedId: t.field({
-        ...{ type: 'AgentID', action: 'public', nullable: true },
-        description: 'The id that was deleted.',
-        resolve: ({ deletedId }) => deletedId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('agentDelete', 'deletedId', 'AgentID', 'The id that was deleted.'),
 );
 
 function hasOpenRuns(): UserError {

@@ -7,7 +7,7 @@ import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import type { AlertRule, Context } from './context.ts';
 import { notFound, UserError, UserErrors } from './errors.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** A threshold, and where it is told that it was reached. */
@@ -152,17 +152,7 @@ builder.relayMutationField(
         return { alertRule: await present(context, id) };
       }),
   },
-  {
-    description: 'What alertRuleCreate brought about.',
-    outputFields: (t) => ({
-      alertRule: t.field({
-        ...{ type: AlertRuleType, action: 'public', nullable: true },
-        description: 'The new rule.',
-        resolve: ({ alertRule }) => alertRule,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('alertRuleCreate', 'alertRule', AlertRuleType, 'The new rule.'),
 );
 
 builder.relayMutationField(
@@ -197,17 +187,7 @@ builder.relayMutationField(
         return { alertRule: await present(context, id) };
       }),
   },
-  {
-    description: 'What alertRuleUpdate brought about.',
-    outputFields: (t) => ({
-      alertRule: t.field({
-        ...{ type: AlertRuleType, action: 'public', nullable: true },
-        description: 'The rule as it is now.',
-        resolve: ({ alertRule }) => alertRule,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('alertRuleUpdate', 'alertRule', AlertRuleType, 'The rule as it is now.'),
 );
 
 builder.relayMutationField(
@@ -228,15 +208,5 @@ builder.relayMutationField(
         return { deletedAlertRuleId: alertRuleId };
       }),
   },
-  {
-    description: 'What alertRuleDelete brought about.',
-    outputFields: (t) => ({
-      deletedAlertRuleId: t.field({
-        ...{ type: 'AlertRuleID', action: 'public', nullable: true },
-        description: 'The rule that is no more.',
-        resolve: ({ deletedAlertRuleId }) => deletedAlertRuleId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('alertRuleDelete', 'deletedAlertRuleId', 'AlertRuleID', 'The rule that is no more.'),
 );

@@ -6,7 +6,7 @@ import { connect, sizeOf } from './connection.ts';
 import type { Delivery, DeliveryLog } from './context.ts';
 import { notFound } from './errors.ts';
 import { dataOf, EventObject, eventTypeOf } from './events.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'delivery.read', nullable: true } as const;
@@ -190,15 +190,5 @@ builder.relayMutationField(
         return { delivery: await loaders.deliveries.load(id) };
       }),
   },
-  {
-    description: 'What deliveryRedeliver brought about.',
-    outputFields: (t) => ({
-      delivery: t.field({
-        ...{ type: DeliveryType, action: 'public', nullable: true },
-        description: 'The new delivery.',
-        resolve: ({ delivery }) => delivery,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('deliveryRedeliver', 'delivery', DeliveryType, 'The new delivery.'),
 );

@@ -9,7 +9,7 @@ import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { MemberType } from './members.ts';
 import { RoleType } from './org.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** An offer of membership. */
@@ -165,15 +165,10 @@ builder.relayMutationField(
         return { invitationId };
       }),
   },
-  {
-    description: 'What invitationRevoke brought about.',
-    outputFields: (t) => ({
-      invitationId: t.field({
-        ...{ type: 'InvitationID', action: 'public', nullable: true },
-        description: 'The invitation that can be accepted no more.',
-        resolve: ({ invitationId }) => invitationId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf(
+    'invitationRevoke',
+    'invitationId',
+    'InvitationID',
+    'The invitation that can be accepted no more.',
+  ),
 );

@@ -3,7 +3,7 @@
 import { builder } from './builder.ts';
 import type { Account, Context } from './context.ts';
 import { UserError } from './errors.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** A deletion that was asked for. */
@@ -65,17 +65,7 @@ builder.relayMutationField(
         return { deletion: await deletionOf(context) };
       }),
   },
-  {
-    description: 'What orgDelete brought about.',
-    outputFields: (t) => ({
-      deletion: t.field({
-        ...{ type: OrgDeletionType, action: 'public', nullable: true },
-        description: 'The deletion that was asked for.',
-        resolve: ({ deletion }) => deletion,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('orgDelete', 'deletion', OrgDeletionType, 'The deletion that was asked for.'),
 );
 
 builder.relayMutationField(

@@ -6,7 +6,7 @@ import type { Member, OwnershipOffer } from './context.ts';
 import { notFound } from './errors.ts';
 import { OrderDirection } from './order.ts';
 import { RoleType, ViewerType } from './org.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 import { UserType } from './users.ts';
 
@@ -123,17 +123,7 @@ builder.relayMutationField(
         return { member };
       }),
   },
-  {
-    description: 'What memberUpdateRole brought about.',
-    outputFields: (t) => ({
-      member: t.field({
-        ...{ type: MemberType, action: 'public', nullable: true },
-        description: 'The member as he is now.',
-        resolve: ({ member }) => member,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('memberUpdateRole', 'member', MemberType, 'The member as he is now.'),
 );
 
 builder.relayMutationField(
@@ -148,17 +138,7 @@ builder.relayMutationField(
         return { memberId };
       }),
   },
-  {
-    description: 'What memberRemove brought about.',
-    outputFields: (t) => ({
-      memberId: t.field({
-        ...{ type: 'MemberID', action: 'public', nullable: true },
-        description: 'Who is no member any more.',
-        resolve: ({ memberId }) => memberId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('memberRemove', 'memberId', 'MemberID', 'Who is no member any more.'),
 );
 
 builder.relayMutationField(
@@ -183,17 +163,7 @@ builder.relayMutationField(
         return { memberId };
       }),
   },
-  {
-    description: 'What memberLeave brought about.',
-    outputFields: (t) => ({
-      memberId: t.field({
-        ...{ type: 'MemberID', action: 'public', nullable: true },
-        description: 'Who is no member any more.',
-        resolve: ({ memberId }) => memberId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('memberLeave', 'memberId', 'MemberID', 'Who is no member any more.'),
 );
 
 const OwnershipOfferType = builder.objectRef<OwnershipOffer>('OwnershipOffer');
@@ -248,17 +218,12 @@ builder.relayMutationField(
         return { offer: await store.members.readOffer(org, now) };
       }),
   },
-  {
-    description: 'What ownershipOffer brought about.',
-    outputFields: (t) => ({
-      offer: t.field({
-        ...{ type: OwnershipOfferType, action: 'public', nullable: true },
-        description: 'The offer, which waits to be accepted.',
-        resolve: ({ offer }) => offer,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf(
+    'ownershipOffer',
+    'offer',
+    OwnershipOfferType,
+    'The offer, which waits to be accepted.',
+  ),
 );
 
 builder.relayMutationField(
@@ -279,17 +244,7 @@ builder.relayMutationField(
         return { memberId };
       }),
   },
-  {
-    description: 'What ownershipWithdraw brought about.',
-    outputFields: (t) => ({
-      memberId: t.field({
-        ...{ type: 'MemberID', action: 'public', nullable: true },
-        description: 'To whom nothing is offered any more.',
-        resolve: ({ memberId }) => memberId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('ownershipWithdraw', 'memberId', 'MemberID', 'To whom nothing is offered any more.'),
 );
 
 builder.relayMutationField(
@@ -311,15 +266,5 @@ builder.relayMutationField(
         return { member: await loaders.members.load(viewer.memberId) };
       }),
   },
-  {
-    description: 'What ownershipAccept brought about.',
-    outputFields: (t) => ({
-      member: t.field({
-        ...{ type: MemberType, action: 'public', nullable: true },
-        description: 'The new owner.',
-        resolve: ({ member }) => member,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('ownershipAccept', 'member', MemberType, 'The new owner.'),
 );

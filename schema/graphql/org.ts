@@ -4,7 +4,7 @@ import { titleSchema } from '../names.ts';
 import { builder } from './builder.ts';
 import type { Account, Viewer } from './context.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 import { TokenType } from './tokens.ts';
 
@@ -137,15 +137,5 @@ builder.relayMutationField(
         return { org: await store.orgs.readAccount(org) };
       }),
   },
-  {
-    description: 'What orgUpdate brought about.',
-    outputFields: (t) => ({
-      org: t.field({
-        ...{ type: OrgType, action: 'public', nullable: true },
-        description: 'The org as it is now.',
-        resolve: ({ org }) => org,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('orgUpdate', 'org', OrgType, 'The org as it is now.'),
 );

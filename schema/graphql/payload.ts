@@ -1,5 +1,6 @@
 /** What every mutation answers with: what it changed, or why it changed nothing. */
 
+import type { OutputType, ShapeFromTypeParam } from '@pothos/core';
 import { builder } from './builder.ts';
 import type { Context } from './context.ts';
 import { USER_ERROR_CODES, type UserError, type UserErrorCode, UserErrors } from './errors.ts';
@@ -38,7 +39,9 @@ builder.objectType(UserErrorType, {
 });
 
 /** What a mutation brought about: all of `T`, or errors. */
-export type Outcome<T> = Partial<T> & { readonly errors: readonly ToldError[] };
+export type Outcome<T> = { readonly [K in keyof T]?: T[K] | undefined } & {
+  readonly errors: readonly ToldError[];
+};
 
 /** Runs a mutation; what its input can't be acted on for becomes part of the outcome. */
 export async function attempt<T extends object>(
@@ -66,4 +69,30 @@ export function errorsField<T extends object>(t: PayloadFields<T>) {
     description: 'Why nothing was changed; empty when everything was.',
     resolve: ({ errors }) => errors,
   });
+}
+
+/**
+ * The payload of a mutation that answers with one thing, and with why nothing was changed.
+ *
+ * @param mutation The mutation's name.
+ * @param key The field, and the member of what the mutation brought about.
+ */
+export function payloadOf<K extends string, T extends OutputType<Types>>(
+  mutation: string,
+  key: K,
+  type: T,
+  description: string,
+) {
+  type Made = Record<K, ShapeFromTypeParam<Types, T, false>>;
+  return {
+    description: `What ${mutation} brought about.`,
+    outputFields: (t: PayloadFields<Made>) => ({
+      [key]: t.field({
+        ...{ type, action: 'public', nullable: true, description },
+        // TypeScript can't tell what stands for nothing of a type that is still open.
+        resolve: (outcome) => outcome[key] as never,
+      }),
+      errors: errorsField(t),
+    }),
+  };
 }

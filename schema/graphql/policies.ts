@@ -8,7 +8,7 @@ import { connect, sizeOf } from './connection.ts';
 import type { Context, NamedPolicy, WrittenVersion } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput, rejectProblems } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'policy.read', nullable: true } as const;
@@ -154,17 +154,7 @@ builder.relayMutationField(
         return { policy: await present(context, id) };
       }),
   },
-  {
-    description: 'What policyCreate brought about.',
-    outputFields: (t) => ({
-      policy: t.field({
-        ...{ type: PolicyType, action: 'public', nullable: true },
-        description: 'The policy.',
-        resolve: ({ policy }) => policy,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('policyCreate', 'policy', PolicyType, 'The policy.'),
 );
 
 builder.relayMutationField(
@@ -228,17 +218,7 @@ builder.relayMutationField(
         return { deletedId: policyId };
       }),
   },
-  {
-    description: 'What policyDelete brought about.',
-    outputFields: (t) => ({
-      deletedId: t.field({
-        ...{ type: 'PolicyID', action: 'public', nullable: true },
-        description: 'The id that was deleted.',
-        resolve: ({ deletedId }) => deletedId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('policyDelete', 'deletedId', 'PolicyID', 'The id that was deleted.'),
 );
 
 function inUse(): UserError {

@@ -9,7 +9,7 @@ import { connect, sizeOf } from './connection.ts';
 import type { Context, ShownKey } from './context.ts';
 import { notFound } from './errors.ts';
 import { parseInput, rejectProblems } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'provider_key.read', nullable: true } as const;
@@ -135,17 +135,7 @@ builder.relayMutationField(
         return { providerKey: await present(context, id) };
       }),
   },
-  {
-    description: 'What providerKeyCreate brought about.',
-    outputFields: (t) => ({
-      providerKey: t.field({
-        ...{ type: ProviderKeyType, action: 'public', nullable: true },
-        description: 'The key, without its secret.',
-        resolve: ({ providerKey }) => providerKey,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('providerKeyCreate', 'providerKey', ProviderKeyType, 'The key, without its secret.'),
 );
 
 builder.relayMutationField(
@@ -217,15 +207,5 @@ builder.relayMutationField(
         return { deletedId: providerKeyId };
       }),
   },
-  {
-    description: 'What providerKeyDelete brought about.',
-    outputFields: (t) => ({
-      deletedId: t.field({
-        ...{ type: 'ProviderKeyID', action: 'public', nullable: true },
-        description: 'The id that was deleted.',
-        resolve: ({ deletedId }) => deletedId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('providerKeyDelete', 'deletedId', 'ProviderKeyID', 'The id that was deleted.'),
 );

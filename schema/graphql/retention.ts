@@ -2,7 +2,7 @@
 
 import { builder } from './builder.ts';
 import type { Retention } from './context.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** For how many days records are kept. */
@@ -57,15 +57,5 @@ builder.relayMutationField(
         return { retention: await changed };
       }),
   },
-  {
-    description: 'What retentionUpdate brought about.',
-    outputFields: (t) => ({
-      retention: t.field({
-        ...{ type: RetentionType, action: 'public', nullable: true },
-        description: 'For how long records are kept now.',
-        resolve: ({ retention }) => retention,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('retentionUpdate', 'retention', RetentionType, 'For how long records are kept now.'),
 );

@@ -7,7 +7,7 @@ import { connect, sizeOf, windowOf } from './connection.ts';
 import type { Context, Run, RunOrder, RunStatus } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { OrderDirection } from './order.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import { PolicyVersionType } from './policies.ts';
 import './scalars.ts';
 import { Money } from './scalars.ts';
@@ -208,17 +208,7 @@ builder.relayMutationField(
         throw new UserError('CONFLICT', ['runId'], `The run is ${run.status} already.`);
       }),
   },
-  {
-    description: 'What runCancel brought about.',
-    outputFields: (t) => ({
-      run: t.field({
-        ...{ type: RunType, action: 'public', nullable: true },
-        description: 'The run as it is now.',
-        resolve: ({ run }) => run,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('runCancel', 'run', RunType, 'The run as it is now.'),
 );
 
 builder.relayMutationField(
@@ -244,15 +234,5 @@ builder.relayMutationField(
         return { run: await present(context, runId) };
       }),
   },
-  {
-    description: 'What runSetCeiling brought about.',
-    outputFields: (t) => ({
-      run: t.field({
-        ...{ type: RunType, action: 'public', nullable: true },
-        description: 'The run as it is now.',
-        resolve: ({ run }) => run,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('runSetCeiling', 'run', RunType, 'The run as it is now.'),
 );

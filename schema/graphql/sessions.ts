@@ -6,7 +6,7 @@ import type { ListedSession } from './context.ts';
 import { notFound } from './errors.ts';
 import { MemberType } from './members.ts';
 import { ViewerType } from './org.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const SignInMethodType = builder.enumType('SignInMethod', {
@@ -114,15 +114,5 @@ builder.relayMutationField(
         return { sessionId };
       }),
   },
-  {
-    description: 'What sessionRevoke brought about.',
-    outputFields: (t) => ({
-      sessionId: t.field({
-        ...{ type: 'SessionID', action: 'public', nullable: true },
-        description: 'The session that has ended.',
-        resolve: ({ sessionId }) => sessionId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('sessionRevoke', 'sessionId', 'SessionID', 'The session that has ended.'),
 );

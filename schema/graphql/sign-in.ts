@@ -6,7 +6,7 @@ import { builder } from './builder.ts';
 import type { Context, OidcSettings } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const SignInConfigType = builder.objectRef<OidcSettings>('SignInConfig');
@@ -86,17 +86,7 @@ builder.relayMutationField(
         return { config: await store.signin.readOidc(org) };
       }),
   },
-  {
-    description: 'What signInConfigSet brought about.',
-    outputFields: (t) => ({
-      config: t.field({
-        ...{ type: SignInConfigType, action: 'public', nullable: true },
-        description: 'How the org signs in now.',
-        resolve: ({ config }) => config,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('signInConfigSet', 'config', SignInConfigType, 'How the org signs in now.'),
 );
 
 builder.relayMutationField(

@@ -9,7 +9,7 @@ import { connect, sizeOf } from './connection.ts';
 import type { Context, StoredToken } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'token.read', nullable: true } as const;
@@ -193,17 +193,7 @@ builder.relayMutationField(
         return { token: await present(context, input.tokenId) };
       }),
   },
-  {
-    description: 'What tokenUpdate brought about.',
-    outputFields: (t) => ({
-      token: t.field({
-        ...{ type: TokenType, action: 'public', nullable: true },
-        description: 'The token as it is now.',
-        resolve: ({ token }) => token,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('tokenUpdate', 'token', TokenType, 'The token as it is now.'),
 );
 
 builder.relayMutationField(
@@ -266,15 +256,5 @@ builder.relayMutationField(
         return { token: await present(context, tokenId) };
       }),
   },
-  {
-    description: 'What tokenRevoke brought about.',
-    outputFields: (t) => ({
-      token: t.field({
-        ...{ type: TokenType, action: 'public', nullable: true },
-        description: 'The token as it is now.',
-        resolve: ({ token }) => token,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('tokenRevoke', 'token', TokenType, 'The token as it is now.'),
 );

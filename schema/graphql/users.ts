@@ -5,7 +5,7 @@ import { builder } from './builder.ts';
 import type { Member } from './context.ts';
 import { notFound } from './errors.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'member.read', nullable: true } as const;
@@ -44,15 +44,5 @@ builder.relayMutationField(
         return { user: await loaders.members.load(viewer.memberId) };
       }),
   },
-  {
-    description: 'What userRename brought about.',
-    outputFields: (t) => ({
-      user: t.field({
-        ...{ type: UserType, action: 'public', nullable: true },
-        description: 'The person as he is called now.',
-        resolve: ({ user }) => user,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('userRename', 'user', UserType, 'The person as he is called now.'),
 );

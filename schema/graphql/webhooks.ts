@@ -10,7 +10,7 @@ import { DeliveryFilter, DeliveryType, searchOf } from './deliveries.ts';
 import { notFound, UserError } from './errors.ts';
 import { EventObject, eventTypeOf } from './events.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** An endpoint that is told of events. */
@@ -211,17 +211,7 @@ builder.relayMutationField(
         return { webhook: await present(context, id) };
       }),
   },
-  {
-    description: 'What webhookUpdate brought about.',
-    outputFields: (t) => ({
-      webhook: t.field({
-        ...{ type: WebhookType, action: 'public', nullable: true },
-        description: 'The webhook as it is now.',
-        resolve: ({ webhook }) => webhook,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('webhookUpdate', 'webhook', WebhookType, 'The webhook as it is now.'),
 );
 
 builder.relayMutationField(
@@ -242,17 +232,7 @@ builder.relayMutationField(
         return { deletedWebhookId: webhookId };
       }),
   },
-  {
-    description: 'What webhookDelete brought about.',
-    outputFields: (t) => ({
-      deletedWebhookId: t.field({
-        ...{ type: 'WebhookID', action: 'public', nullable: true },
-        description: 'The webhook that is no more.',
-        resolve: ({ deletedWebhookId }) => deletedWebhookId,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('webhookDelete', 'deletedWebhookId', 'WebhookID', 'The webhook that is no more.'),
 );
 
 builder.relayMutationField(
@@ -331,17 +311,7 @@ builder.relayMutationField(
         return { event: await loaders.events.load(id) };
       }),
   },
-  {
-    description: 'What webhookTest brought about.',
-    outputFields: (t) => ({
-      event: t.field({
-        ...{ type: EventObject, action: 'public', nullable: true },
-        description: 'The event that is sent.',
-        resolve: ({ event }) => event,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('webhookTest', 'event', EventObject, 'The event that is sent.'),
 );
 
 builder.relayMutationField(
