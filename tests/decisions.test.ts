@@ -3,9 +3,9 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import type { JsonObject } from '../schema/json.ts';
+import type { Json, JsonObject } from '../schema/json.ts';
 import { type PolicyDocument, policySchema } from '../schema/policy.ts';
-import { compileCondition, InvalidCondition } from '../schema/rules/condition.ts';
+import { type Condition, compileCondition, InvalidCondition } from '../schema/rules/condition.ts';
 import { decideHosted } from '../schema/rules/hosted.ts';
 import { decideTool, denyName, governsTools, judgeName } from '../schema/rules/tools.ts';
 import { type Deployment, deploy, readTrail } from './rungate.ts';
@@ -165,6 +165,44 @@ const CONDITIONS: readonly (readonly [string, string, boolean | undefined])[] = 
   ['args.force != true', '{"force":1}', undefined],
   ['args.to == "all"', '{"to":["all"]}', undefined],
   ['args.to == null || args.to == "all"', '{"to":null}', true],
+  ['args.n in [1, 2]', '{"n":2}', true],
+  ['args.n in [1, 2]', '{"n":3}', false],
+  ['args.n in [1, 2]', '{"n":"2"}', undefined],
+  ['!(args.n in [1, 2])', '{"n":"2"}', undefined],
+  ['args.n in ["a", 1]', '{"n":1}', true],
+  ['args.n in ["a", 1]', '{"n":2}', undefined],
+  ['args.n in [1u, 2.5]', '{"n":1}', true],
+  ['args.n in []', '{"n":"1"}', false],
+  ['args.n in [null, "a"]', '{"n":null}', true],
+  ['args.to in ["all"]', '{"to":["all"]}', undefined],
+  ['args.to in [["all"]]', '{"to":["all"]}', true],
+  ['args.to in [["all"], ["1"]]', '{"to":[1]}', undefined],
+  ['"all" in args.to', '{"to":["a",1]}', undefined],
+  ['"all" in args.to', '{"to":["a",1,"all"]}', true],
+  ['"all" in args.to', '{"to":"all"}', undefined],
+  ['args.n in {"1": true}', '{"n":"1"}', true],
+  ['args.n in {"1": true}', '{"n":1}', undefined],
+  ['"to" in args', '{"n":1}', false],
+  ['args.to.exists(in_, in_ in ["a"])', '{"to":["b","a"]}', true],
+  ['args.to.all(same, same in ["a"] && same == "a")', '{"to":["a"]}', true],
+  ['args.o == {"a": [1, "x"]}', '{"o":{"a":[1,"x"]}}', true],
+  ['args.o == {"a": [1, "x"]}', '{"o":{"a":["1","x"]}}', undefined],
+  ['args.o == {"a": [1, "x"]}', '{"o":{"a":["1","y"]}}', false],
+  ['args.o != {"a": 1}', '{"o":{"b":1}}', true],
+  ['args.l == [1, 2] ? args.n == 1 : false', '{"l":[1,2],"n":"1"}', undefined],
+  [
+    'timestamp(args.at) in [timestamp("2026-01-01T00:00:00Z")]',
+    '{"at":"2026-01-01T00:00:00Z"}',
+    true,
+  ],
+  ['duration("5s") == duration(args.d)', '{"d":"5000ms"}', true],
+  ['args.d == duration("5s")', '{"d":5000}', undefined],
+  ['type(args.n) == string', '{"n":1}', false],
+  ['b"a" == b"a" && args.n == 1', '{"n":1}', true],
+  ['args.n - (10 - (4 - 1)) == -6', '{"n":1}', true],
+  ['1 + args.n == 2', '{"n":1}', true],
+  ['1 + args.n + 1 == 3', '{"n":1}', true],
+  ['-(args.n - 1) < 0 && !(args.n != 2)', '{"n":2}', true],
   ['args.n > 5', '{"n":1,"N":6}', undefined],
   ['has(args.to) && args.to == "all"', '{"\\u0054O":"all"}', undefined],
   ['"to" in args && args["to"] == "all"', '{"ｔｏ":"all"}', undefined],
@@ -173,6 +211,15 @@ const CONDITIONS: readonly (readonly [string, string, boolean | undefined])[] = 
   ['timestamp(args.at) > timestamp("2026-01-01T00:00:00Z")', '{"at":"no"}', undefined],
 ];
 
+/** An expression of numbers, and what it comes to. */
+type Sum = readonly [text: string, value: number];
+
+/** Bare where an operator binds tighter, so that nothing but parentheses that count is written. */
+function joined([[a, x], operator, [b, y]]: [Sum, string, Sum]): Sum {
+  if (operator === '*') return [`(${a}) * (${b})`, x * y];
+  return operator === '+' ? [`${a} + ${b}`, x + y] : [`${a} - (${b})`, x - y];
+}
+
 describe('a condition', () => {
   for (const [source, text, expected] of CONDITIONS) {
     test(`${source} of ${text} is ${expected ?? 'not to be told'}`, () => {
@@ -180,6 +227,57 @@ describe('a condition', () => {
       expect(compileCondition(source)(subject)).toBe(expected);
     });
   }
+
+  test('finds in a list what equals one of its members, and can tell no more than of each', () => {
+    const scalar = fc.constantFrom<Json>(...[null, true, false, 0, 1, 1.5, '', '1', 'true', 'a']);
+    const value = fc.oneof(scalar, fc.array(scalar, { maxLength: 2 }), fc.record({ k: scalar }));
+    const same = compileCondition('args.a == args.b');
+    const differs = compileCondition('args.a != args.b');
+    const within = compileCondition('args.a in args.l');
+    const ask = (condition: Condition, args: JsonObject) => condition({ name: 'x', args });
+    fc.assert(
+      fc.property(value, fc.array(value, { maxLength: 4 }), (a, l) => {
+        const each = l.map((b) => ask(same, { a, b }));
+        const expected = each.includes(true) || (each.includes(undefined) ? undefined : false);
+        expect(ask(within, { a, l })).toBe(expected);
+        expect(ask(same, { a, b: a })).toBe(true);
+        for (const b of l) {
+          const isSame = ask(same, { a, b });
+          expect(ask(same, { a: b, b: a })).toBe(isSame);
+          expect(ask(differs, { a, b })).toBe(isSame === undefined ? undefined : !isSame);
+          if (isSame) expect(b).toEqual(a);
+          if (typeof a !== typeof b && a !== null && b !== null) expect(isSame).toBeUndefined();
+        }
+      }),
+      { numRuns: 2_000 },
+    );
+  });
+
+  test('computes what it says, however it is put in parentheses', () => {
+    const whole = fc.integer({ min: 0, max: 9 });
+    const { sum } = fc.letrec<{ sum: Sum }>((tie) => ({
+      sum: fc.oneof(
+        { depthSize: 'small', maxDepth: 5, withCrossShrink: true },
+        whole.map((n): Sum => [String(n), n]),
+        whole.map((n): Sum => [`args.l[${n}]`, n * n]),
+        fc.tuple(tie('sum'), fc.constantFrom('+', '-', '*'), tie('sum')).map(joined),
+        tie('sum').map(([text, n]): Sum => [`-(${text})`, -n]),
+        fc
+          .tuple(tie('sum'), tie('sum'), tie('sum'))
+          .map(([[a, x], [b, y], [c, z]]): Sum => [`(${a} < ${b} ? ${b} : ${c})`, x < y ? y : z]),
+      ),
+    }));
+    const l = Array.from({ length: 10 }, (_, n) => n * n);
+    fc.assert(
+      fc.property(sum, sum, ([left, x], [right, y]) => {
+        fc.pre(left.length + right.length < 150);
+        const condition = compileCondition(`args.l[0] + ${left} == ${right}`);
+        expect(condition({ name: 'x', args: { l } })).toBe(x === y);
+        const holds = compileCondition(`args.l[0] + ${left} in [(${left}) + 0.0]`);
+        expect(holds({ name: 'x', args: { l } })).toBe(true);
+      }),
+    );
+  });
 
   test('that can’t be told asks, or denies, as its rule would', () => {
     const unknown = 'args.amount > 500';

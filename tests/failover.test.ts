@@ -327,7 +327,16 @@ test('readRetryAfter() reads milliseconds, seconds and dates, and nothing else',
   expect(read({ 'retry-after': '2' })).toBe(2_000);
   expect(read({ 'retry-after': 'Tue, 01 Jan 2030 00:00:07 GMT' })).toBe(7_000);
   expect(read({ 'retry-after': 'Mon, 31 Dec 2029 00:00:00 GMT' })).toBe(0);
-  for (const text of ['', '-1', 'soon', '1e9', 'Infinity']) {
-    expect(read({ 'retry-after': text }) ?? 0).toBeGreaterThanOrEqual(0);
+  expect(read({ 'retry-after': ' 0.25 ' })).toBe(250);
+  const dates = [
+    '2030-01-01',
+    '1 Jan 2030',
+    'Tue Jan  1 00:00:07 2030',
+    'Tue, 99 Foo 2030 00:00:07 GMT',
+  ];
+  const numbers = ['', '-1', '1e9', 'Infinity', '0x10', '1.', '.5', '1,5', '9'.repeat(10), '5 GMT'];
+  for (const text of [...dates, ...numbers, 'soon']) {
+    expect(read({ 'retry-after': text })).toBeUndefined();
+    expect(read({ 'retry-after-ms': text })).toBeUndefined();
   }
 });

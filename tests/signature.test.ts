@@ -13,7 +13,6 @@ import {
   JITTER,
   MAX_RETRY_AFTER_MS,
   RETRY_DELAYS_MS,
-  readRetryAfter,
   retryDelay,
 } from '../schema/rules/schedule.ts';
 import { formatSecret, secretKey, signatureHeaders } from '../schema/signature.ts';
@@ -515,14 +514,5 @@ describe('the schedule of retries', () => {
         },
       ),
     );
-  });
-
-  test('reads seconds and dates, and nothing else', () => {
-    expect(readRetryAfter('120', NOW)).toBe(120_000);
-    expect(readRetryAfter(new Date(NOW + 9_000).toUTCString(), NOW)).toBe(9_000);
-    expect(readRetryAfter(new Date(NOW - 9_000).toUTCString(), NOW)).toBe(0);
-    for (const text of [null, '', '-1', '1.5', 'soon', '2027-01-15', '1e3', '99999999999']) {
-      expect(readRetryAfter(text, NOW)).toBeUndefined();
-    }
   });
 });

@@ -1,7 +1,8 @@
 /** Conditions on the arguments of a tool call, in CEL, at a cost that is known before they run. */
 
-import { type ASTNode, Environment } from '@marcbachmann/cel-js';
+import type { ASTNode } from '@marcbachmann/cel-js';
 import { fold, type Json, type JsonObject } from '../json.ts';
+import { environment, makeStrict } from './cel.ts';
 
 /** What a condition reads, as `tool.name`, `tool.args` and `args`. */
 export interface Subject {
@@ -27,14 +28,6 @@ export class InvalidCondition extends Error {
   override readonly name = 'InvalidCondition';
 }
 
-const LIMITS = {
-  maxAstNodes: 250,
-  maxDepth: 32,
-  maxListElements: 100,
-  maxMapEntries: 50,
-  maxCallArguments: 4,
-} as const;
-
 /** A loop over a list in a loop over a list, and no deeper. */
 const MAX_LOOPS = 2;
 /** Each one turn of a node, the reading of one value or of 64 characters: about 50 ns. */
@@ -56,23 +49,6 @@ const FUNCTIONS = new Set([
   ...LOOPS,
 ]);
 
-type Calculate = (left: number, right: number) => number;
-
-/** CEL reads JSON's numbers as doubles, and has no arithmetic between those and whole literals. */
-const ARITHMETIC: Readonly<Record<string, Calculate>> = {
-  '+': (left, right) => left + right,
-  '-': (left, right) => left - right,
-  '*': (left, right) => left * right,
-  '/': (left, right) => left / right,
-};
-
-/** Kinds of values; a host or a tool may take a value of one kind for one of another. */
-const KINDS = [['string'], ['bool'], ['int', 'double'], ['list'], ['map']] as const;
-
-const environment = makeEnvironment();
-/** The one that conditions run in: there, values of different kinds can't be told to be equal. */
-const strict = withStrictEquality(makeEnvironment());
-
 /**
  * Compiles a condition, such as `args.amount_usd > 500` (Common Expression Language).
  *
@@ -90,7 +66,7 @@ export function compileCondition(source: string): Condition {
   if (type !== 'bool' && type !== 'dyn') {
     throw new InvalidCondition(`must be true or false, but is of type ${type}`);
   }
-  const program = strict.parse(source);
+  const program = makeStrict(ast);
   return (subject) => {
     const args = readArgs(subject, weight);
     if (!args) return undefined;
@@ -105,30 +81,6 @@ export function compileCondition(source: string): Condition {
       return undefined;
     }
   };
-}
-
-function makeEnvironment(): Environment {
-  const made = new Environment({ homogeneousAggregateLiterals: false, limits: LIMITS });
-  for (const [operator, calculate] of Object.entries(ARITHMETIC)) {
-    const mixed = (left: number | bigint, right: number | bigint) =>
-      calculate(Number(left), Number(right));
-    made.registerOperator(`double ${operator} int`, mixed);
-    made.registerOperator(`int ${operator} double`, mixed);
-  }
-  return made.registerVariable('args', 'map').registerVariable('tool', 'map');
-}
-
-/** By CEL `"1" == 1` is false, but `"1"` may do to a tool what 1 does. */
-function withStrictEquality(made: Environment): Environment {
-  const refuse = () => {
-    throw new Error('the kinds differ');
-  };
-  for (const [at, kinds] of KINDS.entries()) {
-    for (const other of KINDS.slice(at + 1).flat()) {
-      for (const kind of kinds) made.registerOperator(`${kind} == ${other}`, refuse);
-    }
-  }
-  return made;
 }
 
 function parse(source: string) {

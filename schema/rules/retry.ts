@@ -66,23 +66,25 @@ function isSafe({ isSent, status }: Failure): boolean {
   return status !== undefined && (PASSING_STATUSES.has(status) || ACCOUNT_STATUSES.has(status));
 }
 
+/** A date as senders must write it: IMF-fixdate of RFC 9110, 5.6.7. Others, runtimes read apart. */
+const DATE = /^[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT$/;
+
 /**
- * Reads how long an upstream asks to wait: `retry-after-ms`, or `retry-after` in seconds or as a
- * date (RFC 9110, 10.2.3).
+ * Reads how long a server asks to wait: `retry-after-ms`, or `retry-after` in seconds or as a date
+ * (RFC 9110, 10.2.3). Providers also send fractions of them.
  *
  * @param now Unix milliseconds.
- * @returns Milliseconds, never negative; undefined where neither says anything.
+ * @returns Milliseconds, 0 for a date that is over; undefined where neither says anything.
  */
 export function readRetryAfter(headers: Headers, now: number): number | undefined {
-  const exact = headers.get('retry-after-ms');
-  const given = headers.get('retry-after');
-  if (exact !== null && isNumber(exact)) return Math.ceil(Number(exact));
-  if (given === null) return undefined;
+  const exact = headers.get('retry-after-ms')?.trim() ?? '';
+  if (isNumber(exact)) return Math.ceil(Number(exact));
+  const given = headers.get('retry-after')?.trim() ?? '';
   if (isNumber(given)) return Math.ceil(Number(given) * 1_000);
-  const date = Date.parse(given);
-  return Number.isNaN(date) ? undefined : Math.max(0, date - now);
+  const at = DATE.test(given) ? Date.parse(given) : Number.NaN;
+  return Number.isNaN(at) ? undefined : Math.max(0, at - now);
 }
 
 function isNumber(text: string): boolean {
-  return /^\d{1,9}(?:\.\d{1,9})?$/.test(text.trim());
+  return /^\d{1,9}(?:\.\d{1,9})?$/.test(text);
 }

@@ -27,7 +27,7 @@ export const MAX_RETRY_AFTER_MS = 24 * HOUR_MS;
 export interface Failed {
   /** Counted from 1. */
   readonly attempt: number;
-  /** What the endpoint asked for, see {@link readRetryAfter}. */
+  /** What the endpoint asked for by `Retry-After`. */
   readonly retryAfterMs?: number | undefined;
   /** From 0 to less than 1. */
   readonly random: number;
@@ -44,20 +44,4 @@ export function retryDelay({ attempt, retryAfterMs = 0, random }: Failed): numbe
   if (delayMs === undefined) return undefined;
   const jittered = Math.round(delayMs * (1 - JITTER + 2 * JITTER * random));
   return Math.max(jittered, Math.min(retryAfterMs, MAX_RETRY_AFTER_MS));
-}
-
-/**
- * Reads `Retry-After` (RFC 9110, 10.2.3): seconds, or a date.
- *
- * @param now Unix milliseconds.
- * @returns milliseconds from now, 0 for a date that is over; undefined for anything else.
- */
-export function readRetryAfter(value: string | null, now: number): number | undefined {
-  const text = value?.trim() ?? '';
-  if (/^\d{1,10}$/.test(text)) return Number(text) * SECOND_MS;
-  if (!/^[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT$/.test(text)) {
-    return undefined;
-  }
-  const at = Date.parse(text);
-  return Number.isNaN(at) ? undefined : Math.max(0, at - now);
 }
