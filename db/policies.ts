@@ -291,8 +291,9 @@ export async function publishVersion(
 }
 
 /**
- * Deletes a policy with its versions, unless an agent has it or may choose it, or a run that is
- * kept was opened with it: what governed a run stays on record as long as the run.
+ * Deletes a policy with its versions, unless an agent has it or may choose it, a token that is good
+ * permits it, or a run that is kept was opened with it: another policy of its name must not take
+ * its place in a token, and what governed a run stays on record as long as the run.
  *
  * @returns whether it was deleted.
  */
@@ -303,11 +304,18 @@ export async function deletePolicy(org: Org, actor: Actor, policy: NamedPolicy):
          and not exists (select 1 from agents where org_id = ?1 and policy_id = ?2)
          and not exists (select 1 from agent_policies where org_id = ?1 and policy_id = ?2)
          and not exists (
+           select 1 from tokens where org_id = ?1
+             and instr(replace(' ' || policies || ' ', '/', ' /'), ' ' || ?3 || ' ') > 0
+             and revoked_at is null and coalesce(expires_at, ?4 + 1) > ?4
+         )
+         and not exists (
            select 1 from runs where org_id = ?1 and policy_version_id in (
              select id from policy_versions where org_id = ?1 and policy_id = ?2
            )
          )`,
       policy.id,
+      policy.name,
+      Date.now(),
     ),
     auditEntry(org, actor, 'policy.delete', policy.id, undefined, {
       before: { name: policy.name },

@@ -29,6 +29,8 @@ export interface Credential {
   readonly kind: 'agent' | 'admin';
   /** What it may do now: an admin token never more than its member, and nothing without one. */
   readonly actions: readonly Action[];
+  /** Which policies its runs may be under, by name or label; null for all that its agent may use. */
+  readonly policies: readonly string[] | null;
   readonly expiresAt: number | null;
   readonly revokedAt: number | null;
   readonly lastUsedAt: number | null;
@@ -60,7 +62,8 @@ export async function findCredential(
   tokenHash: string,
 ): Promise<Credential | undefined> {
   const row = await db.first(
-    `select t.id, t.org_id, t.kind, t.actions, t.expires_at, t.revoked_at, t.last_used_at,
+    `select t.id, t.org_id, t.kind, t.actions, t.policies, t.expires_at, t.revoked_at,
+       t.last_used_at,
        o.revision, o.suspended_at as org_suspended_at, o.deletion_requested_at as org_leaves_at,
        a.id as agent_id, a.name, a.policy_id, a.suspended_at, a.window_run_id,
        m.id as member_id, m.user_id, m.role
@@ -79,6 +82,7 @@ export async function findCredential(
     revision: row.revision as number,
     kind: row.kind as Credential['kind'],
     ...standingOf(row, row.kind === 'agent' ? agentActions(row) : heldActions(row, member?.role)),
+    policies: toPolicies(row),
     expiresAt: row.expires_at as number | null,
     revokedAt: row.revoked_at as number | null,
     lastUsedAt: row.last_used_at as number | null,
@@ -129,6 +133,10 @@ function agentActions(row: Row): AgentAction[] {
   return String(row.actions).split(' ') as AgentAction[];
 }
 
+function toPolicies({ policies }: Row): readonly string[] | null {
+  return policies === null ? null : String(policies).split(' ');
+}
+
 /** Of what was granted, what the member holds himself by now. */
 function heldActions(row: Row, role: Role | undefined): AdminAction[] {
   if (!role) return [];
@@ -168,6 +176,7 @@ interface Minting {
   readonly agent: AgentId | null;
   readonly name: string | null;
   readonly actions: readonly Action[];
+  readonly policies: readonly string[] | null;
   /** The member whose token it is, or who made it for an agent. */
   readonly maker: string;
   /** The role that an admin token's maker must still have when it is written. */
@@ -179,6 +188,8 @@ interface Minting {
  * Makes a token of an agent. Commit its statement.
  *
  * @param actions What it may do, of all that an agent's token can be allowed.
+ * @param policies Which policies its runs may be under: names of policies, and labels of versions
+ *   such as `prod-agents/v4`; null for all that the agent may use. It stays so for good.
  */
 export function mintToken(
   org: Org,
@@ -186,9 +197,10 @@ export function mintToken(
   agent: AgentId,
   expiresAt: number | null,
   actions: readonly AgentAction[] = AGENT_ACTIONS,
+  policies: readonly string[] | null = null,
 ): MintedToken {
   const maker = actorName(actor);
-  return mint(org, { agent, name: null, actions, maker, role: null, expiresAt });
+  return mint(org, { agent, name: null, actions, policies, maker, role: null, expiresAt });
 }
 
 /**
@@ -200,10 +212,14 @@ export function mintAdminToken(
   { id, role }: { readonly id: MemberId; readonly role: Role },
   { name, actions, expiresAt }: NewAdminToken,
 ): MintedToken {
-  return mint(org, { agent: null, name, actions, maker: id, role, expiresAt });
+  return mint(org, {
+    ...{ agent: null, name, actions, policies: null },
+    ...{ maker: id, role, expiresAt },
+  });
 }
 
-function mint(org: Org, { agent, name, actions, maker, role, expiresAt }: Minting): MintedToken {
+function mint(org: Org, minting: Minting): MintedToken {
+  const { agent, name, actions, policies, maker, role, expiresAt } = minting;
   const kind = agent ? 'agent' : 'admin';
   const text = newToken(kind);
   const id = newId('token');
@@ -213,10 +229,10 @@ function mint(org: Org, { agent, name, actions, maker, role, expiresAt }: Mintin
     statement: org.statement(
       `insert into tokens (
          org_id, id, agent_id, kind, hash, last_four, actions, created_by, created_at, expires_at,
-         name
-       ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
-       where (?12 is null or exists (
-         select 1 from members where org_id = ?1 and id = ?8 and role = ?12
+         name, policies
+       ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
+       where (?13 is null or exists (
+         select 1 from members where org_id = ?1 and id = ?8 and role = ?13
        ))`,
       id,
       agent,
@@ -228,6 +244,7 @@ function mint(org: Org, { agent, name, actions, maker, role, expiresAt }: Mintin
       Date.now(),
       expiresAt,
       name,
+      policies?.join(' ') ?? null,
       role,
     ),
   };
@@ -238,6 +255,7 @@ function mint(org: Org, { agent, name, actions, maker, role, expiresAt }: Mintin
  * after an overlap, but never later than they would have ended anyway.
  *
  * @returns the new token's id and its text, shown once.
+ * @throws {Refusal} `invalid_request` where no single token stands for them all.
  */
 export async function rotateAgentTokens(
   org: Org,
@@ -247,7 +265,7 @@ export async function rotateAgentTokens(
 ): Promise<{ id: TokenId; token: string }> {
   const now = Date.now();
   const rows = await org.read(
-    `select actions, expires_at from tokens
+    `select actions, policies, expires_at from tokens
      where org_id = ?1 and agent_id = ?2 and revoked_at is null
        and coalesce(expires_at, ?3 + 1) > ?3`,
     agent,
@@ -256,7 +274,7 @@ export async function rotateAgentTokens(
   const held = rows.flatMap(agentActions);
   const actions = AGENT_ACTIONS.filter((action) => rows.length === 0 || held.includes(action));
   const ends = rows.map(({ expires_at }) => expires_at as number | null);
-  const minted = mintToken(org, actor, agent, latestOf(ends), actions);
+  const minted = mintToken(org, actor, agent, latestOf(ends), actions, jointPolicies(rows));
   await org.write(
     overlapMs > 0
       ? org.statement(
@@ -270,6 +288,28 @@ export async function rotateAgentTokens(
     auditEntry(org, actor, 'token.rotate', agent, { token: minted.id, overlapMs }),
   );
   return { id: minted.id, token: minted.text };
+}
+
+/**
+ * What tokens permit together. One that can do all of it could do more than any of them where they
+ * differ in both: an action of the one under a policy of the other.
+ *
+ * @returns null where one of them, or none at all, leaves it to the agent.
+ * @throws {Refusal} `invalid_request` where they do.
+ */
+function jointPolicies(rows: readonly Row[]): readonly string[] | null {
+  const lists = new Set(rows.map(({ policies }) => policies));
+  const actions = new Set(rows.map((row) => agentActions(row).sort().join(' ')));
+  if (lists.size > 1 && actions.size > 1) {
+    throw new Refusal(
+      'invalid_request',
+      'The tokens of the agent differ in what they may do and in the policies they permit; replace each by itself.',
+      { field: 'agentId' },
+    );
+  }
+  const all = rows.map(toPolicies);
+  const each = all.filter((policies) => policies !== null);
+  return rows.length === 0 || each.length < all.length ? null : [...new Set(each.flat())];
 }
 
 /** The latest of some ends; null where there is none, or one of them never comes. */
@@ -372,6 +412,8 @@ export interface StoredToken {
   /** What was granted; what it may do now is `effective`. */
   readonly actions: readonly string[];
   readonly effective: readonly Action[];
+  /** Which policies its runs may be under, by name or label; null for all that its agent may use. */
+  readonly policies: readonly string[] | null;
   /** The member, or `operator`. */
   readonly createdBy: string;
   /** The role of the member whose admin token it is; undefined when he is gone. */
@@ -383,8 +425,8 @@ export interface StoredToken {
 }
 
 const STORED = `
-  select t.id, t.kind, t.name, t.agent_id, t.last_four, t.actions, t.created_by, t.created_at,
-    t.expires_at, t.revoked_at, t.last_used_at, m.role
+  select t.id, t.kind, t.name, t.agent_id, t.last_four, t.actions, t.policies, t.created_by,
+    t.created_at, t.expires_at, t.revoked_at, t.last_used_at, m.role
   from tokens t
   left join members m on t.kind = 'admin' and m.id = t.created_by and m.org_id = t.org_id`;
 
@@ -445,6 +487,7 @@ function toStored(row: Row): StoredToken {
     lastFour: String(row.last_four),
     actions: String(row.actions).split(' '),
     effective: row.kind === 'agent' ? agentActions(row) : heldActions(row, role),
+    policies: toPolicies(row),
     createdBy: String(row.created_by),
     role,
     createdAt: Number(row.created_at),
@@ -510,7 +553,7 @@ export async function revokeToken(org: Org, actor: Actor, id: TokenId): Promise<
 }
 
 /**
- * Replaces a token by a new one with the same owner, name, actions and end. The present one ends
+ * Replaces a token by a new one with the same owner, name, actions, policies and end. The present one ends
  * now, or after an overlap, but never later than it would have ended anyway.
  *
  * @returns the new token's id and its text, shown once.
@@ -555,10 +598,10 @@ export async function rotateToken(
 
 /** What takes the place of a token: an agent's for the agent, a member's for the member. */
 function remint(org: Org, actor: Actor, present: StoredToken): MintedToken {
-  const { agentId, effective, expiresAt, name, role } = present;
+  const { agentId, effective, expiresAt, name, policies, role } = present;
   if (agentId) {
     const actions = AGENT_ACTIONS.filter((action) => effective.includes(action));
-    return mintToken(org, actor, agentId, expiresAt, actions);
+    return mintToken(org, actor, agentId, expiresAt, actions, policies);
   }
   if (!role) throw noToken();
   return mintAdminToken(
@@ -568,21 +611,28 @@ function remint(org: Org, actor: Actor, present: StoredToken): MintedToken {
   );
 }
 
+/** What a further token of an agent is to be. */
+export interface NewAgentToken {
+  /** What it may do, at least one. */
+  readonly actions: readonly AgentAction[];
+  /** As {@link mintToken} has them, at least one. */
+  readonly policies: readonly string[] | null;
+  /** Unix milliseconds; null for one that stays. */
+  readonly expiresAt: number | null;
+}
+
 /**
  * Makes a further token of an agent.
  *
- * @param actions What it may do, at least one.
- * @param expiresAt Unix milliseconds; null for one that stays.
  * @returns the token's id and its text, shown once; undefined without such an agent.
  */
 export async function createAgentToken(
   org: Org,
   actor: Actor,
   agent: AgentId,
-  actions: readonly AgentAction[],
-  expiresAt: number | null,
+  { actions, policies, expiresAt }: NewAgentToken,
 ): Promise<{ id: TokenId; token: string } | undefined> {
-  const minted = mintToken(org, actor, agent, expiresAt, actions);
+  const minted = mintToken(org, actor, agent, expiresAt, actions, policies);
   const isThere = 'and exists (select 1 from agents where org_id = ?1 and id = ?3)';
   const [made] = await org.write(
     { ...minted.statement, sql: `${minted.statement.sql} ${isThere}` },
@@ -591,7 +641,7 @@ export async function createAgentToken(
       actor,
       'token.create',
       minted.id,
-      { agent, actions, expiresAt },
+      { agent, actions, policies, expiresAt },
       { ifChanged: true },
     ),
   );

@@ -11,11 +11,12 @@ import {
   tellExpiry,
   useGate,
 } from '../db/gates.ts';
+import { readScopes } from '../db/holds.ts';
 import { readPolicyVersion } from '../db/policies.ts';
 import { recordReport } from '../db/reports.ts';
 import { blockRun, findRun, readRun } from '../db/runs.ts';
 import { digest } from '../db/seal.ts';
-import { readScopes, recordRemark } from '../db/steps.ts';
+import { recordRemark } from '../db/steps.ts';
 import { openVault } from '../db/vault.ts';
 import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
@@ -35,7 +36,7 @@ import type { Call } from './proxy/call.ts';
 import type { Governed } from './proxy/deny.ts';
 import { gateUrl } from './proxy/park.ts';
 import { blockedUntil, ceilingsOf } from './proxy/reserve.ts';
-import { refuseClosed, resolveRun } from './proxy/run.ts';
+import { refuseClosed, refuseUnpermitted, resolveRun } from './proxy/run.ts';
 import type { Services } from './services.ts';
 import { pollUntil } from './waiting.ts';
 
@@ -356,13 +357,16 @@ export async function reportTool(
 
 type Run = Pick<Governed, 'version'> & Governed['run'];
 
-/** The run in any status, or a new one: what has happened is not refused. */
+/** The run in any status, or a new one: what has happened on the token's own runs is not refused. */
 async function runFor(caller: Caller, name: string, bytes: Uint8Array<ArrayBuffer>): Promise<Run> {
   const { org, agent } = caller;
   const call = await callOn(caller, name, bytes);
   const present = await findRun(org, agent.id, call.runName?.name ?? name);
   const version = present && (await readPolicyVersion(org, present.policyVersionId));
-  if (present && version) return { id: present.id, name: present.name, version };
+  if (present && version) {
+    await refuseUnpermitted({ ...call, run: present, version, windowSince: null });
+    return { id: present.id, name: present.name, version };
+  }
   const { run, version: opened } = await resolveRun(call);
   return { ...run, version: opened };
 }

@@ -7,6 +7,11 @@ export const nameSchema = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'must be 1 to 64 of A-Z a-z 0-9 . _ -');
 
+/** A policy, any version of it, or one: `prod-agents`, `prod-agents/v4`. */
+export const choiceSchema = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?:\/v[1-9]\d{0,8})?$/, 'must be a policy, or policy/v2');
+
 const LINE = /^[^\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]{1,100}$/u;
 
 /** What people call an org or a token of theirs. */

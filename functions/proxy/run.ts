@@ -17,6 +17,8 @@ import {
   reopenRun,
 } from '../../db/runs.ts';
 import { Refusal } from '../../schema/errors.ts';
+import type { PolicyVersionId } from '../../schema/ids.ts';
+import { isNamed, judgeOpening, permits } from '../../schema/rules/choice.ts';
 import type { RunName } from '../../schema/rules/identity.ts';
 import { stopSentence } from '../../schema/rules/limit.ts';
 import { Outdated } from './authenticate.ts';
@@ -32,7 +34,8 @@ const MAX_LABEL_LENGTH = 100;
 /**
  * Joins the run that the call names, or opens it; without a name, the agent's window.
  *
- * @throws {Refusal} `run_closed`, `budget_exceeded` for a run that is no longer open.
+ * @throws {Refusal} `permission_denied` for a version that the agent or the token may not use,
+ *   `run_closed`, `budget_exceeded` for a run that is no longer open.
  */
 export async function resolveRun(call: Call): Promise<Governed> {
   const key = `${call.agent.id}/${call.runName?.name ?? ''}`;
@@ -55,6 +58,8 @@ function onRun(call: Call, run: Governed['run'], version: PolicyVersion): Govern
 
 /** A run keeps the version that it opened with: whoever asks for another one gets neither. */
 function keepChoice(call: Governed): Governed | Promise<never> {
+  const refused = refuseUnpermitted(call);
+  if (refused) return refused;
   const asked = call.request.headers.get(POLICY_HEADER);
   const { label } = call.version;
   if (asked === null || isNamed(label, asked)) return call;
@@ -64,6 +69,25 @@ function keepChoice(call: Governed): Governed | Promise<never> {
     field: POLICY_HEADER,
     asked: asked.slice(0, MAX_LABEL_LENGTH),
     allowed: [label],
+  });
+}
+
+/**
+ * Refuses a call on a run whose version the call's token does not permit: else a narrow token
+ * could join what a wider one of the same agent has opened.
+ *
+ * @returns undefined where the token permits it.
+ */
+export function refuseUnpermitted(call: Governed): Promise<never> | undefined {
+  const { policies } = call.credential;
+  const { label } = call.version;
+  if (policies === null || permits(policies, label)) return undefined;
+  const message = `The run "${call.run.name}" is under ${label}, which this token does not permit; use a new run id with ${POLICY_HEADER} set to one of: ${policies.join(', ')}.`;
+  return deny(call, 'permission_denied', message, {
+    rule: 'token.policies',
+    field: POLICY_HEADER,
+    asked: label,
+    allowed: policies,
   });
 }
 
@@ -127,33 +151,43 @@ function refuseDeleted({ isRemembered }: Call): never {
 
 /**
  * The version that a run opens with: the agent's own, or with `x-rungate-policy` another one that
- * was allowed for the agent. None is chosen for being as strict: that is the admin's to say.
+ * was allowed for the agent; either way one that the token permits.
  */
 async function openingVersion(call: Call): Promise<PolicyVersion> {
   const { org, agent, request } = call;
   const own = (await readAgentPolicy(org, agent.id)) ?? refuseDeleted(call);
   const asked = request.headers.get(POLICY_HEADER);
-  if (asked === null || isNamed(own.label, asked)) return own;
-  const choices = await readChoices(org, agent.id);
-  const label = [...choices.keys()].findLast((each) => isNamed(each, asked));
-  const chosen = label && (await readPolicyVersion(org, choices.get(label)!));
-  if (chosen) return chosen;
-  const allowed = [own.label, ...choices.keys()];
-  throw new Refusal(
-    'permission_denied',
-    `This agent may not choose the policy "${asked.slice(0, MAX_LABEL_LENGTH)}"; it may choose: ${allowed.join(', ')}.`,
-    {
-      rule: 'agent.policies',
-      field: POLICY_HEADER,
-      asked: asked.slice(0, MAX_LABEL_LENGTH),
-      allowed,
-    },
-  );
+  const permitted = call.credential.policies;
+  const isPlain = asked === null || (isNamed(own.label, asked) && permits(permitted, own.label));
+  const choices = isPlain ? NO_CHOICES : await readChoices(org, agent.id);
+  const labels = [...choices.keys()];
+  const opened = judgeOpening({ own: own.label, choices: labels, asked, permitted });
+  if ('rule' in opened) return refuseOpening(call, opened.rule, own.label, labels);
+  if (opened.label === own.label) return own;
+  const chosen = await readPolicyVersion(org, choices.get(opened.label)!);
+  return chosen ?? refuseOpening(call, 'agent.policies', own.label, labels);
 }
 
-/** Whether a version such as `prod-agents/v4` is asked for, by its label or its policy's name. */
-function isNamed(label: string, asked: string): boolean {
-  return label === asked || label.slice(0, label.lastIndexOf('/')) === asked;
+const NO_CHOICES: ReadonlyMap<string, PolicyVersionId> = new Map();
+
+/** Refuses to open a run, on facts that are read anew. */
+function refuseOpening(
+  call: Call,
+  rule: 'agent.policies' | 'token.policies',
+  own: string,
+  choices: readonly string[],
+): never {
+  if (call.isRemembered) throw new Outdated();
+  const permitted = call.credential.policies;
+  const asked = (call.request.headers.get(POLICY_HEADER) ?? own).slice(0, MAX_LABEL_LENGTH);
+  const usable = [own, ...choices].filter((label) => permits(permitted, label));
+  const allowed = rule === 'token.policies' && permitted !== null ? permitted : usable;
+  const list = allowed.join(', ');
+  const message =
+    rule === 'token.policies'
+      ? `This token does not permit the policy "${asked}"; set ${POLICY_HEADER} to what it permits: ${list}.`
+      : `This agent may not choose the policy "${asked}"; it may choose: ${list || 'none that the token permits'}.`;
+  throw new Refusal('permission_denied', message, { rule, field: POLICY_HEADER, asked, allowed });
 }
 
 async function refuseOrReopen(call: Governed, run: Run): Promise<void> {

@@ -2,12 +2,13 @@
 
 import { z } from 'zod';
 import type { AgentId, PolicyId } from '../ids.ts';
-import { nameSchema } from '../names.ts';
+import { choiceSchema, nameSchema } from '../names.ts';
 import { AGENT_ACTIONS, type AgentAction } from '../roles.ts';
+import { findUnusable } from '../rules/choice.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import type { Agent, Choice, Context } from './context.ts';
-import { notFound, UserError } from './errors.ts';
+import { notFound, UserError, UserErrors } from './errors.ts';
 import { parseInput } from './input.ts';
 import { OrderDirection } from './order.ts';
 import { attempt, errorsField, payloadOf } from './payload.ts';
@@ -17,6 +18,7 @@ import { checkExpiry, overlap, TokenType } from './tokens.ts';
 
 const READ = { action: 'agent.read', nullable: true } as const;
 const MAX_CHOICES = 50;
+const MAX_PERMITTED = 50;
 
 /** A workload with a default policy. */
 export const AgentType = builder.objectRef<Agent>('Agent');
@@ -492,6 +494,30 @@ function hasOpenRuns(): UserError {
 
 const agentActions = z.array(z.enum(AGENT_ACTIONS)).min(1, 'must name at least one action').max(50);
 
+const permittedPolicies = z
+  .array(choiceSchema)
+  .min(1, 'must name at least one policy')
+  .max(MAX_PERMITTED);
+
+/** Checks that a token is to permit nothing but what its agent may use. */
+async function checkPermitted(
+  { org, store }: Context,
+  agentId: AgentId,
+  given: readonly string[] | null,
+): Promise<readonly string[] | null> {
+  if (given === null) return null;
+  const wanted = [...new Set(parseInput(permittedPolicies, given, 'policies'))];
+  const own = await store.policies.readAgentPolicy(org, agentId);
+  if (!own) throw notFound('agentId');
+  const usable = [own.label, ...(await store.policies.readChoices(org, agentId)).keys()];
+  const faults = findUnusable(given, usable).map((at) => {
+    const message = `The agent may not use the policy "${given[at]}"; it may use: ${usable.join(', ')}.`;
+    return new UserError('INVALID', ['policies', String(at)], message);
+  });
+  if (faults.length > 0) throw new UserErrors(faults);
+  return wanted;
+}
+
 builder.relayMutationField(
   'agentTokenCreate',
   {
@@ -500,13 +526,17 @@ builder.relayMutationField(
       actions: t.stringList({
         description: `What it may do, of ${AGENT_ACTIONS.join(', ')}; all of them unless given.`,
       }),
+      policies: t.stringList({
+        description:
+          'The policies that its runs may be under, of those that the agent may use: strict for any version, strict/v2 for one; all of them unless given. It stays so for good.',
+      }),
       expiresAt: t.field({ type: 'DateTime', description: 'When it ends; never unless given.' }),
     }),
   },
   {
     action: 'token.create',
     description: 'Makes a further token of an agent and shows its text this once.',
-    resolve: (_root, { input: { agentId, actions, expiresAt } }, context) =>
+    resolve: (_root, { input: { agentId, actions, policies, expiresAt } }, context) =>
       attempt(context, async () => {
         const { org, actor, store } = context;
         const granted: AgentAction[] = parseInput(
@@ -514,8 +544,12 @@ builder.relayMutationField(
           actions ?? [...AGENT_ACTIONS],
           'actions',
         );
-        const until = checkExpiry(context, expiresAt);
-        const made = await store.tokens.createAgentToken(org, actor, agentId, granted, until);
+        const wanted = {
+          actions: granted,
+          policies: await checkPermitted(context, agentId, policies ?? null),
+          expiresAt: checkExpiry(context, expiresAt),
+        };
+        const made = await store.tokens.createAgentToken(org, actor, agentId, wanted);
         if (!made) throw notFound('agentId');
         return { token: await store.tokens.readStoredToken(org, made.id), secret: made.token };
       }),

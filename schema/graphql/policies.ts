@@ -209,7 +209,7 @@ builder.relayMutationField(
   {
     action: 'policy.delete',
     description:
-      'Deletes a policy that no agent has or may choose, and that no run was opened with that is still kept.',
+      'Deletes a policy that no agent has or may choose, that no good token names, and that no run was opened with that is still kept.',
     resolve: (_root, { input: { policyId } }, context) =>
       attempt(context, async () => {
         const { org, actor, store } = context;
@@ -223,6 +223,6 @@ builder.relayMutationField(
 
 function inUse(): UserError {
   const message =
-    'An agent has the policy or may choose it, or a run was opened with it that is still kept.';
+    'An agent has the policy or may choose it, a token names it, or a run was opened with it that is still kept.';
   return new UserError('CONFLICT', ['policyId'], message);
 }

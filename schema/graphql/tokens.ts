@@ -42,6 +42,11 @@ builder.objectType(TokenType, {
       ...READ,
       description: 'What of it holds now: an admin token never does more than its member.',
     }),
+    policies: t.exposeStringList('policies', {
+      ...READ,
+      description:
+        "Of an agent's token: the policies that its runs may be under, by name or as name/v2; null for all that the agent may use.",
+    }),
     createdBy: t.exposeString('createdBy', {
       ...READ,
       description: 'The id of the member whose it is or who made it for an agent, or operator.',
@@ -209,7 +214,7 @@ builder.relayMutationField(
   {
     action: 'token.rotate',
     description:
-      'Replaces a token by a new one with the same owner, actions and end, and shows its text this once.',
+      'Replaces a token by a new one with the same owner, actions, policies and end, and shows its text this once.',
     resolve: (_root, { input: { tokenId, overlapS } }, context) =>
       attempt(context, async () => {
         const { org, actor, store } = context;

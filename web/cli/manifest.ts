@@ -8,7 +8,7 @@ import { MAX_WEBHOOKS } from '../../db/webhooks.ts';
 import { type AllowList, judgeUrl } from '../../schema/address.ts';
 import { subscriptionSchema } from '../../schema/events.ts';
 import { InvalidJson, type JsonObject, parseStrict } from '../../schema/json.ts';
-import { modelSchema, nameSchema } from '../../schema/names.ts';
+import { choiceSchema, modelSchema, nameSchema } from '../../schema/names.ts';
 import { dollars, judgePolicy, type PolicyDocument } from '../../schema/policy.ts';
 import { formatPlace, type Problem, problemsOf } from '../../schema/problems.ts';
 import { provider as findProvider, PROVIDERS, type Provider } from '../../schema/providers.ts';
@@ -58,17 +58,13 @@ const policy = z.strictObject({
   document: z.custom<PolicyDocument>().superRefine(checkPolicy),
 });
 
-const choice = z
-  .string()
-  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?:\/v[1-9]\d{0,8})?$/, 'must be a policy, or policy/v2');
-
 const agent = z.strictObject({
   name: nameSchema,
   policy: nameSchema,
   /** The version to keep to; without it, the newest. */
   policyVersion: z.int().min(1).max(999_999_999).optional(),
   /** What callers may choose instead with `x-rungate-policy`. */
-  policies: z.array(choice).max(50).default([]),
+  policies: z.array(choiceSchema).max(50).default([]),
 });
 
 const webhook = z.strictObject({
