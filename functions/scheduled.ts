@@ -13,6 +13,7 @@ import { policySchema } from '../schema/policy.ts';
 import { respondJson } from './edge.ts';
 import { checkAlerts, TELL_MS } from './jobs/alert.ts';
 import { eraseLeaving } from './jobs/erase.ts';
+import { FETCH_MS, refreshPrices } from './jobs/price.ts';
 import { retain } from './jobs/retain.ts';
 import { signTrails } from './jobs/sign.ts';
 import type { Services } from './services.ts';
@@ -102,6 +103,11 @@ const JOBS: readonly Job[] = [
     name: 'alert_rules',
     leaseMs: LEASE_MS + TELL_MS,
     run: async (services) => ({ ...(await checkAlerts(services, LONG_MS)) }),
+  },
+  {
+    name: 'price_refresh',
+    leaseMs: LEASE_MS + FETCH_MS,
+    run: async (services) => ({ ...(await refreshPrices(services)) }),
   },
 ];
 

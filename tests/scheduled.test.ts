@@ -69,6 +69,7 @@ describe('a tick', () => {
       'deletions done',
       'checkpoints done',
       'alert_rules done',
+      'price_refresh done',
     ]);
     for (const { name, counts } of jobs) {
       // The org's trail was never signed before.

@@ -7,7 +7,12 @@ import type { JsonObject } from '../../schema/json.ts';
 import type { Policy } from '../../schema/policy.ts';
 import { provider as findProvider, type Provider } from '../../schema/providers.ts';
 import { invalid, isGiven } from '../../schema/rules/bound.ts';
-import { findRates, overrideRates, type Rates } from '../../schema/rules/catalogue.ts';
+import {
+  type Catalogue,
+  findRates,
+  overrideRates,
+  type Rates,
+} from '../../schema/rules/catalogue.ts';
 import { type Denial, decideModel } from '../../schema/rules/decide.ts';
 import { decideHosted } from '../../schema/rules/hosted.ts';
 import { denyName, governsTools } from '../../schema/rules/tools.ts';
@@ -166,7 +171,7 @@ async function findTarget(
     return deny(call, 'invalid_body', message, { field: 'model' });
   }
   const target =
-    typeof asked === 'string' ? choose(candidates, settings, asked, call.startedAt) : candidates[0];
+    typeof asked === 'string' ? choose(call, candidates, settings, asked) : candidates[0];
   if (!target) return denyKey(call, endpoint, asked, settings);
   const chosen = { ...target, model: typeof asked === 'string' ? bare(target.key, asked) : null };
   if (chosen.model === null) return chosen;
@@ -194,15 +199,15 @@ function candidate(
  * to the oldest key: keys are in the order of their age.
  */
 function choose(
+  { catalogue, startedAt }: Governed,
   candidates: readonly Candidate[],
   settings: Settings,
   asked: string,
-  atMillis: number,
 ): Candidate | undefined {
   const named = candidates.find(({ key }) => asked.startsWith(`${key.name}/`));
   if (named || candidates.length === 1) return named ?? candidates[0];
   const isPriced = ({ key, provider }: Candidate) =>
-    ratesOf(settings, provider, key, asked, atMillis) !== undefined;
+    ratesOf(catalogue, settings, provider, key, asked, startedAt) !== undefined;
   return candidates.find(isPriced) ?? candidates[0];
 }
 
@@ -232,6 +237,7 @@ function denyByPolicy(call: Governed, denial: Denial): Promise<never> {
 
 /** What a model costs: the org's own price, else the catalogue's; `undefined` when unknown. */
 export function ratesOf(
+  catalogue: Catalogue,
   settings: Settings,
   provider: Provider,
   key: ProviderKey,
@@ -239,7 +245,7 @@ export function ratesOf(
   atMillis: number,
 ): Rates | undefined {
   const own = settings.prices.get(`${key.name}/${model}`);
-  const listed = provider.catalogue && findRates(provider.catalogue, model, atMillis);
+  const listed = provider.catalogue && findRates(provider.catalogue, model, atMillis, catalogue);
   if (!own) return listed || undefined;
   const contextWindow = own.contextWindow ?? (listed || undefined)?.contextWindow;
   return overrideRates({ ...own, model, contextWindow });
@@ -254,7 +260,7 @@ function tariffOf(
   model: string,
 ): Rates | undefined {
   const { unpriced } = call.version.policy.budget;
-  const rates = ratesOf(settings, provider, key, model, call.startedAt);
+  const rates = ratesOf(call.catalogue, settings, provider, key, model, call.startedAt);
   if (rates || unpriced === 'deny') return rates;
   const { inputPerMillion, outputPerMillion } = unpriced;
   return overrideRates({

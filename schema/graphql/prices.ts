@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { type Nanos, nanos } from '../money.ts';
 import { modelSchema } from '../names.ts';
 import { provider as findProvider } from '../providers.ts';
-import { findRates, overrideRates, type Rates } from '../rules/catalogue.ts';
+import { type Edition, findRates, overrideRates, type Rates } from '../rules/catalogue.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import type { Context, ModelPrice } from './context.ts';
@@ -104,6 +104,27 @@ function toMoney(amount: number): Nanos {
   return nanos(amount);
 }
 
+const CatalogueType = builder.objectRef<Edition>('Catalogue');
+
+builder.objectType(CatalogueType, {
+  description: 'The price list that calls are charged by where the org has no price of its own.',
+  fields: (t) => ({
+    version: t.exposeString('version', {
+      ...READ,
+      description: 'As it stands with each step.',
+    }),
+    source: t.exposeString('source', {
+      ...READ,
+      description: 'The package that it comes with, or where it was fetched.',
+    }),
+    fetchedAt: t.field({
+      ...{ ...READ, type: 'DateTime' },
+      description: 'When it was fetched; null for the one that Rungate comes with.',
+      resolve: ({ fetchedAt }) => fetchedAt,
+    }),
+  }),
+});
+
 const PriceFilter = builder.inputType('PriceFilter', {
   description: 'Which prices are listed.',
   fields: (t) => ({
@@ -129,6 +150,12 @@ builder.queryFields((t) => ({
     args: { model: t.arg.string({ required: true, description: modelArgument }) },
     resolve: (_root, { model }, context) => present(context, model),
   }),
+  catalogue: t.field({
+    ...{ ...READ, type: CatalogueType },
+    description:
+      "The price list in force; a model that it doesn't list has the price that Rungate comes with.",
+    resolve: (_root, _args, { catalogue }) => catalogue,
+  }),
   priceOf: t.field({
     ...{ ...READ, type: ChargedType },
     description:
@@ -143,14 +170,17 @@ async function present({ org, store }: Context, model: string): Promise<ModelPri
   return price && { model, ...price };
 }
 
-async function chargeOf({ org, store, now }: Context, text: string): Promise<Charged | undefined> {
+async function chargeOf(
+  { org, store, now, catalogue: inForce }: Context,
+  text: string,
+): Promise<Charged | undefined> {
   const model = text.slice(text.indexOf('/') + 1);
   const [own, key] = await Promise.all([
     store.prices.findPrice(org, text),
     store.providerKeys.findShownKey(org, text.slice(0, text.indexOf('/'))),
   ]);
   const catalogue = key && findProvider(key.provider)?.catalogue;
-  const listed = catalogue === undefined ? undefined : findRates(catalogue, model, now);
+  const listed = catalogue === undefined ? undefined : findRates(catalogue, model, now, inForce);
   const contextWindow = own?.contextWindow ?? listed?.contextWindow;
   const rates = own ? overrideRates({ ...own, model, contextWindow }) : listed;
   return rates && { model: text, rates };

@@ -1,4 +1,4 @@
-/** The price list: a maintained catalogue by exact model id, an org's own prices, and the demo's. */
+/** Price lists: the pinned catalogue or a newer one, by exact model id; an org's own; the demo's. */
 
 import { findProvider, type ModelInfo, type ModelPrice } from '@pydantic/genai-prices';
 import manifest from '../../package.json' with { type: 'json' };
@@ -13,7 +13,7 @@ export interface TokenPrice {
 
 /** The prices of one model at one time. A kind that has no price of its own has the base kind's. */
 export interface Rates {
-  /** Where the prices come from: `genai-prices@0.1.8`, `override` or `demo`. */
+  /** Where the prices come from: the version of a catalogue, `override` or `demo`. */
   readonly catalogue: string;
   readonly model: string;
   /** Tokens. */
@@ -47,7 +47,41 @@ export interface PriceOverride {
   readonly contextWindow?: number | undefined;
 }
 
-/** Name and version of the catalogue, as it is stored with each step. */
+/** What a price list says of a model. */
+export interface Listing {
+  /** The list's id of the provider. */
+  readonly provider: string;
+  /** The ids by which calls name the model. */
+  readonly ids: readonly string[];
+  /** The list's own id of the model. */
+  readonly model: string;
+  /** Tokens. */
+  readonly contextWindow?: number | undefined;
+  /** Dollars per million tokens or per thousand searches. */
+  readonly prices: ModelInfo['prices'];
+}
+
+/** What is told of a catalogue. */
+export interface Edition {
+  /** Its name and version, as they are stored with each step. */
+  readonly version: string;
+  /** Where it is from: a package, or a URL without its query. */
+  readonly source: string;
+  /** Unix milliseconds; null for the pinned one. */
+  readonly fetchedAt: number | null;
+}
+
+/** Prices that are in force together. */
+export interface Catalogue extends Edition {
+  /** What it lists itself. What it doesn't list has the price of {@link PINNED}, if any. */
+  readonly listings: readonly Listing[];
+  readonly layers: readonly Layer[];
+}
+
+/** The models of a provider by the ids that calls name them by; empty for an unknown provider. */
+type Layer = (provider: string) => Index;
+
+/** Name and version of the pinned catalogue. */
 export const CATALOGUE = `genai-prices@${manifest.dependencies['@pydantic/genai-prices']}`;
 
 const DEMO_WINDOW_TOKENS = 32_768;
@@ -76,8 +110,8 @@ const METERED = new Set([
   'storage_searches_kcount',
 ]);
 
-/** One entry of a model's price list: its prices and when they apply. */
-interface Offer {
+/** One entry of a model's price list: its prices, if they are known, and when they apply. */
+export interface Offer {
   readonly rates: Rates | undefined;
   readonly fromMillis?: number;
   /** Seconds of the UTC day; `from` after `to` goes over midnight. */
@@ -93,13 +127,58 @@ interface Offer {
  *
  * @param provider The catalogue's id of the provider: `openai`, `anthropic`, …; or `demo`.
  * @param atMillis Unix time at which the call was admitted: hold and settlement use the same.
+ * @param catalogue Of a call, the one that was in force when it was admitted.
  * @returns undefined when the price is unknown.
  */
-export function findRates(provider: string, model: string, atMillis: number): Rates | undefined {
+export function findRates(
+  provider: string,
+  model: string,
+  atMillis: number,
+  catalogue: Catalogue = PINNED,
+): Rates | undefined {
+  const offers = findOffers(provider, model, catalogue);
+  return offers && ratesAt(offers, atMillis);
+}
+
+/** As {@link findRates}, at any time: the last offer that applies is the one that counts. */
+export function findOffers(
+  provider: string,
+  model: string,
+  { layers }: Catalogue,
+): readonly Offer[] | undefined {
   if (model.length > MAX_MODEL_LENGTH) return undefined;
-  const index = indexOf(provider);
-  const offers = index.get(model) ?? index.get(model.replace(DATE_SUFFIX, ''));
-  return offers?.findLast((offer) => applies(offer, atMillis))?.rates;
+  return (
+    lookUp(layers, provider, model) ?? lookUp(layers, provider, model.replace(DATE_SUFFIX, ''))
+  );
+}
+
+function lookUp(layers: readonly Layer[], provider: string, id: string) {
+  for (const layer of layers) {
+    const offers = layer(provider).get(id);
+    if (offers) return offers;
+  }
+  return undefined;
+}
+
+/** The prices that offers come to at a time, Unix milliseconds. */
+export function ratesAt(offers: readonly Offer[], atMillis: number): Rates | undefined {
+  return offers.findLast((offer) => applies(offer, atMillis))?.rates;
+}
+
+/** A catalogue of listings; where two list an id of a provider, the first one counts. */
+export function makeCatalogue(edition: Edition, listings: readonly Listing[]): Catalogue {
+  const byProvider = Map.groupBy(listings, ({ provider }) => provider);
+  const indexes = new Map<string, Index>();
+  const layer: Layer = (provider) => {
+    const known = indexes.get(provider);
+    if (known) return known;
+    const listed = byProvider.get(provider);
+    if (!listed) return NOTHING;
+    const index = indexListings(listed, edition.version);
+    indexes.set(provider, index);
+    return index;
+  };
+  return { ...edition, listings, layers: [layer, ...PINNED.layers] };
 }
 
 /** Rates from an org's own prices. What is not given costs as much as plain input. */
@@ -121,29 +200,52 @@ type Index = ReadonlyMap<string, readonly Offer[]>;
 
 const NOTHING: Index = new Map();
 /** Bounded by the catalogue: only providers that it knows are kept. */
-const indexes = new Map<string, Index>([['demo', demoIndex()]]);
+const pinned = new Map<string, Index>([['demo', demoIndex()]]);
 
-function indexOf(provider: string): Index {
-  const known = indexes.get(provider);
+/** The catalogue that this version of Rungate comes with. */
+export const PINNED: Catalogue = {
+  ...{ version: CATALOGUE, source: 'npm:@pydantic/genai-prices', fetchedAt: null },
+  ...{ listings: [], layers: [indexPinned] },
+};
+
+function indexPinned(provider: string): Index {
+  const known = pinned.get(provider);
   if (known) return known;
   const found = findProvider({ providerId: provider });
   // The catalogue also matches names loosely.
   if (found?.id !== provider) return NOTHING;
-  const index = indexModels(found.models);
-  indexes.set(provider, index);
+  const index = indexListings(listModels(provider, found.models), CATALOGUE);
+  pinned.set(provider, index);
   return index;
 }
 
-function indexModels(models: readonly ModelInfo[]): Index {
+function indexListings(listings: readonly Listing[], version: string): Index {
   const index = new Map<string, readonly Offer[]>();
-  const offers = models.map(readOffers);
-  models.forEach((model, at) => {
-    for (const id of equalIds(model.match)) if (!index.has(id)) index.set(id, offers[at]!);
-  });
-  models.forEach((model, at) => {
-    if (!index.has(model.id)) index.set(model.id, offers[at]!);
-  });
+  for (const listing of listings) {
+    const offers = readOffers(listing, version);
+    for (const id of listing.ids) if (!index.has(id)) index.set(id, offers);
+  }
   return index;
+}
+
+/** A model as the catalogue's own format has it. */
+export interface ListedModel extends Pick<ModelInfo, 'id' | 'match' | 'prices'> {
+  /** Tokens. */
+  readonly context_window?: number | undefined;
+}
+
+/**
+ * Lists the models of a provider, each under the ids that the list says it equals, and under its
+ * own id unless another one equals that.
+ */
+export function listModels(provider: string, models: readonly ListedModel[]): Listing[] {
+  const taken = new Set<string>();
+  const take = (id: string) => !taken.has(id) && taken.add(id);
+  const equal = models.map(({ match }) => equalIds(match).filter(take));
+  return models.map(({ id, context_window: contextWindow, prices }, at) => {
+    const ids = take(id) ? [...equal[at]!, id] : equal[at]!;
+    return { provider, ids, model: id, ...(contextWindow ? { contextWindow } : {}), prices };
+  });
 }
 
 function equalIds(match: ModelInfo['match']): readonly string[] {
@@ -151,10 +253,13 @@ function equalIds(match: ModelInfo['match']): readonly string[] {
   return 'or' in match ? match.or.flatMap(equalIds) : [];
 }
 
-function readOffers(model: ModelInfo): readonly Offer[] {
-  if (!Array.isArray(model.prices)) return [{ rates: readRates(model, model.prices) }];
-  return model.prices.map(({ constraint, prices }) => {
-    const rates = readRates(model, prices);
+/** Reads what a listing says, as rates that name the version of the catalogue. */
+export function readOffers(listing: Listing, version: string): readonly Offer[] {
+  if (!Array.isArray(listing.prices)) {
+    return [{ rates: readRates(listing, listing.prices, version) }];
+  }
+  return listing.prices.map(({ constraint, prices }) => {
+    const rates = readRates(listing, prices, version);
     if (constraint === undefined) return { rates };
     if (constraint.type === 'start_date') {
       return { rates, fromMillis: Date.parse(`${constraint.start_date}T00:00:00Z`) };
@@ -186,9 +291,17 @@ function secondOfDay(time: string): number {
 }
 
 /** undefined where the price list does not say all that a call would cost. */
-function readRates(model: ModelInfo, prices: ModelPrice): Rates | undefined {
-  if (Object.keys(prices).length === 0) return model.id.endsWith(':free') ? free(model) : undefined;
-  if (Object.keys(prices).some((key) => !METERED.has(key)) || isIncomplete(model, prices)) {
+function readRates(listing: Listing, prices: ModelPrice, version: string): Rates | undefined {
+  const { model, contextWindow } = listing;
+  const keys = Object.keys(prices);
+  const window = contextWindow === undefined ? {} : { contextWindow };
+  if (keys.length === 0) {
+    const nothing = flat(0);
+    return isFree(model)
+      ? { ...textRates(version, model, nothing, nothing), ...window }
+      : undefined;
+  }
+  if (keys.some((key) => !METERED.has(key)) || isIncomplete(model, prices)) {
     return undefined;
   }
   const input = readPrice(prices.input_mtok) ?? flat(0);
@@ -198,8 +311,8 @@ function readRates(model: ModelInfo, prices: ModelPrice): Rates | undefined {
   const web = prices.web_searches_kcount;
   const files = prices.storage_searches_kcount;
   return {
-    ...textRates(CATALOGUE, model.id, input, output),
-    ...(model.context_window === undefined ? {} : { contextWindow: model.context_window }),
+    ...textRates(version, model, input, output),
+    ...window,
     cacheRead: read,
     cacheReadMedia: dearer(read, prices.cache_audio_read_mtok, prices.cache_image_read_mtok),
     cacheWrite: write,
@@ -218,10 +331,15 @@ function readRates(model: ModelInfo, prices: ModelPrice): Rates | undefined {
  * Models that bill for more than the catalogue lists: audio models without an audio price, and
  * those that search the web on every call, for a fee.
  */
-function isIncomplete(model: ModelInfo, prices: ModelPrice): boolean {
+function isIncomplete(model: string, prices: ModelPrice): boolean {
   if (prices.input_mtok === undefined) return true;
-  if (/-search-(?:preview|api)/.test(model.id)) return true;
-  return model.id.includes('audio') && prices.input_audio_mtok === undefined;
+  if (/-search-(?:preview|api)/.test(model)) return true;
+  return model.includes('audio') && prices.input_audio_mtok === undefined;
+}
+
+/** Whether the list's id of a model says that it costs nothing. */
+export function isFree(model: string): boolean {
+  return model.endsWith(':free');
 }
 
 function readPrice(price: ModelPrice[string]): TokenPrice | undefined {
@@ -270,13 +388,6 @@ function textRates(catalogue: string, model: string, input: TokenPrice, output: 
     outputAudio: output,
     outputImage: output,
   };
-}
-
-function free(model: ModelInfo): Rates {
-  const rates = textRates(CATALOGUE, model.id, flat(0), flat(0));
-  return model.context_window === undefined
-    ? rates
-    : { ...rates, contextWindow: model.context_window };
 }
 
 function demoIndex(): Index {

@@ -166,7 +166,8 @@ function tierPercent(serviceTier: string | undefined): number {
   return percent;
 }
 
-function priceAt(price: TokenPrice, inputTokens: number): number {
+/** What a million tokens cost, in nanos, of a call with an input of this size. */
+export function priceAt(price: TokenPrice, inputTokens: number): number {
   let found = price.base;
   for (const tier of price.tiers) if (inputTokens > tier.aboveTokens) found = tier.nanosPerMillion;
   return found;

@@ -39,7 +39,19 @@ export async function withOperator<T>(
 async function meansOf({ config, db }: Session): Promise<Means> {
   const log = makeLog(config.logLevel);
   const mailer = new Mailer(config, log);
-  return { config, db, log, mailer, master: await readMasterKeys(config), now: Date.now };
+  // It is large, and over HTTP nothing needs it.
+  const { Catalogues } = await import('../../functions/catalogues.ts');
+  const catalogues = new Catalogues(db, log, config.pricesUrl);
+  await catalogues.look(Date.now());
+  return {
+    catalogues,
+    config,
+    db,
+    log,
+    mailer,
+    master: await readMasterKeys(config),
+    now: Date.now,
+  };
 }
 
 async function askerFor(org: Org, deputy: string | undefined): Promise<Asker> {

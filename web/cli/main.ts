@@ -13,6 +13,7 @@ import { addKeyCommands } from './keys.ts';
 import { addOrgCommands } from './org.ts';
 import { printNote } from './output.ts';
 import { addPlatformCommands } from './platform.ts';
+import { addPriceCommands } from './prices.ts';
 import { addRolesCommand } from './roles.ts';
 import { addRunCommands } from './run.ts';
 import { addSchemaCommand } from './schema.ts';
@@ -53,6 +54,7 @@ function makeProgram(): Command {
   addAuditCommands(program);
   addPlatformCommands(program);
   addTokenCommands(program);
+  addPriceCommands(program);
   addRolesCommand(program);
   addSchemaCommand(program);
   return program;

@@ -1,5 +1,6 @@
 /** The admin API over HTTP, with an admin token. */
 
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { AuditFormat } from '../../functions/audit.ts';
 import { inCidrs, LOOPBACK } from '../../schema/address.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
@@ -15,6 +16,8 @@ export interface Remote {
 const ADMIN_TOKEN = /^rg_adm_[A-Za-z0-9]{1,100}$/;
 const DEFAULT_URL = 'http://127.0.0.1:8787';
 const TIMEOUT_MS = 120_000;
+/** A long file of configuration may take longer than a server lets one ask at once. */
+const MAX_TRIES = 3;
 const MAX_ANSWER_CHARS = 256 * 1024 * 1024;
 
 /**
@@ -56,9 +59,7 @@ export function openRemote(remote: Remote): Transport {
     egressAllow: undefined,
     async send(query, variables) {
       const body = JSON.stringify({ query, variables });
-      const signal = AbortSignal.timeout(TIMEOUT_MS);
-      const init = { method: 'POST', body, signal };
-      return await readAnswer(remote, await call(remote, '/graphql', init));
+      return await readAnswer(remote, await call(remote, '/graphql', { method: 'POST', body }));
     },
     readTrail: (format) => readTrail(remote, format),
     signLink: () => Promise.resolve(null),
@@ -71,11 +72,23 @@ async function call({ url, token }: Remote, path: string, init: RequestInit): Pr
     'content-type': 'application/json',
     accept: 'application/json',
   };
-  try {
-    return await fetch(`${url}${path}`, { ...init, headers, redirect: 'manual' });
-  } catch (error) {
-    throw unreachable(url, error);
+  for (let tries = 1; ; tries++) {
+    // A document has to be answered in time; the trail may be as long as it is.
+    const signal = init.method === 'POST' ? AbortSignal.timeout(TIMEOUT_MS) : null;
+    const answered = fetch(`${url}${path}`, { ...init, headers, signal, redirect: 'manual' });
+    const response = await answered.catch((error) => Promise.reject(unreachable(url, error)));
+    const waitS = tries < MAX_TRIES ? askedToWaitS(response) : undefined;
+    if (waitS === undefined) return response;
+    await response.body?.cancel();
+    await sleep(waitS * 1_000);
   }
+}
+
+/** How long to wait for a server that knows the token, but was asked too often by it. */
+function askedToWaitS({ status, headers }: Response): number | undefined {
+  const isOften = status === 429 && headers.get('ratelimit')?.startsWith('"admin-requests-');
+  const text = headers.get('retry-after') ?? '';
+  return isOften && /^\d{1,2}$/.test(text) ? Number(text) : undefined;
 }
 
 function unreachable(url: string, error: unknown): Failure {

@@ -9,6 +9,7 @@ import type { Services } from '../../functions/services.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addCommand } from './options.ts';
 import { type OutputOptions, printJson, printResult } from './output.ts';
+import { type PriceReport, reportPrices } from './prices.ts';
 import { readMasterKeys, type Session, withDatabase, withExistingDatabase } from './session.ts';
 import { returnLines, seedDemo, welcomeLines } from './welcome.ts';
 
@@ -22,6 +23,8 @@ interface Report extends Partial<Diagnosis> {
   readonly pendingMigrations: readonly string[];
   /** With `--fix`: how many holds of calls that are gone were settled before the examination. */
   readonly settledHolds?: number;
+  /** Where newer prices are fetched: how that goes. It makes nothing unwell by itself. */
+  readonly prices?: PriceReport;
 }
 
 /** Adds `serve`, `migrate` and `doctor`. */
@@ -86,10 +89,12 @@ async function doctor(options: DoctorOptions): Promise<void> {
   if (!report.ok) process.exitCode = EXIT_FAILED;
 }
 
-async function examine({ config, db }: Session, fix: boolean): Promise<Report> {
+async function examine(session: Session, fix: boolean): Promise<Report> {
+  const { config, db } = session;
   const pending = await pendingMigrations(db);
   if (pending.length > 0) return { ok: false, pendingMigrations: pending };
   const fixed = fix ? { settledHolds: await expireHolds(db, Date.now()) } : {};
   const diagnosis = await diagnose(db, await readMasterKeys(config), Date.now());
-  return { ...diagnosis, pendingMigrations: pending, ...fixed };
+  const prices = config.pricesUrl === undefined ? {} : { prices: await reportPrices(session) };
+  return { ...diagnosis, pendingMigrations: pending, ...fixed, ...prices };
 }

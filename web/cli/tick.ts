@@ -19,7 +19,7 @@ export function addTickCommand(program: Command): void {
   addCommand(
     program,
     'tick',
-    'do what is due once: deliveries, holds, gates, limits, retention, deletions, alerts',
+    'do what is due once: deliveries, holds, gates, limits, retention, deletions, alerts, prices',
   )
     .option(
       '--wait <seconds>',
