@@ -1,12 +1,14 @@
 /** Admins: who calls the admin routes, by token or by session, and whether he may do what is asked. */
 
 import { type Principal, refuse } from '../db/audit.ts';
+import { countUse } from '../db/limits.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { findSession } from '../db/sessions.ts';
 import { isTouched, touchToken } from '../db/tokens.ts';
 import { Refusal } from '../schema/errors.ts';
 import type { Viewer } from '../schema/graphql/context.ts';
 import { type AdminAction, actionsOf, isAdminAction } from '../schema/roles.ts';
+import { type Quota, retryAfterSOf, usedUpStateOf } from '../schema/rules/limit.ts';
 import { addressOf } from './edge.ts';
 import { readCredential, requestIdOf } from './proxy/authenticate.ts';
 import type { Services } from './services.ts';
@@ -23,14 +25,46 @@ export interface Admin {
 /**
  * Finds who calls: the admin token in `Authorization: Bearer rg_adm_…`, else the session of the
  * cookie; both are read anew. What changes anything by a cookie comes from a page of Rungate's own.
+ * The request counts against the limit of the token or session, over all processes.
  *
  * @throws {Refusal} `invalid_token`, `rate_limited`, `permission_denied`.
  */
 export async function identifyAdmin(services: Services, request: Request): Promise<Admin> {
   const secret = sessionSecret(services, request);
-  return secret === undefined
-    ? await identifyByToken(services, request)
-    : await identifyBySession(services, request, secret);
+  const admin =
+    secret === undefined
+      ? await identifyByToken(services, request)
+      : await identifyBySession(services, request, secret);
+  await countRequest(services, admin.viewer);
+  return admin;
+}
+
+/** @throws {Refusal} `rate_limited` for a token or session that has asked too often. */
+async function countRequest(services: Services, { tokenId, sessionId }: Viewer): Promise<void> {
+  const quota: Quota = {
+    ...{ kind: 'admin_requests', name: 'admin-requests-60s', windowMs: 60_000 },
+    most: services.config.adminRequestsPerMinute,
+  };
+  const waitMs = await requestWaitMs(services, String(tokenId ?? sessionId), quota);
+  if (waitMs === 0) return;
+  const state = usedUpStateOf(quota, waitMs);
+  const who = tokenId === null ? 'This session' : 'This token';
+  throw new Refusal('rate_limited', `${who} asks too often; try again in ${state.resetS} s.`, {
+    ...{ rule: 'admin.requests', limits: [state], retryAfterS: retryAfterSOf(state) },
+  });
+}
+
+/** What a flood is refused by is remembered, so that it writes nothing. */
+async function requestWaitMs(
+  { db, memory, now }: Services,
+  subject: string,
+  quota: Quota,
+): Promise<number> {
+  const [at, until = 0] = [now(), memory.admins.get(subject)];
+  if (until > at) return until - at;
+  const waitMs = await countUse(db, subject, quota, at);
+  if (waitMs > 0) memory.admins.set(subject, at + waitMs);
+  return waitMs;
 }
 
 /**

@@ -16,11 +16,12 @@ import type { Context } from '../schema/graphql/context.ts';
 import { UserError, type UserErrorCode } from '../schema/graphql/errors.ts';
 import { schema } from '../schema/graphql/index.ts';
 import { type Admin, identifyAdmin } from './admin.ts';
-import { respond } from './edge.ts';
+import { respond, respondJson } from './edge.ts';
 import { sendInvitation } from './invitations.ts';
 import { baseUrl } from './links.ts';
 import { requestIdOf } from './proxy/authenticate.ts';
 import { readBody } from './proxy/body.ts';
+import { refusalHeaders } from './refuse.ts';
 import type { Services } from './services.ts';
 import { loadersFor, store } from './store.ts';
 
@@ -60,7 +61,7 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
       ...(services.config.isIntrospected ? [] : [validateWith(refuseIntrospection)]),
     ],
   });
-  return async (request) => {
+  const answer = async (request: Request) => {
     const admin = await identifyAdmin(services, request);
     refuseOtherKinds(request);
     const context = contextOf(services, admin);
@@ -77,6 +78,16 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
       'x-request-id': requestIdOf(request),
     });
   };
+  return (request) => answer(request).catch((error) => tellToWait(request, error));
+}
+
+/** Who asks too often is told so as GraphQL tells errors; its clients read nothing else. */
+function tellToWait(request: Request, error: unknown): Response {
+  if (!(error instanceof Refusal && error.code === 'rate_limited')) throw error;
+  const { rule, retryAfterS } = error.detail;
+  const extensions = { code: 'RATE_LIMITED', rule, retryAfterS };
+  const body = { errors: [{ message: error.message, extensions }] };
+  return respondJson(body, error.status, refusalHeaders(request, error));
 }
 
 /** Only JSON by POST: a form or a link on another site can send neither with a session's cookie. */
@@ -99,7 +110,10 @@ export interface Asker extends Omit<Admin, 'actor'> {
 }
 
 /** What the API needs of a process that need not be a server. */
-export type Means = Pick<Services, 'config' | 'db' | 'log' | 'mailer' | 'master' | 'now'>;
+export type Means = Pick<
+  Services,
+  'catalogues' | 'config' | 'db' | 'log' | 'mailer' | 'master' | 'now'
+>;
 
 /**
  * Runs a document in this process, with the resolvers of the endpoint but without HTTP and the
@@ -142,6 +156,7 @@ function contextOf(services: Means, { org, actor, viewer }: Asker): Context {
     egressAllow: config.egressAllow,
     retentionDays: config.retentionDays,
     publicUrl: baseUrl(config),
+    catalogue: services.catalogues.inForce(services.now()),
     now: services.now(),
     explain,
     refused: [],

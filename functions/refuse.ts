@@ -15,16 +15,24 @@ const RETRYABLE = new Set([429, 500, 502, 503]);
 /** Turns whatever was thrown into the response that the caller's SDK understands. */
 export function refuse(services: Services, request: Request, error: unknown): Response {
   const refusal = error instanceof Refusal ? error : unexpected(services, request, error);
+  const body = errorBody(refusal, dialectFor(request), requestIdOf(request));
+  return respondJson(body, refusal.status, refusalHeaders(request, refusal));
+}
+
+/** The headers that tell of a refusal: of which request, and whether and when to try again. */
+export function refusalHeaders(
+  request: Request,
+  { status, detail: { retryAfterS, runId, limits = [] } }: Refusal,
+): Record<string, string> {
   const requestId = requestIdOf(request);
-  const { retryAfterS, runId, limits = [] } = refusal.detail;
-  return respondJson(errorBody(refusal, dialectFor(request), requestId), refusal.status, {
+  return {
     'x-request-id': requestId,
     'request-id': requestId,
-    ...(RETRYABLE.has(refusal.status) ? {} : { 'x-should-retry': 'false' }),
+    ...(RETRYABLE.has(status) ? {} : { 'x-should-retry': 'false' }),
     ...(retryAfterS === undefined ? {} : { 'retry-after': String(retryAfterS) }),
     ...limitHeaders(limits),
     ...(runId === undefined ? {} : { 'x-rungate-run-id': encodeURI(runId) }),
-  });
+  };
 }
 
 /** What nobody meant to happen: logged with its cause, told without it. */

@@ -161,6 +161,28 @@ describe('members', () => {
     expect(await ids(browser, email)).toEqual([]);
   });
 
+  test('become owners neither by a change of their roles nor by invitation', async () => {
+    const { org, owner, adminToken } = await settle(town);
+    const { memberId } = await enrol(town, org, 'admin');
+    const browser = await signIn(town, org, owner);
+    const byToken = { authorization: `Bearer ${adminToken}` };
+    const change =
+      'mutation M($id: MemberID!) { memberUpdateRole(input: { memberId: $id, role: OWNER }) { errors { code field message } } }';
+    const fault = {
+      ...{ code: 'FORBIDDEN', field: ['role'] },
+      message: 'Nobody is made an owner: offer him the ownership, which he accepts himself.',
+    };
+    for (const [asker, headers] of [
+      [browser, {}],
+      [visit(town.services), byToken],
+    ] as const) {
+      const { data } = await query(asker, change, { id: memberId }, headers);
+      expect(data).toEqual({ memberUpdateRole: { errors: [fault] } } as never);
+    }
+    const invited = { email: 'new@owners.example', role: 'OWNER' };
+    expect((await mutate(browser, 'invitationCreate', invited)).faults).toEqual(['FORBIDDEN role']);
+  });
+
   test('the last owner can neither go nor step down', async () => {
     const { org, owner } = await settle(town);
     const browser = await signIn(town, org, owner);

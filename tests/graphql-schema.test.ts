@@ -15,6 +15,7 @@ import {
   isScalarType,
   printSchema,
 } from 'graphql';
+import { ID_SCALARS } from '../schema/graphql/builder.ts';
 import { schema } from '../schema/graphql/index.ts';
 import { actionOf, isConnection, OBJECT_TYPES, OPERATIONS } from './graphql.ts';
 import { finish } from './process.ts';
@@ -76,6 +77,17 @@ describe('the schema', () => {
   test('has an action, or none needed, on every field', () => {
     const bare = fields.filter(({ field }) => actionOf(field) === undefined);
     expect(bare.map(({ type, field }) => `${type.name}.${field.name}`)).toEqual([]);
+  });
+
+  test('types every id that is named after its noun', () => {
+    const untyped = fields.flatMap(({ type, field }) => {
+      const noun = /^(.*)Ids?$/.exec(field.name)?.[1] ?? '';
+      const scalar = `${noun.charAt(0).toUpperCase()}${noun.slice(1)}ID`;
+      const isTyped =
+        !Object.hasOwn(ID_SCALARS, scalar) || getNamedType(field.type).name === scalar;
+      return isTyped ? [] : [`${type.name}.${field.name}`];
+    });
+    expect(untyped).toEqual([]);
   });
 
   test('has no interface, union or subscription, whose fields no action would guard', () => {

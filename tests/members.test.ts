@@ -72,7 +72,7 @@ describe('changing a role', () => {
   for (const own of ROLES) {
     for (const target of ROLES) {
       for (const to of ROLES) {
-        const may = mayManage(own) && !outranks(target, own) && !outranks(to, own);
+        const may = mayManage(own) && !outranks(target, own) && to !== 'owner';
         test(`of a ${target} to ${to} by a ${own} is ${may ? 'done' : 'refused'}`, async () => {
           const { org } = await makeOrg(ground);
           const actor = await addMember(ground, org, own);
@@ -89,6 +89,25 @@ describe('changing a role', () => {
       }
     }
   }
+
+  test('makes nobody an owner, and says what does', async () => {
+    const { org, owner } = await makeOrg(ground);
+    for (const from of ROLES) {
+      const member = await addMember(ground, org, from);
+      const refused = changeRole(org, as(owner), member.id, 'owner').catch((error) => error);
+      expect(await refused).toMatchObject({
+        code: 'permission_denied',
+        message: expect.stringContaining('offer him the ownership'),
+        detail: { rule: 'membership.ownership', field: 'role' },
+      });
+      const invited = invite(org, as(owner), `${from}@owners.example`, 'owner', Date.now());
+      expect(await codeOf(invited)).toBe('permission_denied');
+    }
+    expect(await ownersOf(org)).toBe(2);
+    const left = await addMember(ground, org, 'viewer');
+    await changeRole(org, 'operator', left.id, 'owner');
+    expect(await roleOf(org, left)).toBe('owner');
+  });
 
   test('of oneself upwards is refused', async () => {
     const { org } = await makeOrg(ground);

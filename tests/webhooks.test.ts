@@ -9,9 +9,10 @@ import {
   setDefaultTimeout,
   test,
 } from 'bun:test';
-import { openDatabase } from '../db/client.ts';
+import { type Database, openDatabase } from '../db/client.ts';
 import {
   type DeliveryLog,
+  type DeliverySearch,
   pageDeliveries,
   readDelivery,
   redeliver,
@@ -47,6 +48,7 @@ setDefaultTimeout(60_000);
 
 const DAY_MS = 86_400_000;
 const CHANGE = { change: 'plan' };
+const REPORT = { kind: 'tool_call', name: 'search', outcome: 'ok', latencyMs: 1, costUsd: '0.50' };
 
 let deployment: Deployment;
 let services: Services;
@@ -54,7 +56,8 @@ let org: Org;
 let receiver: Receiver;
 
 beforeAll(async () => {
-  deployment = await deploy({ processes: 0 });
+  const budget = { run: '1.00', alertAt: 0.000_001 };
+  deployment = await deploy({ processes: 0, policy: { budget } });
   services = await boot({
     RUNGATE_DATABASE_URL: `file:${deployment.folder}/rungate.db`,
     RUNGATE_DATABASE_SYNCHRONOUS: 'normal',
@@ -127,6 +130,35 @@ describe('an event', () => {
     expect(log!.log).toMatchObject([
       { number: 1, outcome: 'delivered', responseStatus: 200, responseBody: 'thanks' },
     ]);
+  });
+
+  test('that a trigger writes, as money is spent, arrives without a tick too', async () => {
+    const app = makeApp(services);
+    const call = async (run: string, path: string, body: object) => {
+      const headers = { authorization: `Bearer ${deployment.token}`, 'x-rungate-run-id': run };
+      const init = { method: 'POST', headers, body: JSON.stringify(body) };
+      const request = new Request(`http://127.0.0.1${path}`, init);
+      const answer = await app(request, { address: '127.0.0.1' });
+      await answer.text();
+      return answer.status;
+    };
+    const chat = (run: string, model: string) =>
+      call(run, '/v1/chat/completions', { model, messages: [{ role: 'user', content: 'a' }] });
+    for (const [run, spend] of [
+      ['calls', () => chat('calls', 'demo/demo-small')],
+      ['reports', () => call('reports', '/v1/runs/reports/steps', REPORT)],
+    ] as const) {
+      const started = await subscribe(run);
+      await chat(run, 'demo/none');
+      await settled(started.id);
+      await deleteWebhook(org, 'operator', started.id);
+      receiver.received.length = 0;
+      const alerted = await subscribe(run, ['budget.alert']);
+      expect(await spend()).toBeLessThan(300);
+      await receiver.until(({ length }) => length === 1);
+      expect(receiver.received[0]!.event).toMatchObject({ type: 'budget.alert' });
+      await deleteWebhook(org, 'operator', alerted.id);
+    }
   });
 
   test('goes to those who subscribe to its type, once to each', async () => {
@@ -396,6 +428,33 @@ describe('a delivery that fails', () => {
     await settled(id);
     expect((await findWebhook(org, id))!.failingSince).toBeNull();
   });
+});
+
+test('deliveries are listed by an index, of the whole org as of one endpoint', async () => {
+  const db = await deployment.database();
+  let listing: Parameters<Database['read']> | undefined;
+  const read: Database['read'] = (...asked) => {
+    listing = asked;
+    return db.read(...asked);
+  };
+  const watched = forOrg({ ...db, read }, org.id);
+  const planOf = async (search: DeliverySearch) => {
+    await pageDeliveries(watched, search, { ...WHOLE, limit: 50 });
+    const [sql, args] = listing!;
+    const steps = await db.read(`explain query plan ${sql}`, args);
+    return steps.map(({ detail }) => String(detail)).join('\n');
+  };
+  const { id: webhookId } = await subscribe();
+  for (const [search, index] of [
+    [{}, 'deliveries_of_org'],
+    [{ status: 'dead' }, 'deliveries_of_org'],
+    [{ webhookId }, 'deliveries_of_webhook'],
+  ] as const) {
+    const plan = await planOf(search);
+    expect(plan).toContain(index);
+    expect(plan).not.toContain('TEMP B-TREE FOR ORDER BY');
+  }
+  await db.close();
 });
 
 describe('by hand', () => {

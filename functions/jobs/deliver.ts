@@ -15,7 +15,8 @@ import { openVault } from '../../db/vault.ts';
 import { webhookSecretContext } from '../../db/webhooks.ts';
 import { concat } from '../../schema/bytes.ts';
 import type { GateId } from '../../schema/ids.ts';
-import { readRetryAfter, retryDelay } from '../../schema/rules/schedule.ts';
+import { readRetryAfter } from '../../schema/rules/retry.ts';
+import { retryDelay } from '../../schema/rules/schedule.ts';
 import { signatureHeaders } from '../../schema/signature.ts';
 import type { Config } from '../config.ts';
 import { type Egress, EgressError, type EgressResponse } from '../egress.ts';
@@ -32,6 +33,8 @@ const IDLE_MS = 2_000;
 const MAX_ACTIVE = 256;
 /** Events of one moment are claimed together. */
 const NUDGE_MS = 10;
+/** How often it is looked for what became due unseen, however often there is reason to. */
+const GLANCE_MS = 500;
 /** What is due later than this is found by a tick. */
 const MAX_WAKE_MS = 60_000;
 const MAX_READ_BYTES = 64 * 1024;
@@ -86,14 +89,30 @@ export class Deliveries {
   #isStopped = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #wakesAt = Number.POSITIVE_INFINITY;
+  #glance: ReturnType<typeof setTimeout> | undefined;
+  #glancedAt = Number.NEGATIVE_INFINITY;
 
   constructor(parts: DeliveryParts) {
     this.#parts = parts;
   }
 
-  /** Something may be due: looks in a moment. */
+  /** Something is due: looks in a moment. */
   nudge(): void {
     this.#wake(this.#parts.now() + NUDGE_MS);
+  }
+
+  /** Something may have become due: looks in a moment, or half a second after the last glance. */
+  glance(): void {
+    if (this.#glance !== undefined || this.#isStopped) return;
+    const sinceMs = performance.now() - this.#glancedAt;
+    this.#glance = setTimeout(
+      () => {
+        this.#glance = undefined;
+        this.#glancedAt = performance.now();
+        void this.#pump();
+      },
+      Math.max(NUDGE_MS, GLANCE_MS - sinceMs),
+    );
   }
 
   /**
@@ -123,6 +142,7 @@ export class Deliveries {
   async stop(limitMs: number): Promise<void> {
     this.#isStopped = true;
     clearTimeout(this.#timer);
+    clearTimeout(this.#glance);
     await this.#pumping;
     await settleWithin([Promise.all(this.#active.keys())], limitMs);
     for (const controller of this.#active.values()) controller.abort();
@@ -289,7 +309,7 @@ function isSuccess({ status }: EgressResponse): boolean {
 function nextOf(due: Due, response: EgressResponse | undefined, now: number): Next {
   if (response && isSuccess(response)) return { status: 'delivered' };
   if (response?.status === 410) return { status: 'dead', gone: true };
-  const retryAfterMs = readRetryAfter(response?.headers.get('retry-after') ?? null, now);
+  const retryAfterMs = response && readRetryAfter(response.headers, now);
   const delayMs = retryDelay({ attempt: due.attempt, retryAfterMs, random: Math.random() });
   return delayMs === undefined
     ? { status: 'dead', gone: false }

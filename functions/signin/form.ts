@@ -1,10 +1,10 @@
 /** The forms of people who sign in: shown, read, and limited by the address they come from. */
 
 import { html } from 'hono/html';
-import { countFailure, type FailureLimit } from '../../db/limits.ts';
+import { countUse } from '../../db/limits.ts';
 import { addressBlock } from '../../schema/address.ts';
 import { Refusal } from '../../schema/errors.ts';
-import { retryAfterSOf } from '../../schema/rules/limit.ts';
+import { type Quota, retryAfterSOf, usedUpStateOf } from '../../schema/rules/limit.ts';
 import { addressOf } from '../edge.ts';
 import { type Markup, respondForm } from '../pages.ts';
 import { readBody } from '../proxy/body.ts';
@@ -73,7 +73,10 @@ export async function readForm(services: Services, request: Request): Promise<UR
 }
 
 /** How often an address may ask to sign in, or fail to. */
-const TRIES: FailureLimit = { windowMs: 60_000, most: 30 };
+const TRIES: Quota = {
+  ...{ kind: 'failures', name: 'sign-in-address-60s' },
+  ...{ windowMs: 60_000, most: 30 },
+};
 
 /**
  * Counts a try to sign in against its address.
@@ -83,15 +86,12 @@ const TRIES: FailureLimit = { windowMs: 60_000, most: 30 };
 export async function countTry(services: Services, request: Request): Promise<void> {
   const address = addressOf(services, request);
   const block = address === undefined ? 'unknown' : addressBlock(address);
-  const waitMs = await countFailure(services.db, `sign-in ${block}`, TRIES, services.now());
+  const waitMs = await countUse(services.db, `sign-in ${block}`, TRIES, services.now());
   if (waitMs === 0) return;
-  const { most, windowMs } = TRIES;
-  const resetS = Math.ceil(waitMs / 1_000);
-  const limit = { name: 'sign-in-address-60s', unit: 'requests', limit: most, remaining: 0 };
-  const state = { ...limit, resetS, windowS: windowMs / 1_000 };
+  const state = usedUpStateOf(TRIES, waitMs);
   throw new Refusal(
     'rate_limited',
-    `Too many tries to sign in from this address; try again in ${resetS} s.`,
+    `Too many tries to sign in from this address; try again in ${state.resetS} s.`,
     { rule: 'sign_in.address', limits: [state], retryAfterS: retryAfterSOf(state) },
   );
 }

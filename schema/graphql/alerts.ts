@@ -1,9 +1,10 @@
 /** Alerts: what happened that somebody should look at. */
 
 import type { EventData, EventType } from '../events.ts';
-import type { AgentId, RunId } from '../ids.ts';
+import type { AgentId, AlertRuleId, RunId } from '../ids.ts';
 import type { Nanos } from '../money.ts';
 import { AgentType } from './agents.ts';
+import { AlertRuleType } from './alert-rules.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import type { Event } from './context.ts';
@@ -17,6 +18,7 @@ const KINDS = {
   BUDGET_ALERT: { value: 'budget.alert', description: 'Spending came near a ceiling.' },
   BUDGET_EXCEEDED: { value: 'budget.exceeded', description: 'A ceiling stopped a run.' },
   POLICY_DRIFT: { value: 'policy.drift', description: 'An agent tried what its policy denies.' },
+  ALERT_FIRED: { value: 'alert.fired', description: 'A rule of alerts reached its threshold.' },
   RUN_BLOCKED: { value: 'run.blocked', description: 'A run was stopped.' },
 } as const satisfies Record<string, { value: EventType; description: string }>;
 
@@ -26,7 +28,10 @@ const ALL_KINDS = Object.values(KINDS).map(({ value }) => value);
 
 /** The facts of any of the kinds. */
 type Facts = Partial<
-  EventData<'budget.alert'> & EventData<'policy.drift'> & EventData<'run.blocked'>
+  EventData<'budget.alert'> &
+    EventData<'alert.fired'> &
+    EventData<'policy.drift'> &
+    EventData<'run.blocked'>
 >;
 
 const AlertKind = builder.enumType('AlertKind', {
@@ -54,13 +59,18 @@ builder.objectType(AlertType, {
     run: t.field({
       ...{ type: RunType, action: 'run.read', nullable: true },
       description: 'The run that it happened in.',
-      resolve: (event, _args, { loaders }) => loaders.runs.load(factsOf(event).runId as RunId),
+      resolve: (event, _args, { loaders }) => {
+        const { runId } = factsOf(event);
+        return runId === undefined ? null : loaders.runs.load(runId as RunId);
+      },
     }),
     agent: t.field({
       ...{ type: AgentType, action: 'agent.read', nullable: true },
       description: 'The agent of the run.',
-      resolve: (event, _args, { loaders }) =>
-        loaders.agents.load(factsOf(event).agentId as AgentId),
+      resolve: (event, _args, { loaders }) => {
+        const { agentId } = factsOf(event);
+        return agentId === undefined ? null : loaders.agents.load(agentId as AgentId);
+      },
     }),
     scope: t.string({
       ...READ,
@@ -94,6 +104,28 @@ builder.objectType(AlertType, {
     }),
   }),
 });
+
+/** What only an alert of a rule has. */
+builder.objectFields(AlertType, (t) => ({
+  alertRule: t.field({
+    ...{ type: AlertRuleType, action: 'alert_rule.read', nullable: true },
+    description: 'The rule of alerts that fired, unless it is deleted.',
+    resolve: (event, _args, { loaders }) => {
+      const { ruleId } = factsOf(event);
+      return ruleId === undefined ? null : loaders.alertRules.load(ruleId as AlertRuleId);
+    },
+  }),
+  value: t.field({
+    ...{ ...READ, type: 'Count' },
+    description: 'What it came to when a rule of alerts fired: as the threshold counts.',
+    resolve: (event) => factsOf(event).value,
+  }),
+  threshold: t.field({
+    ...{ ...READ, type: 'Count' },
+    description: 'From which value on the rule of alerts fired, by then.',
+    resolve: (event) => factsOf(event).threshold,
+  }),
+}));
 
 builder.queryField('alerts', (t) =>
   t.connection({

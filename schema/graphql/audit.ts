@@ -8,6 +8,7 @@ import {
   type ChainReport,
   storyOf,
 } from '../audit.ts';
+import type { MemberId, TokenId } from '../ids.ts';
 import { builder } from './builder.ts';
 import { connect, sizeOf } from './connection.ts';
 import type { KeptCheckpoint } from './context.ts';
@@ -45,9 +46,17 @@ builder.objectType(AuditActorType, {
       ...READ,
       description: 'The id of the user, token or link, or operator or system.',
     }),
-    memberId: t.exposeString('memberId', { ...READ, description: 'The member who acted.' }),
+    memberId: t.field({
+      ...{ ...READ, type: 'MemberID' },
+      description: 'The member who acted.',
+      resolve: ({ memberId }) => memberId as MemberId | undefined,
+    }),
     role: t.exposeString('role', { ...READ, description: 'His role at the time.' }),
-    tokenId: t.exposeString('tokenId', { ...READ, description: 'The token that he used.' }),
+    tokenId: t.field({
+      ...{ ...READ, type: 'TokenID' },
+      description: 'The token that he used.',
+      resolve: ({ tokenId }) => tokenId as TokenId | undefined,
+    }),
     address: t.exposeString('address', { ...READ, description: 'The address he came from.' }),
     userAgent: t.exposeString('userAgent', { ...READ, description: 'What his client said it is.' }),
     requestId: t.exposeString('requestId', {

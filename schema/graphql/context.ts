@@ -47,6 +47,7 @@ import type {
   WebhookId,
 } from '../ids.ts';
 import type { AdminAction, Role } from '../roles.ts';
+import type { Catalogue } from '../rules/catalogue.ts';
 import type { RefusedMutation, UserError } from './errors.ts';
 
 export type { Agent, Choice } from '../../db/agents.ts';
@@ -130,6 +131,8 @@ export interface Context {
   readonly egressAllow: AllowList;
   /** Where people reach this deployment, without a slash at the end. */
   readonly publicUrl: string;
+  /** What calls are charged by where the org has no price of its own. */
+  readonly catalogue: Catalogue;
   /** For how many days records of the operator's own plan are kept; null is for good. */
   readonly retentionDays: number | null;
   /** Unix milliseconds at which the request came. */

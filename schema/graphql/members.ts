@@ -108,12 +108,17 @@ builder.relayMutationField(
   {
     inputFields: (t) => ({
       memberId: t.field(MEMBER),
-      role: t.field({ type: RoleType, required: true, description: 'The role he gets.' }),
+      role: t.field({
+        type: RoleType,
+        required: true,
+        description: 'The role he gets; not OWNER.',
+      }),
     }),
   },
   {
     action: 'member.update_role',
-    description: 'Gives a member another role and ends his sessions; the last owner stays one.',
+    description:
+      'Gives a member another role and ends his sessions. The last owner stays one, and nobody becomes one by it: see ownershipOffer.',
     resolve: (_root, { input: { memberId, role } }, context) =>
       attempt(context, async () => {
         const { org, actor, store, loaders } = context;

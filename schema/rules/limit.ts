@@ -26,6 +26,15 @@ export interface Limit {
   readonly most: number;
 }
 
+/** How often something may happen that is no call: a failed sign-in, a request of an admin. */
+export interface Quota {
+  readonly kind: 'failures' | 'admin_requests';
+  /** Whom it counts and over which window, as callers are told: `address-failures-60s`. */
+  readonly name: string;
+  readonly windowMs: number;
+  readonly most: number;
+}
+
 /**
  * What a window holds in one slot: an amount, and when the last of it came. All of it leaves the
  * window when the last of it does, so that what is counted is never less than what was used.
@@ -253,6 +262,15 @@ export function refusedStateOf(
   const waitMs = waitMsOf(standing.slots, limit.windowMs, nowMillis, enough);
   const resetS = Math.max(1, Math.ceil(waitMs / 1_000));
   return state && { ...state, remaining: 0, resetS };
+}
+
+/** The state of a quota that is used up, for so many milliseconds. */
+export function usedUpStateOf({ name, windowMs, most }: Quota, waitMs: number): LimitState {
+  return {
+    ...{ name, unit: UNITS.requests, limit: most, remaining: 0 },
+    resetS: Math.ceil(waitMs / 1_000),
+    windowS: windowMs / 1_000,
+  };
 }
 
 /** Seconds after which a refused call may be tried again; at most a minute, whatever the limit. */

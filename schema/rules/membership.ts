@@ -21,8 +21,9 @@ export interface Standing {
 
 /**
  * Whether a member may be given a role: not by himself upwards, not above the giver's own, not
- * if he stands above the giver, and by a token only with actions that it has itself. The last owner
- * stays one; the database holds that too.
+ * if he stands above the giver, and by a token only with actions that it has itself. Nobody is made
+ * an owner but by accepting the ownership, except by the operator. The last owner stays one; the
+ * database holds that too.
  *
  * @param owners How many owners the org has.
  * @returns why not, or undefined.
@@ -34,6 +35,7 @@ export function judgeRoleChange(
   owners: number,
 ): Refusal | undefined {
   if (actor) {
+    if (role === 'owner') return byOfferOnly(role);
     const own = actor.role;
     if (!own || outranks(target.role, own)) return above(target.role);
     if (outranks(role, own)) return aboveOwn('role', role, own);
@@ -175,6 +177,15 @@ function aboveOwn(field: string, asked: string, allowed: unknown): Refusal {
     field,
     asked,
     allowed,
+  });
+}
+
+function byOfferOnly(role: Role): Refusal {
+  const message = 'Nobody is made an owner: offer him the ownership, which he accepts himself.';
+  return new Refusal('permission_denied', message, {
+    rule: 'membership.ownership',
+    field: 'role',
+    asked: role,
   });
 }
 
