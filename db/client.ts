@@ -22,6 +22,19 @@ export interface Result {
   readonly changes: number;
 }
 
+/** Writes of one kind that can often be made as one, at a fraction of the cost. */
+export interface Merge<Item, Outcome> {
+  /** What items have in common that can be written as one. */
+  keyOf(item: Item): string;
+  /** Writes all the items or none of them. */
+  together(items: readonly Item[]): readonly Statement[];
+  /** What came of each item; `undefined` when none was written, and each has to be by itself. */
+  outcomesOf(items: readonly Item[], results: readonly Result[]): readonly Outcome[] | undefined;
+  /** Writes one item, or nothing. */
+  alone(item: Item): readonly Statement[];
+  outcomeOf(item: Item, results: readonly Result[]): Outcome;
+}
+
 /** A libSQL database, wherever it is. */
 export interface Database {
   /** Reads rows, seeing everything whose {@link Database.write} has resolved. */
@@ -35,6 +48,13 @@ export interface Database {
    * @throws {DatabaseError} and changes nothing, if a statement fails.
    */
   write(statements: readonly Statement[]): Promise<readonly Result[]>;
+  /**
+   * Writes an item, as one with those of its kind that are asked for at the same time.
+   *
+   * @returns what came of it, durably.
+   * @throws {DatabaseError} and changes nothing, if a statement fails.
+   */
+  merge<Item, Outcome>(merge: Merge<Item, Outcome>, item: Item): Promise<Outcome>;
   /** Waits for the writes under way and closes. */
   close(): Promise<void>;
 }
@@ -261,10 +281,25 @@ async function openServer(options: DatabaseOptions): Promise<Driver> {
 
 type ServerResult = import('@libsql/client/web').ResultSet;
 
+/** A write that waits for its turn. */
 interface Pending {
-  readonly statements: readonly Statement[];
-  readonly resolve: (results: readonly Result[]) => void;
+  readonly write: readonly Statement[] | Merging;
+  /** Takes the results of a write; of one that may be merged, its outcome. */
+  readonly resolve: (outcome: unknown) => void;
   readonly reject: (error: DatabaseError) => void;
+}
+
+/** What may be merged: items of one kind, with one key. */
+interface Merging {
+  readonly merge: Merge<unknown, unknown>;
+  readonly item: unknown;
+  readonly key: string;
+}
+
+/** Writes that are committed together: one, or several that were merged. */
+interface Part {
+  readonly statements: readonly Statement[];
+  readonly pending: readonly Pending[];
 }
 
 /**
@@ -278,9 +313,14 @@ function groupWrites(driver: Driver): Database {
   const flush = async (): Promise<void> => {
     // The group is what arrives in this turn of the event loop; no timer, so a lone call waits for none.
     await new Promise((resolve) => setImmediate(resolve));
-    while (queue.length > 0) await commitGroup(driver, queue.splice(0, MAX_GROUP));
+    while (queue.length > 0) await commitParts(driver, mergeParts(queue.splice(0, MAX_GROUP)));
     flushing = undefined;
   };
+  const enqueue = <T>(write: Pending['write']) =>
+    new Promise<T>((resolve, reject) => {
+      queue.push({ write, resolve: resolve as Pending['resolve'], reject });
+      flushing ??= flush();
+    });
 
   return {
     async read(sql, args) {
@@ -297,11 +337,11 @@ function groupWrites(driver: Driver): Database {
         throw new DatabaseError(error);
       }
     },
-    write: (statements) =>
-      new Promise((resolve, reject) => {
-        queue.push({ statements, resolve, reject });
-        flushing ??= flush();
-      }),
+    write: (statements) => enqueue(statements),
+    merge<Item, Outcome>(merge: Merge<Item, Outcome>, item: Item) {
+      const key = merge.keyOf(item);
+      return enqueue<Outcome>({ merge: merge as Merge<unknown, unknown>, item, key });
+    },
     async close() {
       await flushing;
       driver.close();
@@ -309,22 +349,80 @@ function groupWrites(driver: Driver): Database {
   };
 }
 
-async function commitGroup(driver: Driver, group: readonly Pending[]): Promise<void> {
+function apart(pending: Pending): Part {
+  const { write } = pending;
+  const statements = 'merge' in write ? write.merge.alone(write.item) : write;
+  return { statements, pending: [pending] };
+}
+
+/** Merges what can be merged; all others stay as they are. */
+function mergeParts(group: readonly Pending[]): Part[] {
+  const alike = new Map<unknown, Map<unknown, Pending[]>>();
+  for (const pending of group) {
+    const { merge, key }: Partial<Merging> = 'merge' in pending.write ? pending.write : {};
+    const keys = alike.get(merge) ?? new Map<unknown, Pending[]>();
+    alike.set(merge, keys);
+    // What can't be merged is like nothing but itself.
+    const together = keys.get(key ?? pending);
+    if (together) together.push(pending);
+    else keys.set(key ?? pending, [pending]);
+  }
+  return Array.from(alike.values(), (keys) => Array.from(keys.values(), mergePart)).flat();
+}
+
+function mergePart(pending: readonly Pending[]): Part {
+  const [{ write }] = pending as [Pending, ...Pending[]];
+  if (pending.length === 1 || !('merge' in write)) return apart(pending[0]!);
+  return { statements: write.merge.together(itemsOf(pending)), pending };
+}
+
+async function commitParts(driver: Driver, parts: readonly Part[]): Promise<void> {
+  let results: readonly Result[];
   try {
-    const results = await driver.commit(group.flatMap((pending) => pending.statements));
-    let at = 0;
-    for (const { statements, resolve } of group) {
-      resolve(results.slice(at, at + statements.length));
-      at += statements.length;
-    }
+    results = await driver.commit(parts.flatMap(({ statements }) => statements));
   } catch (error) {
-    const failure = new DatabaseError(error);
-    // One bad transaction must not fail its neighbours: each is tried again by itself. Where the
-    // outcome is unknown, a second try could write twice.
-    if (group.length > 1 && failure.refused) {
-      for (const pending of group) await commitGroup(driver, [pending]);
-    } else {
-      for (const { reject } of group) reject(failure);
-    }
+    await commitApart(driver, parts, new DatabaseError(error));
+    return;
+  }
+  const unwritten: Part[] = [];
+  let at = 0;
+  for (const { statements, pending } of parts) {
+    const done = results.slice(at, at + statements.length);
+    at += statements.length;
+    const outcomes = outcomesOf(pending, done);
+    if (outcomes) for (const [nth, { resolve }] of pending.entries()) resolve(outcomes[nth]);
+    else unwritten.push(...pending.map(apart));
+  }
+  if (unwritten.length > 0) await commitParts(driver, unwritten);
+}
+
+function outcomesOf(
+  pending: readonly Pending[],
+  results: readonly Result[],
+): readonly unknown[] | undefined {
+  const [{ write }] = pending as [Pending, ...Pending[]];
+  if (!('merge' in write)) return [results];
+  const { merge, item } = write;
+  if (pending.length === 1) return [merge.outcomeOf(item, results)];
+  return merge.outcomesOf(itemsOf(pending), results);
+}
+
+const itemsOf = (pending: readonly Pending[]): unknown[] =>
+  pending.map(({ write }) => (write as Merging).item);
+
+/**
+ * One bad transaction must not fail its neighbours: each is tried again by itself. Where the
+ * outcome is unknown, a second try could write twice.
+ */
+async function commitApart(
+  driver: Driver,
+  parts: readonly Part[],
+  failure: DatabaseError,
+): Promise<void> {
+  const pending = parts.flatMap((part) => part.pending);
+  if (pending.length > 1 && failure.refused) {
+    for (const one of pending) await commitParts(driver, [apart(one)]);
+  } else {
+    for (const { reject } of pending) reject(failure);
   }
 }

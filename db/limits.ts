@@ -4,6 +4,7 @@ import type { RunId, StepId } from '../schema/ids.ts';
 import {
   fits,
   type Limit,
+  type Quota,
   type Slot,
   type Standing,
   slotOf,
@@ -80,13 +81,14 @@ end`;
  *
  * @param charges The parameter that {@link writeCharges} is bound to.
  * @param now The parameter that the same moment is bound to.
+ * @param isOne Whether they are those of one call, which may be let in because it is alone.
  */
-export function fitsSql(charges: string, now: string): string {
+export function fitsSql(charges: string, now: string, isOne: boolean): string {
   const used = usedSql(now);
+  const alone = `and not (c.kind = 'tokens' and ${used} < c.most and ${liveSql(now)} = 0)`;
   return `not exists (
     select 1 from ${chargesSql(charges)} c
-    where ${used} + c.amount > c.most
-      and not (c.kind = 'tokens' and ${used} < c.most and ${liveSql(now)} = 0)
+    where ${used} + c.amount > c.most ${isOne ? alone : ''}
   )`;
 }
 
@@ -182,46 +184,44 @@ const READ_LIMITS = `select iif(c.kind = 'concurrent', ${liveSql('?3')}, (
     ), '[]') as slots
   from ${chargesSql('?2')} c order by c.position`;
 
-/** What {@link Limit} a failed sign-in counts against, by the address it came from. */
-export interface FailureLimit {
-  readonly windowMs: number;
-  readonly most: number;
-}
-
 /**
- * Counts a failed sign-in, unless the address has used up its limit.
+ * Counts a use that no call goes by, such as a failed sign-in or a request of an admin, unless its
+ * subject has used up its quota. What is refused counts for nothing.
  *
+ * @param subject The address, or the id of the token or session, that it counts against.
  * @returns 0 when it was counted, else the milliseconds until the next one would be.
+ * @throws {DatabaseError} when it can't be counted.
  */
-export async function countFailure(
+export async function countUse(
   db: Database,
-  address: string,
-  { windowMs, most }: FailureLimit,
+  subject: string,
+  { kind, windowMs, most }: Quota,
   nowMillis: number,
 ): Promise<number> {
-  const args = [address, windowMs, slotOf(nowMillis - windowMs, windowMs), nowMillis] as const;
+  const first = slotOf(nowMillis - windowMs, windowMs);
+  const args = [subject, kind, windowMs, first, nowMillis] as const;
   const [counted, shown] = await db.write([
-    { sql: COUNT_FAILURE, args: [...args, slotOf(nowMillis, windowMs), most] },
-    { sql: SHOW_FAILURES, args },
+    { sql: COUNT_USE, args: [...args, slotOf(nowMillis, windowMs), most] },
+    { sql: SHOW_USES, args },
   ]);
   if (counted!.changes > 0) return 0;
   const slots = toSlots(shown!.rows[0]!.slots);
   return Math.max(1, waitMsOf(slots, windowMs, nowMillis, most - 1));
 }
 
-const FAILURES = `from limit_slots
-  where org_id = '${EVERYONE}' and subject = ?1 and kind = 'failures' and window_ms = ?2
-    and slot >= ?3 and last_at > ?4 - ?2`;
+const USES = `from limit_slots
+  where org_id = '${EVERYONE}' and subject = ?1 and kind = ?2 and window_ms = ?3
+    and slot >= ?4 and last_at > ?5 - ?3`;
 
-const COUNT_FAILURE = `insert into limit_slots (
+const COUNT_USE = `insert into limit_slots (
     org_id, subject, kind, window_ms, slot, used, last_at, ends_at
   )
-  select '${EVERYONE}', ?1, 'failures', ?2, ?5, 1, ?4, ?4 + 2 * ?2
-  where (select coalesce(sum(used), 0) ${FAILURES}) < ?6
+  select '${EVERYONE}', ?1, ?2, ?3, ?6, 1, ?5, ?5 + 2 * ?3
+  where (select coalesce(sum(used), 0) ${USES}) < ?7
   on conflict do update set
     used = used + excluded.used, last_at = max(last_at, excluded.last_at)`;
 
-const SHOW_FAILURES = `select json_group_array(json_array(last_at, used)) as slots ${FAILURES}`;
+const SHOW_USES = `select json_group_array(json_array(last_at, used)) as slots ${USES}`;
 
 const BATCH = 500;
 

@@ -19,6 +19,10 @@ const MIGRATIONS = [
   '0010_analytics.sql',
   '0011_leaving.sql',
   '0012_authors.sql',
+  '0013_token_policies.sql',
+  '0014_price_catalogue.sql',
+  '0015_delivery_lists.sql',
+  '0016_tallies.sql',
 ] as const;
 
 /**

@@ -2,7 +2,7 @@
 
 import type { OrgId } from '../schema/ids.ts';
 import { commitAudited, isDraft } from './chain.ts';
-import type { Database, Result, Row, Statement, Value } from './client.ts';
+import type { Database, Merge, Result, Row, Statement, Value } from './client.ts';
 
 /** SQL that has passed the check of {@link Org.statement}; statements are constants, so few. */
 const scoped = new Set<string>();
@@ -49,6 +49,11 @@ export class Org {
     return statements.some(isDraft)
       ? commitAudited(this.#db, this.id, statements)
       : this.#db.write(statements);
+  }
+
+  /** Writes an item, as one with those of its kind; the merge's statements are of this org. */
+  merge<Item, Outcome>(merge: Merge<Item, Outcome>, item: Item): Promise<Outcome> {
+    return this.#db.merge(merge, item);
   }
 }
 

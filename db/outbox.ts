@@ -43,12 +43,21 @@ export function announce<T extends EventType>(
   );
 }
 
+/** What is done about writes that give something to deliver. */
+export interface Watcher {
+  /** Something was written that is due now. */
+  onEvent(): void;
+  /** Money was settled, of which a trigger may have raised an alert. Called often: be quick. */
+  onSettlement(): void;
+}
+
 /** The same database, which also says when it has been given something to deliver. */
-export function watchOutbox(db: Database, onEvent: () => void): Database {
+export function watchOutbox(db: Database, { onEvent, onSettlement }: Watcher): Database {
   return {
     ...db,
     write(statements) {
       const written = db.write(statements);
+      if (statements.some(isSettlement)) written.then(onSettlement, () => {});
       if (statements.some(isDue)) {
         const tell = (results: Awaited<typeof written>) => {
           if (results.some(({ changes }, at) => changes > 0 && isDue(statements[at]!))) {
@@ -59,7 +68,16 @@ export function watchOutbox(db: Database, onEvent: () => void): Database {
       }
       return written;
     },
+    merge(merge, item) {
+      const written = db.merge(merge, item);
+      written.then(onSettlement, () => {});
+      return written;
+    },
   };
+}
+
+function isSettlement({ sql }: Statement): boolean {
+  return sql.startsWith('update steps set settled_at');
 }
 
 /** Whether a statement writes an event, or sends one again. */

@@ -5,7 +5,8 @@ import { MAX_NANOS, type Nanos } from '../schema/money.ts';
 import type { Statement } from './client.ts';
 import type { Org } from './org.ts';
 import { digestText, newId } from './seal.ts';
-import { type Asked, type Place, readStep, type Step, settlement } from './steps.ts';
+import { settlement } from './settlements.ts';
+import { type Asked, type Place, readStep, type Step } from './steps.ts';
 
 /** A tool that was run. */
 export interface Report extends Place {

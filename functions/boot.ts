@@ -6,6 +6,7 @@ import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
 import { watchOutbox } from '../db/outbox.ts';
 import { keepOpened } from '../db/seal.ts';
+import { Catalogues } from './catalogues.ts';
 import { readConfig } from './config.ts';
 import { makeEgress } from './egress.ts';
 import { Deliveries } from './jobs/deliver.ts';
@@ -41,7 +42,12 @@ export async function boot(
     ...{ config, db: opened, master, egress, secrets, log },
     now: Date.now,
   });
-  const db = watchOutbox(opened, () => deliveries.nudge());
+  const db = watchOutbox(opened, {
+    onEvent: () => deliveries.nudge(),
+    onSettlement: () => deliveries.glance(),
+  });
+  const catalogues = new Catalogues(db, log, config.pricesUrl);
+  await catalogues.look(Date.now());
   return {
     config,
     log,
@@ -52,7 +58,11 @@ export async function boot(
     flights: new Flights(db, log, Date.now),
     deliveries,
     mailer: new Mailer(config, log),
-    memory: { credentials: new Memo(MEMORY), runs: new Memo(MEMORY), failures: new Memo(MEMORY) },
+    memory: {
+      ...{ credentials: new Memo(MEMORY), runs: new Memo(MEMORY) },
+      ...{ failures: new Memo(MEMORY), admins: new Memo(MEMORY) },
+    },
+    catalogues,
     stopping: new AbortController(),
     now: Date.now,
   };

@@ -73,6 +73,12 @@ export const TOPICS: readonly Topic[] = [
         'an admin token › may do what was granted and its member holds by now, through every change of his role',
       ),
       claim(
+        'A token that permits some policies opens and joins no run under another, and permits the same for good.',
+        'functions/proxy/run.ts',
+        'tests/token-policies.test.ts',
+        'a call › opens and joins a named run under what its token permits, and no other',
+      ),
+      claim(
         'Nobody makes a token that may more than he, or than the token he came with.',
         'schema/rules/membership.ts',
         'tests/roles.test.ts',
@@ -196,6 +202,12 @@ export const TOPICS: readonly Topic[] = [
         'an owner remains › however many owners demote and remove each other at the same moment',
       ),
       claim(
+        'Nobody is made an owner: he accepts the ownership himself, and types the slug of the org.',
+        'schema/rules/membership.ts',
+        'tests/members.test.ts',
+        'changing a role › makes nobody an owner, and says what does',
+      ),
+      claim(
         'A change of role ends that member’s sessions.',
         'db/members.ts',
         'tests/members.test.ts',
@@ -314,6 +326,18 @@ export const TOPICS: readonly Topic[] = [
     title: 'Money',
     claims: [
       claim(
+        'A newer price list lowers no price by more than a half unless a person accepts it.',
+        'schema/rules/refresh.ts',
+        'tests/published.test.ts',
+        'taking a list over › never makes a call cost less than half at any time, of any kind, at any size',
+      ),
+      claim(
+        'A call is held and charged by one and the same price list, whatever is in force when it ends.',
+        'functions/proxy/settlement.ts',
+        'tests/price-refresh.test.ts',
+        'a call in flight › is charged by the prices that its hold was made by, those of %s',
+      ),
+      claim(
         'A budget is never passed, however many calls come at once over however many processes.',
         'functions/proxy/reserve.ts',
         'tests/money.test.ts',
@@ -362,19 +386,19 @@ export const TOPICS: readonly Topic[] = [
       ),
       claim(
         'The address that was checked is the one that is dialled, whatever the name says later.',
-        'functions/egress.ts',
+        'functions/egress/names.ts',
         'tests/egress.test.ts',
         'which addresses of a name are dialled › the checked one, whatever the name resolves to a moment later',
       ),
       claim(
         'Redirects are not followed.',
-        'functions/egress.ts',
+        'functions/egress/direct.ts',
         'tests/egress.test.ts',
         'hands a redirect back and does not follow it',
       ),
       claim(
         'A certificate for another name is refused.',
-        'functions/egress.ts',
+        'functions/egress/agent.ts',
         'tests/egress.test.ts',
         'who is at the other end › a certificate for another name is refused, also while a connection is kept',
       ),
@@ -520,6 +544,12 @@ export const TOPICS: readonly Topic[] = [
         'requests without a valid token › from one address are told to wait, exactly from the limit on; valid ones are served',
       ),
       claim(
+        'How often a token or a session asks the admin API is limited exactly, over all processes.',
+        'functions/admin.ts',
+        'tests/admin-limit.test.ts',
+        'in several processes › of many who ask at once exactly as many are answered as may be',
+      ),
+      claim(
         'A route that is not served as it stands is refused: no second reading of a path.',
         'functions/proxy/call.ts',
         'tests/hostile.test.ts',
@@ -606,7 +636,7 @@ export const RECORDS: readonly Kept[] = [
   {
     what: 'Tokens',
     detail:
-      'A SHA-256 hash, the last four characters, who made it, and its last use to the hour. The token itself is shown once and not kept.',
+      'A SHA-256 hash, the last four characters, what it may do and under which policies, who made it, and its last use to the hour. The token itself is shown once and not kept.',
     until: 'until the operator deletes it, also when revoked or expired',
     tables: ['tokens', 'platform_tokens'],
   },
@@ -640,7 +670,7 @@ export const RECORDS: readonly Kept[] = [
   {
     what: 'What is used of limits',
     detail:
-      'Counts of requests and tokens per agent, policy and org, of repeated requests by their digest, and of requests without a valid token by the address they came from.',
+      'Counts of requests and tokens per agent, policy and org, of repeated requests by their digest, of requests to the admin API by the id of the token or session, and of requests without a valid token by the address they came from.',
     until: 'until they have left their window',
     tables: ['limit_slots'],
   },
@@ -685,6 +715,13 @@ export const RECORDS: readonly Kept[] = [
     detail: 'Which job ran last and what it counted, for the deployment as a whole.',
     until: 'until its next run',
     tables: ['job_leases'],
+  },
+  {
+    what: 'Published prices, where the operator names a source of them',
+    detail:
+      'The price list as it was fetched, when and from where; which of its prices were not taken over.',
+    until: 'until 30 days after a newer list has replaced it',
+    tables: ['catalogues', 'price_sources'],
   },
   {
     what: 'Audit trail',

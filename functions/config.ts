@@ -8,6 +8,7 @@ import {
   type Cidr,
   canonicalAddress,
   inCidrs,
+  isAllowedHost,
   LOOPBACK,
   parseAllowList,
   parseCidrList,
@@ -39,8 +40,12 @@ export interface Config {
   readonly schedulerSecret: string | undefined;
   /** The operator's caps over all orgs; undefined where there is none. */
   readonly caps: Caps;
+  /** How often a minute an admin token or a session may ask the admin API. */
+  readonly adminRequestsPerMinute: number;
   /** The mail server, `smtp:` or `smtps:`, and who its letters are from; undefined without one. */
   readonly mail: { readonly smtpUrl: string; readonly from: string } | undefined;
+  /** Where newer prices are fetched; undefined where those of this version are kept to. */
+  readonly pricesUrl: string | undefined;
   /** For how many days records of the operator's own plan are kept; null is for good. */
   readonly retentionDays: number | null;
   /** The file beside the database that remembers which orgs were deleted; undefined for none. */
@@ -71,10 +76,14 @@ const MISSING_KEYS =
   'RUNGATE_MASTER_KEYS is not set; wanted in production, or when HOST is not loopback: id:base64,….';
 const MISSING_SENDER =
   'RUNGATE_MAIL_FROM is not set; wanted with RUNGATE_SMTP_URL: whom letters are from.';
+const ADMIN_REQUESTS_PER_MINUTE = 3_000;
+const PLAIN_PRICES =
+  'RUNGATE_PRICES_URL is a URL that starts with "http:"; wanted: https, or a host of RUNGATE_EGRESS_ALLOW.';
 const CAP_WANTED = 'a whole number from 1 to 999999999';
 const MAX_VALUE_CHARS = 65_536;
 const MAX_SHOWN_CHARS = 80;
 const MAX_CONTACT_CHARS = 512;
+const MAX_URL_CHARS = 2_048;
 const MAX_HOPS = 32;
 const MAX_KEY_FILE_BYTES = 4096;
 
@@ -130,6 +139,7 @@ const ENVIRONMENT = z.object({
   ).optional(),
   RUNGATE_MAX_REQUESTS_PER_MINUTE: variable(CAP_WANTED, parseCap).optional(),
   RUNGATE_MAX_CONCURRENT_CALLS: variable(CAP_WANTED, parseCap).optional(),
+  RUNGATE_MAX_ADMIN_REQUESTS_PER_MINUTE: variable(CAP_WANTED, parseCap).optional(),
   RUNGATE_SCHEDULER_SECRET: matching(
     /^[\x21-\x7e]{32,512}$/,
     '32 to 512 visible ASCII characters, such as openssl rand -hex 32 prints',
@@ -138,6 +148,10 @@ const ENVIRONMENT = z.object({
   RUNGATE_MAIL_FROM: variable(
     'an address, or a name and an address: Rungate <rungate@example.com>',
     parseSender,
+  ).optional(),
+  RUNGATE_PRICES_URL: variable(
+    'an http or https URL without a user name and of at most 2048 characters',
+    parsePricesUrl,
   ).optional(),
   RUNGATE_RETENTION_DAYS: variable('a whole number from 1 to 3650', parseDays).optional(),
   RUNGATE_DELETION_LEDGER: matching(/^[^\p{Cc}]{1,1024}$/u, 'the path of a file').optional(),
@@ -172,6 +186,7 @@ export function readConfig(env: Record<string, string | undefined>): Config {
   const isProduction = given.NODE_ENV === 'production' || !isLoopback(given.HOST ?? DEFAULT_HOST);
   if (isProduction && given.RUNGATE_MASTER_KEYS === undefined) problems.push(MISSING_KEYS);
   if (given.RUNGATE_SMTP_URL && !given.RUNGATE_MAIL_FROM) problems.push(MISSING_SENDER);
+  if (parsed.success && !isPricesAllowed(parsed.data)) problems.push(PLAIN_PRICES);
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
   return applyDefaults(parsed.data, isProduction);
 }
@@ -206,8 +221,10 @@ function applyDefaults(env: Variables, isProduction: boolean): Config {
       requestsPerMinute: env.RUNGATE_MAX_REQUESTS_PER_MINUTE,
       concurrentCalls: env.RUNGATE_MAX_CONCURRENT_CALLS,
     },
+    adminRequestsPerMinute: env.RUNGATE_MAX_ADMIN_REQUESTS_PER_MINUTE ?? ADMIN_REQUESTS_PER_MINUTE,
     schedulerSecret: env.RUNGATE_SCHEDULER_SECRET,
     mail: mailOf(env),
+    pricesUrl: env.RUNGATE_PRICES_URL,
     retentionDays: env.RUNGATE_RETENTION_DAYS ?? null,
     deletionLedger: env.RUNGATE_DELETION_LEDGER ?? ledgerBeside(env.RUNGATE_DATABASE_URL),
     keyShares: env.RUNGATE_KEY_SHARES,
@@ -254,6 +271,18 @@ function parseSmtpUrl(text: string): string | undefined {
   const { protocol, hostname, pathname, hash } = new URL(text);
   const isPlain = (pathname === '' || pathname === '/') && hash === '';
   return /^smtps?:$/.test(protocol) && hostname !== '' && isPlain ? text : undefined;
+}
+
+function parsePricesUrl(text: string): string | undefined {
+  const { protocol, username, password, hash, href } = new URL(text);
+  const isPlain = username === '' && password === '' && hash === '' && text.length <= MAX_URL_CHARS;
+  return /^https?:$/.test(protocol) && isPlain ? href : undefined;
+}
+
+/** Whoever can change prices on their way can make calls cheap. */
+function isPricesAllowed({ RUNGATE_PRICES_URL: url, RUNGATE_EGRESS_ALLOW: allow }: Variables) {
+  if (url === undefined || url.startsWith('https:')) return true;
+  return allow !== undefined && isAllowedHost(new URL(url), allow);
 }
 
 /** One line, so that it can't add a header of its own. */

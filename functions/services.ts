@@ -6,6 +6,7 @@ import type { PolicyVersion } from '../db/policies.ts';
 import type { MasterKeys, OpenedSecrets } from '../db/seal.ts';
 import type { Credential } from '../db/tokens.ts';
 import type { RunId } from '../schema/ids.ts';
+import type { Catalogues } from './catalogues.ts';
 import type { Config } from './config.ts';
 import type { Egress } from './egress.ts';
 import type { Deliveries } from './jobs/deliver.ts';
@@ -24,6 +25,8 @@ export interface Memory {
   readonly runs: Memo<KnownRun>;
   /** Until when an address has failed to sign in too often, Unix milliseconds. */
   readonly failures: Memo<number>;
+  /** Until when a token or a session has asked the admin API too often, by its id, likewise. */
+  readonly admins: Memo<number>;
 }
 
 /** What of a run never changes. */
@@ -45,6 +48,7 @@ export interface Services {
   readonly deliveries: Deliveries;
   readonly mailer: Mailer;
   readonly memory: Memory;
+  readonly catalogues: Catalogues;
   /** Aborts when the process is told to end: nobody is kept waiting for a person any longer. */
   readonly stopping: AbortController;
   /** Unix milliseconds. */

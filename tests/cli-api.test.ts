@@ -497,6 +497,7 @@ describe('which way a command goes', () => {
       'tick',
       'keys',
       'platform',
+      'prices',
       'export',
       'welcome',
       'session',

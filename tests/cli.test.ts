@@ -7,12 +7,14 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { findAgent } from '../db/agents.ts';
 import { type Database, openDatabase } from '../db/client.ts';
+import { reserve } from '../db/holds.ts';
 import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
 import { readAgentPolicy } from '../db/policies.ts';
 import { blockRun, findRun, openRun } from '../db/runs.ts';
 import { hashToken, newId, newMasterKey } from '../db/seal.ts';
-import { recordRemark, reserve, settlement } from '../db/steps.ts';
+import { settlement } from '../db/settlements.ts';
+import { recordRemark } from '../db/steps.ts';
 import { findCredential, mintToken } from '../db/tokens.ts';
 import type { AgentId, RunId } from '../schema/ids.ts';
 import { nanos } from '../schema/money.ts';
@@ -485,7 +487,7 @@ async function addCall(
   );
   const named = { provider: 'openai', providerKey: 'openai', model: 'gpt-5' };
   const step = await reserve(org, {
-    ...{ runId: run, windows: windowsOf(now), now, kind: 'model_call', ceilings },
+    ...{ runId: run, agentId: agent, windows: windowsOf(now), now, kind: 'model_call', ceilings },
     ...{ heldNanos: nanos(heldNanos), leaseExpiresAt: Date.now() + DAY_MS },
     asked: { endpoint: 'chat/completions', tokenId, ...named, requestDigest: 'd' },
     standing: { tokenId, revision: Number(row!.revision), windowSince: null },

@@ -8,12 +8,13 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { createAgent } from '../db/agents.ts';
 import { type Database, DatabaseError, openDatabase } from '../db/client.ts';
+import { reserve } from '../db/holds.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { addPolicyVersion } from '../db/policies.ts';
 import { blockRun, findRun, openRun, type Run } from '../db/runs.ts';
 import { digest, newId, newMasterKey } from '../db/seal.ts';
-import { reserve } from '../db/steps.ts';
+import type { Hold } from '../db/settlements.ts';
 import { expireHolds } from '../db/system.ts';
 import { boot } from '../functions/boot.ts';
 import { listen } from '../functions/bun.ts';
@@ -371,7 +372,7 @@ describe('a database', () => {
 
   test('that another process has locked is waited for, then answered for with 503', async () => {
     const { default: Libsql } = await import('libsql');
-    const locker = new Libsql(join(stage.deployment.folder, 'rungate.db'));
+    const locker = new Libsql(join(stage.deployment.folder, 'rungate.db'), { timeout: 5_000 });
     await expectAvailable(stage);
     locker.exec('begin immediate');
     await expectUnavailable(stage, ['/v1/messages']);
@@ -481,13 +482,18 @@ describe('a call in flight', () => {
 
   async function hold(now: number): Promise<StepId> {
     const step = await reserve(org, {
-      ...{ kind: 'model_call', runId: run.id, windows: windowsOf(now), now },
+      ...{ kind: 'model_call', runId: run.id, agentId: run.agentId, windows: windowsOf(now), now },
       ...{ heldNanos: HELD, leaseExpiresAt: now + LEASE_MS, asked: { endpoint: 'x', tokenId } },
       ceilings: { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined },
       standing: { tokenId, revision: 1, windowSince: null },
     });
     return step!;
   }
+
+  const holdOf = (stepId: StepId, now: number): Hold => ({
+    ...{ runId: run.id, stepId, agentId: run.agentId, policyVersionId: run.policyVersionId },
+    ...{ day: windowsOf(now).day, heldNanos: HELD, providerKey: null, model: null },
+  });
 
   const stateOf = async (step: StepId) =>
     await org.first(
@@ -517,7 +523,7 @@ describe('a call in flight', () => {
       let now = Date.UTC(2030, 0, 1);
       const { flights, tick } = flightsAt(() => now);
       const step = await hold(now);
-      const flight = flights.start(org, run.id, step, now + LEASE_MS);
+      const flight = flights.start(org, holdOf(step, now), now + LEASE_MS);
       for (const gapMs of gapsMs) {
         now += gapMs;
         expect(await expireHolds(db, now)).toBe(0);
@@ -534,7 +540,7 @@ describe('a call in flight', () => {
     let now = Date.UTC(2031, 0, 1);
     const { flights, tick } = flightsAt(() => now);
     const step = await hold(now);
-    const flight = flights.start(org, run.id, step, now + LEASE_MS);
+    const flight = flights.start(org, holdOf(step, now), now + LEASE_MS);
     now += LEASE_MS + 1;
     expect(await expireHolds(db, now)).toBe(1);
     await tick();
@@ -551,7 +557,7 @@ describe('a call in flight', () => {
     const step = await hold(now);
     expect(await blockRun(org, run.id, 'budget.run', null, now)).toBe(false);
     const { flights } = flightsAt(() => now);
-    await flights.start(org, run.id, step, now + LEASE_MS).settle(endAt(now));
+    await flights.start(org, holdOf(step, now), now + LEASE_MS).settle(endAt(now));
     expect((await findRun(org, run.agentId, 'run'))?.status).toBe('open');
     await flights.drain(0);
   });
@@ -559,14 +565,14 @@ describe('a call in flight', () => {
   test('is settled as soon as a database that was out of reach is back', async () => {
     const now = Date.UTC(2035, 0, 1);
     let failures = 2;
-    const write: Database['write'] = async (statements) => {
+    const merge: Database['merge'] = async (...args) => {
       if (failures-- > 0) throw new DatabaseError(new Error('out of reach'));
-      return await db.write(statements);
+      return await db.merge(...args);
     };
     const { flights } = flightsAt(() => now);
     const step = await hold(now);
-    const shaky = forOrg({ ...db, write }, org.id);
-    await flights.start(shaky, run.id, step, now + LEASE_MS).settle(endAt(now));
+    const shaky = forOrg({ ...db, merge }, org.id);
+    await flights.start(shaky, holdOf(step, now), now + LEASE_MS).settle(endAt(now));
     expect(await stateOf(step)).toEqual({ outcome: 'ok', spent_nanos: SPENT, settled_at: now });
     await flights.drain(0);
   });
@@ -575,7 +581,7 @@ describe('a call in flight', () => {
     const now = Date.UTC(2032, 0, 1);
     const { flights } = flightsAt(() => now);
     const step = await hold(now);
-    const flight = flights.start(org, run.id, step, now + LEASE_MS);
+    const flight = flights.start(org, holdOf(step, now), now + LEASE_MS);
     const others = { ...endAt(now + 1), spentNanos: 999 as Nanos, outcome: 'broken' };
     await Promise.all([flight.settle(endAt(now)), flight.settle(others), flight.settle(others)]);
     expect(await stateOf(step)).toEqual({ outcome: 'ok', spent_nanos: SPENT, settled_at: now });
@@ -587,7 +593,7 @@ describe('a call in flight', () => {
     const now = Date.UTC(2033, 0, 1);
     const { flights } = flightsAt(() => now);
     const step = await hold(now);
-    const flight = flights.start(org, run.id, step, now + LEASE_MS);
+    const flight = flights.start(org, holdOf(step, now), now + LEASE_MS);
     flight.signal.addEventListener('abort', () => {
       void flight.settle({ ...endAt(now), outcome: String(flight.signal.reason) });
     });

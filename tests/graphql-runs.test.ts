@@ -10,6 +10,7 @@ import { listAudit } from '../db/audit.ts';
 import type { Database } from '../db/client.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { createOrg, findOrg } from '../db/orgs.ts';
+import { announce } from '../db/outbox.ts';
 import { addPolicyVersion } from '../db/policies.ts';
 import { newId, newMasterKey, openMasterKeys } from '../db/seal.ts';
 import { createAdminToken } from '../db/tokens.ts';
@@ -767,6 +768,38 @@ describe('a server with an upstream', () => {
       foreign,
     );
     expect(foreignRead.data.limits).toBeNull();
+  });
+
+  test('a rule that fired is an alert, of no run, with what it came to', async () => {
+    const made = await query(
+      `mutation { alertRuleCreate(input: {
+        name: "Waiting", metric: PENDING_GATES, threshold: 3, windowS: 60, channel: EVENT
+      }) { alertRule { id } errors { message } } }`,
+    );
+    const { id: ruleId } = made.data.alertRuleCreate.alertRule;
+    const rule = { ruleId, name: 'Waiting', metric: 'pending_gates', windowS: 60 } as const;
+    const fired = { ...rule, value: 5, threshold: 3 };
+    await org.write(announce(org, 'alert.fired', fired, Date.now()));
+    const read = async (kinds: string) => {
+      const { data, errors } = await query(
+        `{ alerts(first: 1${kinds}) { nodes {
+          kind value threshold alertRule { id name } run { id } agent { id } spent { nanos } rule
+        } } }`,
+      );
+      expect(errors).toBeUndefined();
+      return data.alerts.nodes;
+    };
+    const told = {
+      ...{
+        kind: 'ALERT_FIRED',
+        value: 5,
+        threshold: 3,
+        alertRule: { id: ruleId, name: 'Waiting' },
+      },
+      ...{ run: null, agent: null, spent: null, rule: null },
+    };
+    expect(await read(', kinds: [ALERT_FIRED]')).toEqual([told]);
+    expect(await read('')).toEqual([told]);
   });
 
   test('what was tried in vain is an alert, and counted by its rule', async () => {

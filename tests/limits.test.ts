@@ -6,13 +6,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { type Database, openDatabase } from '../db/client.ts';
-import { type Charge, countFailure, pruneSlots } from '../db/limits.ts';
+import { reserveLimited } from '../db/holds.ts';
+import { type Charge, countUse, pruneSlots } from '../db/limits.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg } from '../db/org.ts';
 import { readAgentPolicy } from '../db/policies.ts';
 import { findRun, openRun } from '../db/runs.ts';
 import { hashToken, newToken } from '../db/seal.ts';
-import { reserveLimited, settlement } from '../db/steps.ts';
+import { settlement } from '../db/settlements.ts';
 import { findCredential } from '../db/tokens.ts';
 import type { LimitState } from '../schema/errors.ts';
 import type { StepId } from '../schema/ids.ts';
@@ -24,6 +25,7 @@ import {
   type Limit,
   limitHeaders,
   limitsOf,
+  type Quota,
   type Slot,
   slotOf,
   stateOf,
@@ -367,25 +369,25 @@ describe('slots in the database', () => {
   });
 
   test('count failures as the rule says, and leave nothing when they have ended', async () => {
-    const limit = { windowMs: 1_000, most: 3 };
+    const quota: Quota = { kind: 'failures', name: 'test', windowMs: 1_000, most: 3 };
     let address = 0;
     const gaps = fc.array(fc.integer({ min: 0, max: 700 }), { maxLength: 20 });
     await fc.assert(
       fc.asyncProperty(gaps, async (afterMs) => {
-        const window = new Window(limit.windowMs);
+        const window = new Window(quota.windowMs);
         const name = `192.0.2.${address++}`;
         let now = START;
         for (const gap of afterMs) {
           now += gap;
-          const room = limit.most - 1;
-          const expected = waitMsOf(window.slots, limit.windowMs, now, room);
-          expect(await countFailure(db, name, limit, now)).toBe(expected);
+          const room = quota.most - 1;
+          const expected = waitMsOf(window.slots, quota.windowMs, now, room);
+          expect(await countUse(db, name, quota, now)).toBe(expected);
           if (expected === 0) window.use(now, 1);
         }
       }),
       { numRuns: 30 },
     );
-    await pruneSlots(db, START + 20 * 700 + 2 * limit.windowMs + 1);
+    await pruneSlots(db, START + 20 * 700 + 2 * quota.windowMs + 1);
     expect(await db.first('select count(*) as count from limit_slots', [])).toEqual({ count: 0 });
   });
 
@@ -425,7 +427,8 @@ async function ledger(deployment: Deployment) {
     reserveLimited(
       org,
       {
-        ...{ kind: 'model_call', runId, now, windows: windowsOf(now), heldNanos: ZERO, ceilings },
+        ...{ kind: 'model_call', runId, agentId: agent, now, windows: windowsOf(now) },
+        ...{ heldNanos: ZERO, ceilings },
         leaseExpiresAt: now + 15_000,
         asked: { endpoint: 'chat.create', tokenId },
         standing: { tokenId, revision, windowSince: null },

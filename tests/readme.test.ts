@@ -212,6 +212,7 @@ describe('the tables of the README', () => {
       HOST: config.host,
       RUNGATE_DATABASE_URL: config.database.url,
       RUNGATE_DATABASE_SYNCHRONOUS: config.database.synchronous,
+      RUNGATE_MAX_ADMIN_REQUESTS_PER_MINUTE: String(config.adminRequestsPerMinute),
       RUNGATE_LOG: config.logLevel,
       RUNGATE_DEMO: config.isDemo ? 'on' : 'off',
       RUNGATE_INTROSPECTION: config.isIntrospected ? 'on' : 'off',

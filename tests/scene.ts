@@ -9,6 +9,7 @@ import { deleteOrg, deleteRows } from '../db/deletion.ts';
 import { claimDeliveries, type Due, finishDelivery, releaseDelivery } from '../db/deliveries.ts';
 import { countExport, exportTables, listCaptured } from '../db/export.ts';
 import { decideGate, readGate, searchGates, tellExpiry, useGate } from '../db/gates.ts';
+import { reserve } from '../db/holds.ts';
 import { acceptInvitationOf } from '../db/invitations.ts';
 import { acceptOwnership, readOffer } from '../db/members.ts';
 import type { Org } from '../db/org.ts';
@@ -22,10 +23,11 @@ import { pruneEndedRuns, pruneOpenRuns, pruneRecords } from '../db/retention.ts'
 import { blockRun, listRuns, readWindow, reopenRun, searchRuns } from '../db/runs.ts';
 import { newMasterKey, openMasterKeys } from '../db/seal.ts';
 import { findSession, openSession } from '../db/sessions.ts';
+import { leaseRenewal } from '../db/settlements.ts';
 import { beginOidc, identify, openOidcSecret, readOidc } from '../db/signin.ts';
 import { openSigner, readPublicKeys } from '../db/signing.ts';
 import { knownRuns } from '../db/simulations.ts';
-import { leaseRenewal, readSteps, reserve } from '../db/steps.ts';
+import { readSteps } from '../db/steps.ts';
 import { rotateOrgKeys } from '../db/system.ts';
 import { tenantTables } from '../db/tables.ts';
 import { createAdminToken, rotateAgentTokens } from '../db/tokens.ts';
@@ -188,7 +190,8 @@ async function reserveIn(org: Org): Promise<void> {
   const [tokenId, runId] = [token.id as TokenId, run.id as RunId];
   const most = 1_000_000_000_000 as Nanos;
   const step = await reserve(org, {
-    ...{ runId, windows: windowsOf(now), now, kind: 'model_call', heldNanos: 1 as Nanos },
+    ...{ runId, agentId: run.agent_id as AgentId, windows: windowsOf(now), now },
+    ...{ kind: 'model_call', heldNanos: 1 as Nanos },
     ...{ leaseExpiresAt: now + 60_000, asked: { endpoint: 'made', tokenId } },
     ceilings: { agentPerDay: most, agentPerMonth: most, orgPerMonth: most },
     standing: { tokenId, revision: Number(revision), windowSince: null },

@@ -3,8 +3,16 @@
 import { copyFileSync, rmSync } from 'node:fs';
 import { createAgent, suspendAgent } from '../db/agents.ts';
 import { signHead } from '../db/checkpoints.ts';
-import { type Database, filePath, openDatabase, type Row, type Statement } from '../db/client.ts';
+import {
+  type Database,
+  filePath,
+  type Merge,
+  openDatabase,
+  type Row,
+  type Statement,
+} from '../db/client.ts';
 import { decideGate, gateOpening, sealArgs } from '../db/gates.ts';
+import { reserve } from '../db/holds.ts';
 import { invite } from '../db/invitations.ts';
 import { type Member, offerOwnership } from '../db/members.ts';
 import { Memo } from '../db/memo.ts';
@@ -21,7 +29,6 @@ import { newId, newToken } from '../db/seal.ts';
 import { openSession } from '../db/sessions.ts';
 import { beginOidc, identify, putOidc } from '../db/signin.ts';
 import { openSigner } from '../db/signing.ts';
-import { reserve } from '../db/steps.ts';
 import { createAdminToken } from '../db/tokens.ts';
 import { openVault } from '../db/vault.ts';
 import { createWebhook } from '../db/webhooks.ts';
@@ -179,7 +186,7 @@ class Server {
     const [base, db] = [this.#base, this.watched];
     const memory = {
       ...{ credentials: new Memo<never>(99), runs: new Memo<never>(99) },
-      failures: new Memo<number>(99),
+      ...{ failures: new Memo<number>(99), admins: new Memo<number>(99) },
     };
     const flights = new Flights(db, base.log, Date.now);
     const deliveries = new Deliveries({ ...base, db });
@@ -228,6 +235,7 @@ async function makeServices(
 /** A database whose statements a test sees and may change. */
 function watchDatabase(current: () => Database, watch: Watch): Database {
   const text = (sql: string) => watch.rewrite?.(sql) ?? sql;
+  const merges = new WeakMap<object, Merge<never, never>>();
   return {
     async read(sql, args) {
       const rows = await current().read(text(sql), args);
@@ -246,7 +254,30 @@ function watchDatabase(current: () => Database, watch: Watch): Database {
       for (const [at, each] of statements.entries()) watch.seen?.(each, results[at]?.rows ?? []);
       return results;
     },
+    merge<Item, Outcome>(merge: Merge<Item, Outcome>, item: Item) {
+      const known = merges.get(merge) as Merge<Item, Outcome> | undefined;
+      const watched = known ?? watchMerge(merge, text, watch);
+      merges.set(merge, watched as Merge<never, never>);
+      return current().merge(watched, item);
+    },
     close: () => current().close(),
+  };
+}
+
+/** A merge whose statements a test sees and may change. */
+function watchMerge<Item, Outcome>(
+  merge: Merge<Item, Outcome>,
+  text: (sql: string) => string,
+  watch: Watch,
+): Merge<Item, Outcome> {
+  const seen = (statement: Statement): Statement => {
+    watch.seen?.(statement, []);
+    return { ...statement, sql: text(statement.sql) };
+  };
+  return {
+    ...merge,
+    alone: (item) => merge.alone(item).map(seen),
+    together: (items) => merge.together(items).map(seen),
   };
 }
 
@@ -428,11 +459,11 @@ async function park({ master }: Ground, { org }: Omit<Side, 'agentToken'>): Prom
     }
   }
   await org.write(...releasedCalls(org, { runId }, ['call_0'], from));
-  await fly(org, runId, asked!.token_id as TokenId);
+  await fly(org, runId, agentId, asked!.token_id as TokenId);
 }
 
 /** A call under way, and a tool that was reported under a key. */
-async function fly(org: Org, runId: RunId, tokenId: TokenId): Promise<void> {
+async function fly(org: Org, runId: RunId, agentId: AgentId, tokenId: TokenId): Promise<void> {
   const now = Date.now();
   const place = { runId, windows: windowsOf(now), now };
   const { revision } = (await org.first(
@@ -440,7 +471,8 @@ async function fly(org: Org, runId: RunId, tokenId: TokenId): Promise<void> {
   ))!;
   const ceilings = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
   const step = await reserve(org, {
-    ...{ ...place, kind: 'model_call', heldNanos: 1 as Nanos, leaseExpiresAt: now + 86_400_000 },
+    ...{ ...place, agentId, kind: 'model_call', heldNanos: 1 as Nanos },
+    leaseExpiresAt: now + 86_400_000,
     ...{ asked: { endpoint: 'made', tokenId }, ceilings },
     standing: { tokenId, revision: Number(revision), windowSince: null },
   });

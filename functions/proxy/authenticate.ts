@@ -1,7 +1,7 @@
 /** Step 1: who is calling. */
 
 import { DatabaseError } from '../../db/client.ts';
-import { countFailure, type FailureLimit } from '../../db/limits.ts';
+import { countUse } from '../../db/limits.ts';
 import { forOrg, type Org } from '../../db/org.ts';
 import { hashToken, newId } from '../../db/seal.ts';
 import {
@@ -14,7 +14,8 @@ import {
 import { addressBlock } from '../../schema/address.ts';
 import { type Dialect, Refusal } from '../../schema/errors.ts';
 import type { AgentAction } from '../../schema/roles.ts';
-import { retryAfterSOf } from '../../schema/rules/limit.ts';
+import type { Catalogue } from '../../schema/rules/catalogue.ts';
+import { type Quota, retryAfterSOf, usedUpStateOf } from '../../schema/rules/limit.ts';
 import { readToken } from '../../schema/token.ts';
 import { addressOf } from '../edge.ts';
 import type { Services } from '../services.ts';
@@ -29,6 +30,8 @@ export interface Caller {
   readonly org: Org;
   readonly credential: Credential;
   readonly agent: CredentialAgent;
+  /** The prices that are in force when the call comes, by which it is held and settled. */
+  readonly catalogue: Catalogue;
   /** Whether the credential was known from an earlier call; see {@link Outdated}. */
   readonly isRemembered: boolean;
 }
@@ -112,6 +115,7 @@ export async function authenticate(
     org,
     credential,
     agent,
+    catalogue: services.catalogues.inForce(now),
     isRemembered,
   };
 }
@@ -132,7 +136,10 @@ function expired(credential: Credential, now: number): boolean {
 }
 
 /** How often an address may fail before it is told to wait. */
-const FAILURES: FailureLimit = { windowMs: 60_000, most: 120 };
+const FAILURES: Quota = {
+  ...{ kind: 'failures', name: 'address-failures-60s' },
+  ...{ windowMs: 60_000, most: 120 },
+};
 
 /**
  * Counts the failure against its address.
@@ -147,13 +154,10 @@ async function refuseToken(services: Services, request: Request): Promise<never>
       'The Rungate token is missing, mistyped, expired or revoked; send a valid rg_agt_… token as the API key.',
     );
   }
-  const { most, windowMs } = FAILURES;
-  const resetS = Math.ceil(waitMs / 1_000);
-  const limit = { name: 'address-failures-60s', unit: 'requests', limit: most, remaining: 0 };
-  const state = { ...limit, resetS, windowS: windowMs / 1_000 };
+  const state = usedUpStateOf(FAILURES, waitMs);
   throw new Refusal(
     'rate_limited',
-    `Too many requests from this address had no valid token; try again in ${resetS} s.`,
+    `Too many requests from this address had no valid token; try again in ${state.resetS} s.`,
     { rule: 'address.failures', limits: [state], retryAfterS: retryAfterSOf(state) },
   );
 }
@@ -169,7 +173,7 @@ async function failureWaitMs(services: Services, request: Request): Promise<numb
   const now = services.now();
   const until = failures.get(block) ?? 0;
   if (until > now) return until - now;
-  const waitMs = await countFailure(services.db, block, FAILURES, now).catch(uncounted);
+  const waitMs = await countUse(services.db, block, FAILURES, now).catch(uncounted);
   if (waitMs > 0) failures.set(block, now + waitMs);
   return waitMs;
 }

@@ -2,9 +2,15 @@
 
 import { type Database, DatabaseError, type Statement } from '../../db/client.ts';
 import type { Org } from '../../db/org.ts';
-import { leaseRenewal, type Settlement, settlement } from '../../db/steps.ts';
+import {
+  type Hold,
+  leaseRenewal,
+  type Settlement,
+  settle,
+  settlement,
+} from '../../db/settlements.ts';
 import { type EndReason, findEnded } from '../../db/system.ts';
-import type { RunId, StepId, TokenId } from '../../schema/ids.ts';
+import type { TokenId } from '../../schema/ids.ts';
 import type { Log } from '../log.ts';
 
 /** How long a hold outlives its process, and how often a living process says it is there. */
@@ -25,26 +31,17 @@ export class Flight {
   readonly controller = new AbortController();
   readonly #flights: Flights;
   readonly #org: Org;
-  readonly #run: RunId;
-  readonly #step: StepId;
+  readonly #hold: Hold;
   readonly #token: TokenId | null;
   #settled: Promise<void> | undefined;
   #ended: AbortReason | undefined;
   #leaseEndsAt: number;
 
   /** Use {@link Flights.start}. */
-  constructor(
-    flights: Flights,
-    org: Org,
-    run: RunId,
-    step: StepId,
-    leaseEndsAt: number,
-    token: TokenId | null,
-  ) {
+  constructor(flights: Flights, org: Org, hold: Hold, leaseEndsAt: number, token: TokenId | null) {
     this.#flights = flights;
     this.#org = org;
-    this.#run = run;
-    this.#step = step;
+    this.#hold = hold;
     this.#leaseEndsAt = leaseEndsAt;
     this.#token = token;
   }
@@ -52,7 +49,7 @@ export class Flight {
   /** The run and the token that it depends on; undefined for one that is over. */
   get flying() {
     const isOver = this.#settled !== undefined || this.#ended !== undefined;
-    return isOver ? undefined : { runId: this.#run, tokenId: this.#token };
+    return isOver ? undefined : { runId: this.#hold.runId, tokenId: this.#token };
   }
 
   /** Aborts once the call is ended, or its exchange gives up. */
@@ -73,14 +70,20 @@ export class Flight {
 
   /** Writes the real cost, durably; a second call waits for the first and changes nothing. */
   settle(end: Settlement, ...also: Statement[]): Promise<void> {
-    this.#settled ??= this.#write([settlement(this.#org, this.#run, this.#step, end), ...also]);
+    const { runId, stepId } = this.#hold;
+    this.#settled ??= this.#write(() =>
+      also.length === 0
+        ? settle(this.#org, this.#hold, end)
+        : this.#org.write(settlement(this.#org, runId, stepId, end), ...also),
+    );
     return this.#settled;
   }
 
   /** Leaves the hold to whoever fetches the result later, for at most `leaseMs`. */
   handOver(leaseMs: number, now: number, ...also: Statement[]): Promise<void> {
-    const renewal = leaseRenewal(this.#org, this.#run, this.#step, now + leaseMs);
-    this.#settled ??= this.#write([renewal, ...also]);
+    const { runId, stepId } = this.#hold;
+    const renewal = leaseRenewal(this.#org, runId, stepId, now + leaseMs);
+    this.#settled ??= this.#write(() => this.#org.write(renewal, ...also));
     return this.#settled;
   }
 
@@ -88,15 +91,16 @@ export class Flight {
   renewal(now: number): Statement | undefined {
     if (this.#settled || this.#leaseEndsAt - now > LEASE_MS - RENEW_MS / 2) return undefined;
     this.#leaseEndsAt = now + LEASE_MS;
-    return leaseRenewal(this.#org, this.#run, this.#step, this.#leaseEndsAt);
+    const { runId, stepId } = this.#hold;
+    return leaseRenewal(this.#org, runId, stepId, this.#leaseEndsAt);
   }
 
   /** A settlement that can't be written is left to the lease, which charges the bound. */
-  async #write(statements: readonly Statement[]): Promise<void> {
+  async #write(write: () => Promise<unknown>): Promise<void> {
     try {
       for (let attempt = 1; ; attempt++) {
         try {
-          await this.#org.write(...statements);
+          await write();
           return;
         } catch (error) {
           const isFinal = !(error instanceof DatabaseError) || error.refused;
@@ -106,7 +110,7 @@ export class Flight {
       }
     } catch (error) {
       this.#flights.log.error('a call could not be settled; its lease will settle it', {
-        step: this.#step,
+        step: this.#hold.stepId,
         error,
       });
     } finally {
@@ -139,14 +143,8 @@ export class Flights {
    *
    * @param token The token that the call came with: it ends when that is revoked.
    */
-  start(
-    org: Org,
-    run: RunId,
-    step: StepId,
-    leaseEndsAt: number,
-    token: TokenId | null = null,
-  ): Flight {
-    const flight = new Flight(this, org, run, step, leaseEndsAt, token);
+  start(org: Org, hold: Hold, leaseEndsAt: number, token: TokenId | null = null): Flight {
+    const flight = new Flight(this, org, hold, leaseEndsAt, token);
     this.#all.add(flight);
     return flight;
   }

@@ -1,15 +1,15 @@
 /** Step 6: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
 import { drawLines } from '../../db/alerts.ts';
-import { blockRun, readRun } from '../../db/runs.ts';
 import {
-  type Asked,
   type Ceilings,
   type Reservation,
   readScopes,
   reserve,
   reserveLimited,
-} from '../../db/steps.ts';
+} from '../../db/holds.ts';
+import { blockRun, readRun } from '../../db/runs.ts';
+import type { Asked } from '../../db/steps.ts';
 import { expireHolds } from '../../db/system.ts';
 import type { LimitState } from '../../schema/errors.ts';
 import type { StepId } from '../../schema/ids.ts';
@@ -131,6 +131,7 @@ async function hold(
   const { stepId, pace } = await write(call, bound, now, {
     kind: call.stepKind ?? 'model_call',
     runId: call.run.id,
+    agentId: call.agent.id,
     windows,
     now: call.startedAt,
     heldNanos,
@@ -145,7 +146,17 @@ async function hold(
   });
   if (!stepId) return { pace };
   const { org, run, credential, services } = call;
-  const flight = services.flights.start(org, run.id, stepId, leaseExpiresAt, credential.tokenId);
+  const kept = {
+    runId: run.id,
+    stepId,
+    agentId: call.agent.id,
+    policyVersionId: call.version.id,
+    day: windows.day,
+    heldNanos,
+    providerKey: call.key.name,
+    model: call.model,
+  };
+  const flight = services.flights.start(org, kept, leaseExpiresAt, credential.tokenId);
   const limitStates = pace ? statesOf(pace.charges, pace.standings, now) : NO_STATES;
   const held = { ...call, flight, stepId, bound, heldNanos, outputLimit, limitStates, ...prepared };
   return { held, pace };

@@ -318,7 +318,7 @@ async function finish(answer: Answer, end: End, ...also: Statement[]): Promise<v
   // The call itself must settle even so; the maker's hold is then left to its lease.
   const reads = isFetched && readStep(org, kept.runId, kept.stepId).catch(() => undefined);
   const maker = (await reads) || undefined;
-  await settleHold(answer, end, ...bound, ...(maker ? settleKept(answer, maker, end) : []));
+  await settleHold(answer, end, ...bound, ...(maker ? await settleKept(answer, maker, end) : []));
 }
 
 function isPending({ body, rates }: Answer, { status, responseId }: Reading): boolean {

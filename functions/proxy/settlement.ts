@@ -3,10 +3,11 @@
 import type { Body } from '../../db/captures.ts';
 import type { Statement } from '../../db/client.ts';
 import { keptResponse } from '../../db/responses.ts';
-import { type Answered, type Settlement, type Step, settlement } from '../../db/steps.ts';
+import { type Settlement, settlement } from '../../db/settlements.ts';
+import type { Answered, Step } from '../../db/steps.ts';
 import { type Nanos, ZERO } from '../../schema/money.ts';
 import { isObject } from '../../schema/rules/bound.ts';
-import { findRates, type Rates } from '../../schema/rules/catalogue.ts';
+import { type Catalogue, findRates, type Rates } from '../../schema/rules/catalogue.ts';
 import { costOf } from '../../schema/rules/price.ts';
 import { NO_USAGE, type Usage } from '../../schema/usage.ts';
 import type { Reading } from '../providers/contract.ts';
@@ -61,10 +62,12 @@ export function bindResponse(call: Held, reading: Reading): Statement[] {
  * Settles the step that made a kept response in the background, from an answer that fetched it.
  * The step's own guard makes a second fetch change nothing.
  */
-export function settleKept(call: Held, maker: Step, end: End): Statement[] {
+export async function settleKept(call: Held, maker: Step, end: End): Promise<Statement[]> {
   const { kept, org, settings, provider, key } = call;
   if (!kept || maker.settledAt !== null || end.isFree || !end.reading?.complete) return [];
-  const rates = ratesOf(settings, provider, key, maker.model ?? '', maker.startedAt);
+  const catalogue = await catalogueOf(call, maker);
+  const model = maker.model ?? '';
+  const rates = catalogue && ratesOf(catalogue, settings, provider, key, model, maker.startedAt);
   const { usage, serviceTier } = end.reading;
   const charge: Charge =
     usage && rates
@@ -73,6 +76,15 @@ export function settleKept(call: Held, maker: Step, end: End): Statement[] {
   const final = settlementOf(call, end, charge, maker.startedAt);
   return [settlement(org, kept.runId, kept.stepId, final)];
 }
+
+/** By which the step's hold was made; undefined where it is not kept, so that the hold is charged. */
+async function catalogueOf(call: Held, { catalogue }: Step): Promise<Catalogue | undefined> {
+  if (catalogue === null || UNDATED.has(catalogue)) return call.catalogue;
+  return call.services.catalogues.find(catalogue);
+}
+
+/** Prices that are in no catalogue. */
+const UNDATED: ReadonlySet<string> = new Set(['override', 'demo']);
 
 function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): Settlement {
   const { reading } = end;
@@ -117,8 +129,8 @@ function chargeFor(call: Held, end: End): Charge {
 /** The price of the model that answered, which may not be the one that was asked for. */
 function servedRates(call: Permitted, rates: Rates, served: string | undefined): Rates | undefined {
   if (served === undefined || served === call.model || served === rates.model) return rates;
-  const isOwnPrice = rates.catalogue === 'override';
-  return isOwnPrice ? rates : findRates(call.provider.catalogue ?? '', served, call.startedAt);
+  if (rates.catalogue === 'override') return rates;
+  return findRates(call.provider.catalogue ?? '', served, call.startedAt, call.catalogue);
 }
 
 /**

@@ -1,0 +1,393 @@
+/** Holds: money is held by a step before its call leaves, and settled once it has ended. */
+
+import type { AgentId, StepId, TokenId } from '../schema/ids.ts';
+import type { Nanos } from '../schema/money.ts';
+import type { Scope } from '../schema/rules/budget.ts';
+import { type Standing as LimitStanding, slotOf } from '../schema/rules/limit.ts';
+import type { Merge, Result, Statement, Value } from './client.ts';
+import {
+  type Charge,
+  countCharges,
+  fitsSql,
+  readStandings,
+  showStandings,
+  writeCharges,
+} from './limits.ts';
+import type { Org } from './org.ts';
+import { newId } from './seal.ts';
+import type { Asked, Place, StepKind } from './steps.ts';
+
+/** The ceilings of a policy beside the run's own; `undefined` where there is none. */
+export interface Ceilings {
+  readonly agentPerDay: Nanos | undefined;
+  readonly agentPerMonth: Nanos | undefined;
+  readonly orgPerMonth: Nanos | undefined;
+}
+
+/** A call about to leave, and the most it can cost. */
+export interface Reservation extends Place {
+  readonly agentId: AgentId;
+  readonly kind: StepKind;
+  readonly heldNanos: Nanos;
+  readonly leaseExpiresAt: number;
+  readonly asked: Asked;
+  readonly ceilings: Ceilings;
+  readonly standing: Standing;
+}
+
+/** What the decision to let a call out was based on, beside the run. */
+export interface Standing {
+  readonly tokenId: TokenId;
+  /** Of the org's row: its provider keys and prices. */
+  readonly revision: number;
+  /**
+   * For a run that is the agent's window: since when it must have been active, Unix milliseconds.
+   * `null` for a run with a name.
+   */
+  readonly windowSince: number | null;
+}
+
+/**
+ * Writes the step and holds its money, in one conditional write: only while the run is open,
+ * `spent + held + bound <= ceiling` in every scope, and what the decision was based on still
+ * stands.
+ *
+ * @returns the step, durable; or `undefined` when nothing was written.
+ */
+export async function reserve(org: Org, call: Reservation): Promise<StepId | undefined> {
+  const item = { org, id: newId('step'), call, charges: [], nowMillis: call.now };
+  return (await org.merge(MERGE, item)).stepId;
+}
+
+/** What came of a call that limits apply to. */
+export interface LimitedReservation {
+  /** The step, durable; `undefined` when nothing was written. */
+  readonly stepId: StepId | undefined;
+  /** How the limits stand: with the call, or as they were when it was not let in. */
+  readonly standings: readonly LimitStanding[];
+}
+
+/**
+ * As {@link reserve}, and only if every charge fits its limit. The charges are counted in the same
+ * transaction; a call that is not let in counts nothing.
+ *
+ * @param nowMillis The moment that windows end at: the present one, since a body may take long.
+ */
+export function reserveLimited(
+  org: Org,
+  call: Reservation,
+  charges: readonly Charge[],
+  nowMillis: number,
+): Promise<LimitedReservation> {
+  return org.merge(MERGE, { org, id: newId('step'), call, charges, nowMillis });
+}
+
+/** Where tokens are reserved, for the trigger that replaces them by those used. */
+function tokensOf(charges: readonly Charge[], nowMillis: number): string | null {
+  const charged = charges.filter(({ limit, amount }) => limit.kind === 'tokens' && amount > 0);
+  const [first] = charged;
+  if (!first) return null;
+  const slots = charged.map(({ limit: { subject, windowMs } }) => {
+    return [subject, windowMs, slotOf(nowMillis, windowMs)];
+  });
+  return JSON.stringify({ tokens: first.amount, slots });
+}
+
+/**
+ * The scopes beside the run, and the amount that counts against each one's ceiling. A month is all
+ * of its days: a call that began before midnight may reserve after one of the next day.
+ */
+const SCOPES = [
+  {
+    name: 'agentPerDay',
+    amount: `coalesce((select spent_nanos + held_nanos from spend
+      where org_id = ?1 and subject = runs.agent_id and window = ?3), 0)`,
+  },
+  {
+    name: 'agentPerMonth',
+    amount: `(select coalesce(sum(spent_nanos + held_nanos), 0) from spend
+      where org_id = ?1 and subject = runs.agent_id
+        and window between substr(?3, 1, 7) and substr(?3, 1, 7) || '-31')`,
+  },
+  {
+    name: 'orgPerMonth',
+    amount: `coalesce((select spent_nanos + held_nanos from spend
+      where org_id = ?1 and subject = ?1 and window = substr(?3, 1, 7)), 0)`,
+  },
+] as const;
+
+/** A statement by which ceilings apply: what a short one costs is mostly the binding. */
+interface Template {
+  /** @param next The number of the first parameter that is not one of the condition's. */
+  readonly write: (condition: string, next: number) => string;
+  readonly written: Map<string, string>;
+}
+
+const template = (write: Template['write']): Template => ({ write, written: new Map() });
+
+const FIRST_CEILING = 9;
+
+function sqlFor({ write, written }: Template, { ceilings }: Reservation): string {
+  const present = SCOPES.filter(({ name }) => ceilings[name] !== undefined);
+  const key = present.map(({ name }) => name).join();
+  let sql = written.get(key);
+  if (sql === undefined) {
+    const rooms = present.map(({ amount }, at) => `and ?5 + ${amount} <= ?${FIRST_CEILING + at}`);
+    const condition = [OPEN, ...rooms].join('\n        ');
+    sql = write(condition, FIRST_CEILING + present.length);
+    written.set(key, sql);
+  }
+  return sql;
+}
+
+/** Under what a run lets calls out that hold ?5 together. */
+const OPEN = `org_id = ?1 and id = ?2 and status = 'open'
+        and (ceiling_nanos is null or spent_nanos + held_nanos + ?5 <= ceiling_nanos)
+        and exists (
+          select 1 from tokens t
+          join agents a on a.id = t.agent_id
+          join orgs o on o.id = t.org_id
+          where t.org_id = ?1 and t.id = ?6 and t.agent_id = runs.agent_id
+            and t.revoked_at is null and (t.expires_at is null or t.expires_at > ?4)
+            and a.suspended_at is null and o.revision = ?7
+            and (?8 is null or a.window_run_id = runs.id and runs.active_at >= ?8)
+        )`;
+
+/** What the condition binds: as strict as the strictest of the calls, which have a key in common. */
+function conditionArgs(calls: readonly Reservation[]): Value[] {
+  const [{ runId, windows, standing, ceilings }] = calls as [Reservation, ...Reservation[]];
+  const since = calls.map((call) => call.standing.windowSince ?? 0);
+  return [
+    runId,
+    windows.day,
+    Math.max(...calls.map(({ now }) => now)),
+    calls.reduce((total, { heldNanos }) => total + heldNanos, 0),
+    standing.tokenId,
+    standing.revision,
+    standing.windowSince === null ? null : Math.max(...since),
+    ...SCOPES.flatMap(({ name }) => ceilings[name] ?? []),
+  ];
+}
+
+interface Item {
+  readonly org: Org;
+  readonly id: StepId;
+  readonly call: Reservation;
+  /** What the call takes of its limits, where it has any. */
+  readonly charges: readonly Charge[];
+  readonly nowMillis: number;
+}
+
+/**
+ * Calls on one run that go by the same facts: let out together if there is room for all of them,
+ * since then there is room for each. The sums are written once for all.
+ */
+const MERGE: Merge<Item, LimitedReservation> = {
+  keyOf({ org, call, charges }) {
+    const { runId, kind, windows, standing, ceilings } = call;
+    const { tokenId, revision, windowSince } = standing;
+    const { agentPerDay, agentPerMonth, orgPerMonth } = ceilings;
+    const facts = `${org.id} ${runId} ${kind} ${windows.day} ${tokenId} ${revision} ${windowSince === null}`;
+    const key = `${facts} ${agentPerDay} ${agentPerMonth} ${orgPerMonth}`;
+    return charges.length === 0 ? key : charges.reduce(addLimit, key);
+  },
+
+  alone(item) {
+    const { org, id, call, charges, nowMillis } = item;
+    const { kind, leaseExpiresAt, asked } = call;
+    const args = [...conditionArgs([call]), id, kind, leaseExpiresAt, JSON.stringify(asked)];
+    if (charges.length === 0) return [org.statement(sqlFor(ALONE, call), ...args)];
+    const written = writeCharges(charges, nowMillis);
+    const tokens = tokensOf(charges, nowMillis);
+    return [
+      org.statement(sqlFor(ALONE_LIMITED, call), ...args, tokens, written, nowMillis),
+      ...limitStatements(item, written, nowMillis),
+    ];
+  },
+
+  outcomeOf: ({ id }, results) => ({
+    stepId: results[0]!.changes > 0 ? id : undefined,
+    standings: standingsIn(results),
+  }),
+
+  together(items) {
+    const [first] = items as [Item, ...Item[]];
+    const { org, call } = first;
+    const args = [...conditionArgs(items.map((item) => item.call)), items.length, call.kind];
+    const heldNanos = items.reduce((total, item) => total + item.call.heldNanos, 0);
+    const inWindow = (subject: string, window: string) =>
+      org.statement(HOLD_IN_WINDOW, subject, window, heldNanos, items.length);
+    const nowMillis = Math.max(...items.map((item) => item.nowMillis));
+    const isLimited = first.charges.length > 0;
+    const written = isLimited ? writeCharges(chargesOf(items), nowMillis) : '';
+    return [
+      isLimited
+        ? org.statement(sqlFor(HOLD_LIMITED, call), ...args, written, nowMillis)
+        : org.statement(sqlFor(HOLD_IN_RUN, call), ...args),
+      ...insertions(items, nowMillis),
+      inWindow(call.agentId, call.windows.day),
+      inWindow(org.id, call.windows.month),
+      ...(isLimited ? limitStatements(first, written, nowMillis) : []),
+    ];
+  },
+
+  outcomesOf(items, results) {
+    if (results[0]!.changes === 0) return undefined;
+    // Each is told how its limits stood before those that came after it.
+    const left = standingsIn(results);
+    const outcomes = items.toReversed().map(({ id, charges }) => {
+      const standings = left.slice();
+      for (const [nth, { limit, amount }] of charges.entries()) {
+        if (limit.kind !== 'duration') left[nth] = without(left[nth]!, amount);
+      }
+      return { stepId: id, standings };
+    });
+    return outcomes.reverse();
+  },
+};
+
+const addLimit = (key: string, { limit }: Charge): string =>
+  `${key} ${limit.kind} ${limit.per} ${limit.subject} ${limit.windowMs} ${limit.most}`;
+
+const sum = (amounts: readonly number[]): number =>
+  amounts.reduce((total, amount) => total + amount, 0);
+
+/** What calls with the same limits take of them together; time passes for all of them at once. */
+function chargesOf(items: readonly Item[]): Charge[] {
+  return items[0]!.charges.map(({ limit, amount }, nth) => {
+    if (limit.kind === 'duration') return { limit, amount };
+    return { limit, amount: sum(items.map((item) => item.charges[nth]!.amount)) };
+  });
+}
+
+/** A standing as it was before so much more was taken. */
+function without(standing: LimitStanding, amount: number): LimitStanding {
+  const used = standing.used - amount;
+  return { ...standing, used, slots: standing.slots.map((slot) => ({ ...slot, used })) };
+}
+
+/** After a call's step, or the first of several, has been written in the same transaction. */
+function limitStatements({ org, id, call }: Item, written: string, nowMillis: number): Statement[] {
+  return [
+    countCharges(org, call.runId, id, written, nowMillis),
+    showStandings(org, call.runId, id, written, nowMillis),
+  ];
+}
+
+/** The last statement shows them, where there are limits. */
+const standingsIn = (results: readonly Result[]): LimitStanding[] =>
+  readStandings(results.at(-1)!.rows);
+
+const insertSql = (condition: string, next: number, columns = '', values = ''): string =>
+  `insert into steps (
+      org_id, run_id, agent_id, day, started_at, held_nanos, id, kind, lease_expires_at, asked${columns}
+    )
+    select ?1, id, agent_id, ?3, ?4, ?5, ?${next}, ?${next + 1}, ?${next + 2}, ?${next + 3}${values}
+    from runs
+    where ${condition}`;
+
+/** Writes a step and holds its money; the sums follow by triggers. */
+const ALONE = template((condition, next) => insertSql(condition, next));
+
+const ALONE_LIMITED = template((condition, next) => {
+  const fits = fitsSql(`?${next + 5}`, `?${next + 6}`, true);
+  return insertSql(`${condition} and ${fits}`, next, ', charged', `, ?${next + 4}`);
+});
+
+const HOLD_IN_RUN = template(
+  (condition, next) => `update runs set
+      held_nanos = held_nanos + ?5, step_count = step_count + ?${next},
+      call_count = call_count
+        + iif(?${next + 1} in ('model_call', 'tool_call', 'retry', 'failover'), ?${next}, 0),
+      active_at = max(active_at, ?4)
+    where ${condition}`,
+);
+
+const HOLD_LIMITED = template((condition, next) => {
+  const fits = fitsSql(`?${next + 2}`, `?${next + 3}`, false);
+  return HOLD_IN_RUN.write(`${condition} and ${fits}`, next);
+});
+
+const HOLD_IN_WINDOW = `insert into spend (org_id, subject, window, held_nanos, step_count)
+  select ?1, ?2, ?3, ?4, ?5 where changes() > 0
+  on conflict do update set
+    held_nanos = held_nanos + excluded.held_nanos, step_count = step_count + excluded.step_count`;
+
+/** How many rows a statement inserts: few sizes, so that few statements are prepared. */
+const SIZES = [32, 8, 2, 1];
+
+/** Only after the statement before them has held the money. */
+function insertions(items: readonly Item[], nowMillis: number): Statement[] {
+  const statements: Statement[] = [];
+  const [{ org, call }] = items as [Item, ...Item[]];
+  const shared = [call.runId, call.agentId, call.kind, call.windows.day];
+  for (let at = 0; at < items.length; ) {
+    const size = SIZES.find((one) => one <= items.length - at)!;
+    const rows = items.slice(at, at + size);
+    const values = rows.flatMap((row) => [
+      row.id,
+      row.call.now,
+      row.call.heldNanos,
+      row.call.leaseExpiresAt,
+      JSON.stringify(row.call.asked),
+      tokensOf(row.charges, nowMillis),
+    ]);
+    statements.push(org.statement(insertionSql(size), ...shared, ...values));
+    at += size;
+  }
+  return statements;
+}
+
+const FIRST_VALUE = 6;
+const ROW = [0, 1, 2, 3, 4, 5];
+const insertionSqls = new Map<number, string>();
+
+function insertionSql(size: number): string {
+  let sql = insertionSqls.get(size);
+  if (sql === undefined) {
+    const row = (at: number) => ROW.map((each) => `?${FIRST_VALUE + ROW.length * at + each}`);
+    const rows = Array.from({ length: size }, (_, at) => `(${row(at)})`);
+    sql = `insert into steps (
+        org_id, run_id, agent_id, kind, day, tallies,
+        id, started_at, held_nanos, lease_expires_at, asked, charged
+      )
+      select ?1, ?2, ?3, ?4, ?5, 1, column1, column2, column3, column4, column5, column6
+      from (values ${rows.join(', ')}) where changes() > 0`;
+    insertionSqls.set(size, sql);
+  }
+  return sql;
+}
+
+/** The scopes of a run that have a ceiling, as they stand. */
+export async function readScopes(
+  org: Org,
+  place: Pick<Place, 'runId' | 'windows'> & { readonly agentId: AgentId },
+  ceilings: Ceilings,
+): Promise<Scope[]> {
+  const { day, month } = place.windows;
+  const rows = await org.read(
+    `select 'run' as name, ceiling_nanos, spent_nanos, held_nanos
+       from runs where org_id = ?1 and id = ?2
+     union all select 'agent_per_day', ?6, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
+       from spend where org_id = ?1 and subject = ?3 and window = ?4
+     union all select 'agent_per_month', ?7, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
+       from spend where org_id = ?1 and subject = ?3 and window between ?5 and ?5 || '-31'
+     union all select 'org_per_month', ?8, coalesce(sum(spent_nanos), 0), coalesce(sum(held_nanos), 0)
+       from spend where org_id = ?1 and subject = ?1 and window = ?5`,
+    place.runId,
+    place.agentId,
+    day,
+    month,
+    ceilings.agentPerDay ?? null,
+    ceilings.agentPerMonth ?? null,
+    ceilings.orgPerMonth ?? null,
+  );
+  return rows
+    .filter((row) => row.ceiling_nanos !== null)
+    .map((row) => ({
+      name: row.name as Scope['name'],
+      ceilingNanos: Number(row.ceiling_nanos) as Nanos,
+      spentNanos: Number(row.spent_nanos),
+      heldNanos: Number(row.held_nanos),
+    }));
+}

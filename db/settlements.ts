@@ -1,0 +1,155 @@
+/** Settlements: a hold is replaced by the real cost, once. */
+
+import type { AgentId, PolicyVersionId, RunId, StepId } from '../schema/ids.ts';
+import type { Nanos } from '../schema/money.ts';
+import type { Merge, Statement } from './client.ts';
+import type { Org } from './org.ts';
+import type { Answered } from './steps.ts';
+
+/** A step that holds money, and what it counts as once it is settled. */
+export interface Hold {
+  readonly runId: RunId;
+  readonly stepId: StepId;
+  readonly agentId: AgentId;
+  readonly policyVersionId: PolicyVersionId;
+  /** The UTC day in whose windows it counts, `YYYY-MM-DD`. */
+  readonly day: string;
+  readonly heldNanos: Nanos;
+  readonly providerKey: string | null;
+  readonly model: string | null;
+}
+
+/** How a call ended. */
+export interface Settlement {
+  readonly now: number;
+  readonly spentNanos: Nanos;
+  /** `ok`, or what went wrong. */
+  readonly outcome: string;
+  readonly answered: Answered;
+}
+
+/**
+ * Replaces a hold by the real cost, durably. A step that has been settled stays as it is, unless
+ * its lease had run out while the call was still going: then what is known now replaces the estimate.
+ */
+export async function settle(org: Org, hold: Hold, end: Settlement): Promise<void> {
+  await org.merge(MERGE, { org, hold, end });
+}
+
+/** What {@link settle} writes, for a transaction that holds more; the sums follow by triggers. */
+export function settlement(org: Org, run: RunId, step: StepId, end: Settlement): Statement {
+  return org.statement(
+    `update steps set settled_at = ?4, spent_nanos = ?5, outcome = ?6, answered = ?7
+     where org_id = ?1 and run_id = ?2 and id = ?3
+       and (settled_at is null or outcome = 'lease_expired')`,
+    run,
+    step,
+    end.now,
+    end.spentNanos,
+    end.outcome,
+    JSON.stringify(end.answered),
+  );
+}
+
+interface Item {
+  readonly org: Org;
+  readonly hold: Hold;
+  readonly end: Settlement;
+}
+
+/** Settlements of one run and day add to the same sums, which need to be written once for all. */
+const MERGE: Merge<Item, void> = {
+  keyOf: ({ org, hold }) => `${org.id} ${hold.runId} ${hold.day}`,
+  alone: ({ org, hold, end }) => [settlement(org, hold.runId, hold.stepId, end)],
+  outcomeOf: () => {},
+  outcomesOf: (items) => items.map(() => undefined),
+  together(items) {
+    const { org, hold } = items[0]!;
+    const heldNanos = sum(items, (item) => item.hold.heldNanos);
+    const spentNanos = sum(items, (item) => item.end.spentNanos);
+    const month = hold.day.slice(0, 7);
+    const inWindow = (subject: string, window: string) =>
+      org.statement(SETTLE_WINDOW, subject, window, heldNanos, spentNanos, hold.runId);
+    return [
+      ...items.map((item, at) => settleTallied(item, at === 0)),
+      org.statement(SETTLE_RUN, hold.runId, heldNanos, spentNanos),
+      inWindow(hold.agentId, hold.day),
+      inWindow(org.id, month),
+      ...addTotals(items),
+    ];
+  },
+};
+
+const sum = (items: readonly Item[], of: (item: Item) => number): number =>
+  items.reduce((total, item) => total + of(item), 0);
+
+/** Each only after the one before it has been settled, so that the last one stands for all. */
+function settleTallied({ org, hold, end }: Item, isFirst: boolean): Statement {
+  return org.statement(
+    isFirst ? SETTLE_FIRST : SETTLE_NEXT,
+    hold.runId,
+    hold.stepId,
+    end.now,
+    end.spentNanos,
+    end.outcome,
+    JSON.stringify(end.answered),
+  );
+}
+
+const SETTLE_FIRST = `update steps set
+    settled_at = ?4, spent_nanos = ?5, outcome = ?6, answered = ?7, tallies = tallies + 1
+  where org_id = ?1 and run_id = ?2 and id = ?3 and settled_at is null`;
+
+const SETTLE_NEXT = `${SETTLE_FIRST} and changes() > 0`;
+
+/** Refused, by a constraint, unless all the steps were settled just before. */
+const SETTLE_RUN = `update runs set
+    held_nanos = iif(changes() > 0, held_nanos - ?3, null), spent_nanos = spent_nanos + ?4
+  where org_id = ?1 and id = ?2`;
+
+const SETTLE_WINDOW = `update spend set
+    line_run_id = iif(spent_nanos + ?5 >= line_nanos, ?6, line_run_id),
+    held_nanos = held_nanos - ?4, spent_nanos = spent_nanos + ?5
+  where org_id = ?1 and subject = ?2 and window = ?3`;
+
+/** What analytics is told, one row for all that are alike. */
+function addTotals(items: readonly Item[]): Statement[] {
+  const alike = Map.groupBy(
+    items,
+    ({ hold, end }) => `${hold.providerKey} ${hold.model} ${latencyOf(end)}`,
+  );
+  return Array.from(alike.values(), (group) => {
+    const [{ org, hold, end }] = group as [Item, ...Item[]];
+    return org.statement(
+      ADD_TOTALS,
+      hold.day,
+      hold.agentId,
+      hold.policyVersionId,
+      JSON.stringify([hold.providerKey, hold.model]),
+      latencyOf(end),
+      group.length,
+      sum(group, (item) => item.end.spentNanos),
+    );
+  });
+}
+
+/** To two digits, as the rows of totals have it. */
+const latencyOf = ({ answered }: Settlement): number =>
+  Number((answered.latencyMs ?? 0).toExponential(1));
+
+const ADD_TOTALS = `insert into call_totals (
+    org_id, day, agent_id, policy_version_id, model, latency_ms, calls, spent_nanos
+  ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+  on conflict do update set
+    calls = calls + excluded.calls, spent_nanos = spent_nanos + excluded.spent_nanos`;
+
+/** Keeps a hold alive. */
+export function leaseRenewal(org: Org, run: RunId, step: StepId, expiresAt: number): Statement {
+  return org.statement(
+    `update steps set lease_expires_at = ?4
+     where org_id = ?1 and run_id = ?2 and id = ?3 and settled_at is null`,
+    run,
+    step,
+    expiresAt,
+  );
+}
