@@ -4,7 +4,7 @@ import { type AlertRuleInput, alertRuleSchema } from '../alert-rule.ts';
 import type { AlertRuleId } from '../ids.ts';
 import { formatPlace, problemsOf } from '../problems.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { AlertRule, Context } from './context.ts';
 import { notFound, UserError, UserErrors } from './errors.ts';
 import { attempt, payloadOf } from './payload.ts';
@@ -36,6 +36,7 @@ const AlertChannel = builder.enumType('AlertChannel', {
 });
 
 const READ = { action: 'alert_rule.read', nullable: true } as const;
+const RULE = { type: 'AlertRuleID', required: true, description: 'The rule.' } as const;
 
 builder.objectType(AlertRuleType, {
   description: 'A threshold, and where it is told that it was reached.',
@@ -89,14 +90,14 @@ builder.queryFields((t) => ({
     type: AlertRuleType,
     action: 'alert_rule.read',
     description: 'The rules of alerts of the org, by name.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     resolve: (_root, page, { org, store }) =>
       connect(page, (window) => store.alertRules.pageAlertRules(org, window)),
   }),
   alertRule: t.field({
     ...{ type: AlertRuleType, action: 'alert_rule.read', nullable: true },
     description: 'The rule of alerts of an id.',
-    args: { id: t.arg({ type: 'AlertRuleID', required: true, description: 'The rule.' }) },
+    args: { id: t.arg(RULE) },
     resolve: (_root, { id }, { loaders }) => loaders.alertRules.load(id),
   }),
 }));
@@ -142,8 +143,7 @@ builder.relayMutationField(
     action: 'alert_rule.create',
     description: 'Adds a rule of alerts.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, master, store } = context;
+      attempt(context, async ({ org, actor, master, store }) => {
         const { name, metric, threshold, windowS, channel, target, isEnabled } = input;
         const asked = { name, metric, threshold, windowS, channel };
         const rule = { ...asked, target: target ?? null, isEnabled: isEnabled ?? true };
@@ -152,14 +152,14 @@ builder.relayMutationField(
         return { alertRule: await present(context, id) };
       }),
   },
-  payloadOf('alertRuleCreate', 'alertRule', AlertRuleType, 'The new rule.'),
+  payloadOf('alertRuleCreate', { alertRule: [AlertRuleType, 'The new rule.'] }),
 );
 
 builder.relayMutationField(
   'alertRuleUpdate',
   {
     inputFields: (t) => ({
-      alertRuleId: t.field({ type: 'AlertRuleID', required: true, description: 'The rule.' }),
+      alertRuleId: t.field(RULE),
       name: t.string({ description: 'Its name from now on.' }),
       metric: t.field({ type: AlertMetric, description: 'What it watches from now on.' }),
       threshold: t.field({ type: 'Count', description: 'From which value on it fires.' }),
@@ -173,8 +173,7 @@ builder.relayMutationField(
     action: 'alert_rule.update',
     description: 'Changes what is given of a rule, which is then looked at as a new one.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, master, store } = context;
+      attempt(context, async ({ org, actor, master, store }) => {
         const { alertRuleId: id, ...given } = input;
         const change = Object.fromEntries(
           Object.entries(given).filter(([, value]) => value !== null && value !== undefined),
@@ -187,26 +186,23 @@ builder.relayMutationField(
         return { alertRule: await present(context, id) };
       }),
   },
-  payloadOf('alertRuleUpdate', 'alertRule', AlertRuleType, 'The rule as it is now.'),
+  payloadOf('alertRuleUpdate', { alertRule: [AlertRuleType, 'The rule as it is now.'] }),
 );
 
 builder.relayMutationField(
   'alertRuleDelete',
-  {
-    inputFields: (t) => ({
-      alertRuleId: t.field({ type: 'AlertRuleID', required: true, description: 'The rule.' }),
-    }),
-  },
+  { inputFields: (t) => ({ alertRuleId: t.field(RULE) }) },
   {
     action: 'alert_rule.delete',
     description: 'Deletes a rule of alerts.',
     resolve: (_root, { input: { alertRuleId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const isFound = await store.alertRules.deleteAlertRule(org, actor, alertRuleId);
         if (!isFound) throw notFound('alertRuleId');
         return { deletedAlertRuleId: alertRuleId };
       }),
   },
-  payloadOf('alertRuleDelete', 'deletedAlertRuleId', 'AlertRuleID', 'The rule that is no more.'),
+  payloadOf('alertRuleDelete', {
+    deletedAlertRuleId: ['AlertRuleID', 'The rule that is no more.'],
+  }),
 );

@@ -6,7 +6,7 @@ import type { Nanos } from '../money.ts';
 import { AgentType } from './agents.ts';
 import { AlertRuleType } from './alert-rules.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { Event } from './context.ts';
 import { RunType } from './runs.ts';
 import './scalars.ts';
@@ -132,7 +132,7 @@ builder.queryField('alerts', (t) =>
     type: AlertType,
     action: 'alert.read',
     description: 'The alerts of the org, the newest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: {
       kinds: t.arg({ type: [AlertKind], description: 'Only those of these kinds.' }),
       from: t.arg({ type: 'DateTime', description: 'Not before this.' }),

@@ -15,9 +15,9 @@ export interface PageArguments {
   readonly before?: string | null | undefined;
 }
 
-/** How many nodes a page asked for may have; what a query costs is estimated by it. */
-export function sizeOf({ first, last }: PageArguments): number {
-  return Math.min(Math.max(first ?? last ?? DEFAULT_PAGE, 1), MAX_PAGE);
+/** What a connection adds to the cost of a query: itself, and each node it may have. */
+export function costOf({ first, last }: PageArguments) {
+  return { field: 1, multiplier: Math.min(Math.max(first ?? last ?? DEFAULT_PAGE, 1), MAX_PAGE) };
 }
 
 /**

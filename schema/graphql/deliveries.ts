@@ -2,7 +2,7 @@
 
 import { formatEnvelope } from '../events.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { Delivery, DeliveryLog } from './context.ts';
 import { notFound } from './errors.ts';
 import { dataOf, EventObject, eventTypeOf } from './events.ts';
@@ -10,6 +10,7 @@ import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'delivery.read', nullable: true } as const;
+const DELIVERY = { type: 'DeliveryID', required: true, description: 'The delivery.' } as const;
 
 /** One event on its way to one endpoint. */
 export const DeliveryType = builder.objectRef<Delivery>('Delivery');
@@ -159,7 +160,7 @@ builder.queryFields((t) => ({
     type: DeliveryType,
     action: 'delivery.read',
     description: 'The deliveries to all webhooks of the org, the newest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { filter: t.arg({ type: DeliveryFilter, description: 'Which of them.' }) },
     resolve: (_root, { filter, ...page }, { org, store }) =>
       connect(page, (window) => store.deliveries.pageDeliveries(org, searchOf(filter), window)),
@@ -167,28 +168,23 @@ builder.queryFields((t) => ({
   delivery: t.field({
     ...{ ...READ, type: DeliveryType },
     description: 'The delivery of an id.',
-    args: { id: t.arg({ type: 'DeliveryID', required: true, description: 'The delivery.' }) },
+    args: { id: t.arg(DELIVERY) },
     resolve: (_root, { id }, { loaders }) => loaders.deliveries.load(id),
   }),
 }));
 
 builder.relayMutationField(
   'deliveryRedeliver',
-  {
-    inputFields: (t) => ({
-      deliveryId: t.field({ type: 'DeliveryID', required: true, description: 'The delivery.' }),
-    }),
-  },
+  { inputFields: (t) => ({ deliveryId: t.field(DELIVERY) }) },
   {
     action: 'webhook.redeliver',
     description: 'Sends an event to its webhook again, as a delivery of its own.',
     resolve: (_root, { input: { deliveryId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, loaders } = context;
+      attempt(context, async ({ org, actor, store, loaders }) => {
         const id = await store.deliveries.redeliver(org, actor, deliveryId);
         if (!id) throw notFound('deliveryId');
         return { delivery: await loaders.deliveries.load(id) };
       }),
   },
-  payloadOf('deliveryRedeliver', 'delivery', DeliveryType, 'The new delivery.'),
+  payloadOf('deliveryRedeliver', { delivery: [DeliveryType, 'The new delivery.'] }),
 );

@@ -2,7 +2,7 @@
 
 import { EVENT_TYPES, type EventData, type EventType, isEventType } from '../events.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { Event } from './context.ts';
 import { UserError } from './errors.ts';
 import './scalars.ts';
@@ -69,7 +69,7 @@ builder.queryFields((t) => ({
     type: EventObject,
     action: 'event.read',
     description: 'What happened in the org, the newest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { filter: t.arg({ type: EventFilter, description: 'Which of them.' }) },
     resolve: (_root, { filter, ...page }, { org, store }) => {
       const types = filter?.types?.map((type) => eventTypeOf(type, 'types')) ?? null;

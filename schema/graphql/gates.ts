@@ -4,16 +4,17 @@ import type { GateId } from '../ids.ts';
 import { type GateStatus, statusAt } from '../rules/gate.ts';
 import { AgentType } from './agents.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf, windowOf } from './connection.ts';
+import { connect, costOf, windowOf } from './connection.ts';
 import type { Context, Decided, Gate, GateDecision } from './context.ts';
 import { notFound, UserError } from './errors.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import { PolicyVersionType } from './policies.ts';
 import { RunType } from './runs.ts';
 import './scalars.ts';
 import { StepType } from './steps.ts';
 
 const READ = { action: 'gate.read', nullable: true } as const;
+const GATE = { type: 'GateID', required: true, description: 'The gate.' } as const;
 
 /** One pending human decision, bound to one proposed call. */
 export const GateType = builder.objectRef<Gate>('Gate');
@@ -142,7 +143,7 @@ builder.objectField(RunType, 'gates', (t) =>
     type: GateType,
     action: 'gate.read',
     description: 'The gates of its calls, the newest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { status: t.arg({ type: GateStatusType, description: 'Only those that stand so.' }) },
     resolve: ({ id }, { status = null, ...page }, { loaders }) => {
       const window = windowOf(page);
@@ -168,7 +169,7 @@ builder.queryFields((t) => ({
     type: GateType,
     action: 'gate.read',
     description: 'The gates of the org, the newest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { filter: t.arg({ type: GateFilter, description: 'Which of them.' }) },
     resolve: (_root, { filter, ...page }, { org, now, store }) =>
       connect(page, (window) => store.gates.searchGates(org, filter ?? {}, now, window)),
@@ -176,7 +177,7 @@ builder.queryFields((t) => ({
   gate: t.field({
     ...{ ...READ, type: GateType },
     description: 'The gate of an id.',
-    args: { id: t.arg({ type: 'GateID', required: true, description: 'The gate.' }) },
+    args: { id: t.arg(GATE) },
     resolve: (_root, { id }, { loaders }) => loaders.gates.load(id),
   }),
 }));
@@ -228,7 +229,7 @@ for (const [name, { decision, action, about }] of Object.entries(DECISIONS)) {
     name,
     {
       inputFields: (t) => ({
-        gateId: t.field({ type: 'GateID', required: true, description: 'The gate.' }),
+        gateId: t.field(GATE),
         reason: t.string({ description: 'Why; at most 500 characters.' }),
       }),
     },
@@ -238,16 +239,6 @@ for (const [name, { decision, action, about }] of Object.entries(DECISIONS)) {
       resolve: (_root, { input }, context) =>
         attempt(context, () => decide(context, decision, input)),
     },
-    {
-      description: `What ${name} brought about.`,
-      outputFields: (t) => ({
-        gate: t.field({
-          ...{ type: GateType, action: 'public', nullable: true },
-          description: 'The gate as it is now.',
-          resolve: ({ gate }) => gate,
-        }),
-        errors: errorsField(t),
-      }),
-    },
+    payloadOf(name, { gate: [GateType, 'The gate as it is now.'] }),
   );
 }

@@ -1,6 +1,8 @@
 /** The whole schema. */
 
 import './agents.ts';
+import './agent-tokens.ts';
+import './pins.ts';
 import './usage.ts';
 import './steps.ts';
 import './runs.ts';
@@ -12,17 +14,20 @@ import './retention.ts';
 import './leaving.ts';
 import './alert-rules.ts';
 import './audit.ts';
+import './checkpoints.ts';
 import './deliveries.ts';
 import './events.ts';
 import './org.ts';
 import './policies.ts';
 import './prices.ts';
+import './catalogue.ts';
 import './provider-keys.ts';
 import './simulations.ts';
 import './tokens.ts';
 import './webhooks.ts';
 import './invitations.ts';
 import './members.ts';
+import './ownership.ts';
 import './sessions.ts';
 import './sign-in.ts';
 import './users.ts';

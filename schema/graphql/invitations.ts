@@ -3,13 +3,13 @@
 import { EMAIL } from '../email.ts';
 import { isId } from '../ids.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { Context, Invitation, SentInvitation } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
 import { MemberType } from './members.ts';
 import { RoleType } from './org.ts';
-import { attempt, errorsField, payloadOf } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** An offer of membership. */
@@ -48,7 +48,7 @@ builder.queryField('invitations', (t) =>
     type: InvitationType,
     action: 'invitation.read',
     description: 'The invitations that can still be accepted, the newest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     resolve: (_root, page, { org, store, now }) =>
       connect(page, (window) => store.invitations.listInvitations(org, now, window)),
   }),
@@ -84,8 +84,7 @@ builder.relayMutationField(
     action: 'invitation.create',
     description: 'Invites a person by letter, to a role not above one’s own, for seven days.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, now } = context;
+      attempt(context, async ({ org, actor, store, now }) => {
         const email = parseInput(EMAIL, input.email, 'email');
         requireMail(context);
         return await send(
@@ -94,22 +93,10 @@ builder.relayMutationField(
         );
       }),
   },
-  {
-    description: 'What invitationCreate brought about.',
-    outputFields: (t) => ({
-      invitation: t.field({
-        ...{ type: InvitationType, action: 'public', nullable: true },
-        description: 'The invitation.',
-        resolve: ({ invitation }) => invitation,
-      }),
-      link: t.string({
-        ...{ action: 'public', nullable: true },
-        description: LINK,
-        resolve: ({ link }) => link,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('invitationCreate', {
+    invitation: [InvitationType, 'The invitation.'],
+    link: ['String', LINK],
+  }),
 );
 
 const INVITATION = {
@@ -125,8 +112,7 @@ builder.relayMutationField(
     action: 'invitation.resend',
     description: 'Writes again, with a new link for another seven days; the old one is dead.',
     resolve: (_root, { input: { invitationId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, now } = context;
+      attempt(context, async ({ org, actor, store, now }) => {
         requireMail(context);
         return await send(
           context,
@@ -134,22 +120,10 @@ builder.relayMutationField(
         );
       }),
   },
-  {
-    description: 'What invitationResend brought about.',
-    outputFields: (t) => ({
-      invitation: t.field({
-        ...{ type: InvitationType, action: 'public', nullable: true },
-        description: 'The invitation as it is now.',
-        resolve: ({ invitation }) => invitation,
-      }),
-      link: t.string({
-        ...{ action: 'public', nullable: true },
-        description: LINK,
-        resolve: ({ link }) => link,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('invitationResend', {
+    invitation: [InvitationType, 'The invitation as it is now.'],
+    link: ['String', LINK],
+  }),
 );
 
 builder.relayMutationField(
@@ -159,16 +133,12 @@ builder.relayMutationField(
     action: 'invitation.revoke',
     description: 'Takes an invitation back.',
     resolve: (_root, { input: { invitationId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, now } = context;
+      attempt(context, async ({ org, actor, store, now }) => {
         await store.invitations.revokeInvitation(org, actor, invitationId, now);
         return { invitationId };
       }),
   },
-  payloadOf(
-    'invitationRevoke',
-    'invitationId',
-    'InvitationID',
-    'The invitation that can be accepted no more.',
-  ),
+  payloadOf('invitationRevoke', {
+    invitationId: ['InvitationID', 'The invitation that can be accepted no more.'],
+  }),
 );

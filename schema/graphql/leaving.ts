@@ -59,13 +59,12 @@ builder.relayMutationField(
       'Asks for the deletion of the org: its tokens are suspended at once, and after 24 hours ' +
       'everything of it is deleted for good.',
     resolve: (_root, { input: { confirmation } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, now } = context;
+      attempt(context, async ({ org, actor, store, now }) => {
         await store.orgs.requestDeletion(org, actor, confirmation, now);
         return { deletion: await deletionOf(context) };
       }),
   },
-  payloadOf('orgDelete', 'deletion', OrgDeletionType, 'The deletion that was asked for.'),
+  payloadOf('orgDelete', { deletion: [OrgDeletionType, 'The deletion that was asked for.'] }),
 );
 
 builder.relayMutationField(
@@ -79,8 +78,7 @@ builder.relayMutationField(
     action: 'org.cancel_deletion',
     description: 'Takes the request for deletion back; tokens are good again.',
     resolve: (_root, { input: { confirmation } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, now } = context;
+      attempt(context, async ({ org, actor, store, now }) => {
         await store.orgs.confirmSlug(org, actor, 'org.cancel_deletion', confirmation);
         if (!(await store.orgs.cancelDeletion(org, actor, now))) {
           throw new UserError('NOT_FOUND', [], 'There is no request for deletion to take back.');

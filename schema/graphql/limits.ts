@@ -3,7 +3,7 @@
 import type { Nanos } from '../money.ts';
 import { roomOf, type Scope } from '../rules/budget.ts';
 import { stateOf } from '../rules/limit.ts';
-import { AgentType } from './agents.ts';
+import { AGENT, AgentType } from './agents.ts';
 import { builder } from './builder.ts';
 import type { Allowances } from './context.ts';
 import { PolicyVersionType } from './policies.ts';
@@ -147,7 +147,7 @@ builder.queryField('limits', (t) =>
     ...{ ...READ, type: LimitsType },
     description: 'What applies to an agent, of itself, its policy and its org.',
     complexity: 5,
-    args: { agentId: t.arg({ type: 'AgentID', required: true, description: 'The agent.' }) },
+    args: { agentId: t.arg(AGENT) },
     resolve: (_root, { agentId }, { org, now, store }) =>
       store.allowances.readAllowances(org, agentId, now),
   }),

@@ -1,8 +1,8 @@
-/** Members: the people of the org, their roles, and the handing over of the ownership. */
+/** Members: the people of the org and their roles. */
 
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
-import type { Member, OwnershipOffer } from './context.ts';
+import { connect, costOf } from './connection.ts';
+import type { Member } from './context.ts';
 import { notFound } from './errors.ts';
 import { OrderDirection } from './order.ts';
 import { RoleType, ViewerType } from './org.ts';
@@ -14,6 +14,9 @@ import { UserType } from './users.ts';
 export const MemberType = builder.objectRef<Member>('Member');
 
 const READ = { action: 'member.read', nullable: true } as const;
+
+/** How an input names a member. */
+export const MEMBER = { type: 'MemberID', required: true, description: 'The member.' } as const;
 
 builder.objectType(MemberType, {
   description: 'A person’s place in the org.',
@@ -67,7 +70,7 @@ builder.queryFields((t) => ({
     type: MemberType,
     action: 'member.read',
     description: 'The members of the org.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: {
       filter: t.arg({ type: MemberFilter, description: 'Which of them.' }),
       orderBy: t.arg({
@@ -88,7 +91,7 @@ builder.queryFields((t) => ({
   member: t.field({
     ...{ type: MemberType, action: 'member.read', nullable: true },
     description: 'The member of an id.',
-    args: { id: t.arg({ type: 'MemberID', required: true, description: 'The member.' }) },
+    args: { id: t.arg(MEMBER) },
     resolve: (_root, { id }, { loaders }) => loaders.members.load(id),
   }),
 }));
@@ -100,8 +103,6 @@ builder.objectField(ViewerType, 'member', (t) =>
     resolve: ({ memberId }, _args, { loaders }) => memberId && loaders.members.load(memberId),
   }),
 );
-
-const MEMBER = { type: 'MemberID', required: true, description: 'The member.' } as const;
 
 builder.relayMutationField(
   'memberUpdateRole',
@@ -120,15 +121,14 @@ builder.relayMutationField(
     description:
       'Gives a member another role and ends his sessions. The last owner stays one, and nobody becomes one by it: see ownershipOffer.',
     resolve: (_root, { input: { memberId, role } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, loaders } = context;
+      attempt(context, async ({ org, actor, store, loaders }) => {
         await store.members.changeRole(org, actor, memberId, role);
         const member = await loaders.members.load(memberId);
         if (!member) throw notFound('memberId');
         return { member };
       }),
   },
-  payloadOf('memberUpdateRole', 'member', MemberType, 'The member as he is now.'),
+  payloadOf('memberUpdateRole', { member: [MemberType, 'The member as he is now.'] }),
 );
 
 builder.relayMutationField(
@@ -138,12 +138,12 @@ builder.relayMutationField(
     action: 'member.remove',
     description: 'Removes a member: his sessions and admin tokens end. The last owner stays.',
     resolve: (_root, { input: { memberId } }, context) =>
-      attempt(context, async () => {
-        await context.store.members.removeMember(context.org, context.actor, memberId);
+      attempt(context, async ({ org, actor, store }) => {
+        await store.members.removeMember(org, actor, memberId);
         return { memberId };
       }),
   },
-  payloadOf('memberRemove', 'memberId', 'MemberID', 'Who is no member any more.'),
+  payloadOf('memberRemove', { memberId: ['MemberID', 'Who is no member any more.'] }),
 );
 
 builder.relayMutationField(
@@ -158,118 +158,11 @@ builder.relayMutationField(
     description:
       'Leaves the org, as whoever is signed in: his sessions and admin tokens end. The last owner stays.',
     resolve: (_root, { input: { confirmation } }, context) =>
-      attempt(context, async () => {
-        const memberId = await context.store.members.leaveOrg(
-          context.org,
-          context.actor,
-          confirmation,
-        );
+      attempt(context, async ({ org, actor, store }) => {
+        const memberId = await store.members.leaveOrg(org, actor, confirmation);
         if (!memberId) throw notFound('input');
         return { memberId };
       }),
   },
-  payloadOf('memberLeave', 'memberId', 'MemberID', 'Who is no member any more.'),
-);
-
-const OwnershipOfferType = builder.objectRef<OwnershipOffer>('OwnershipOffer');
-
-builder.objectType(OwnershipOfferType, {
-  description: 'An offer of the ownership that waits to be accepted.',
-  fields: (t) => ({
-    from: t.field({
-      ...{ ...READ, type: MemberType },
-      description: 'The owner, who becomes an admin.',
-      resolve: ({ from }, _args, { loaders }) => loaders.members.load(from),
-    }),
-    to: t.field({
-      ...{ ...READ, type: MemberType },
-      description: 'The member who becomes an owner.',
-      resolve: ({ to }, _args, { loaders }) => loaders.members.load(to),
-    }),
-    offeredAt: t.expose('offeredAt', {
-      ...{ ...READ, type: 'DateTime' },
-      description: 'When it was made.',
-    }),
-    expiresAt: t.expose('expiresAt', {
-      ...{ ...READ, type: 'DateTime' },
-      description: 'Until when it can be accepted.',
-    }),
-  }),
-});
-
-builder.queryField('ownershipOffer', (t) =>
-  t.field({
-    ...{ type: OwnershipOfferType, action: 'member.read', nullable: true },
-    description: 'The open offer of the ownership.',
-    resolve: (_root, _args, { org, store, now }) => store.members.readOffer(org, now),
-  }),
-);
-
-builder.relayMutationField(
-  'ownershipOffer',
-  {
-    inputFields: (t) => ({
-      memberId: t.field({ ...MEMBER, description: 'Who is to become an owner in one’s place.' }),
-    }),
-  },
-  {
-    action: 'org.transfer',
-    description: 'Offers one’s ownership to another member for seven days.',
-    resolve: (_root, { input: { memberId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, viewer, store, now } = context;
-        if (!viewer.memberId) throw notFound('memberId');
-        await store.members.offerOwnership(org, actor, viewer.memberId, memberId, now);
-        return { offer: await store.members.readOffer(org, now) };
-      }),
-  },
-  payloadOf(
-    'ownershipOffer',
-    'offer',
-    OwnershipOfferType,
-    'The offer, which waits to be accepted.',
-  ),
-);
-
-builder.relayMutationField(
-  'ownershipWithdraw',
-  {
-    inputFields: (t) => ({
-      memberId: t.field({ ...MEMBER, description: 'To whom the ownership is offered.' }),
-    }),
-  },
-  {
-    action: 'org.transfer',
-    description: 'Takes the offer of the ownership back.',
-    resolve: (_root, { input: { memberId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
-        const isGone = await store.members.withdrawOffer(org, actor, memberId);
-        if (!isGone) throw notFound('memberId');
-        return { memberId };
-      }),
-  },
-  payloadOf('ownershipWithdraw', 'memberId', 'MemberID', 'To whom nothing is offered any more.'),
-);
-
-builder.relayMutationField(
-  'ownershipAccept',
-  {
-    inputFields: (t) => ({
-      confirmation: t.string({ required: true, description: 'The slug of the org, typed.' }),
-    }),
-  },
-  {
-    action: 'public',
-    description:
-      'Accepts the ownership that is offered to the viewer, who must be signed in himself: he becomes an owner, who offered it an admin, and the sessions of both end.',
-    resolve: (_root, { input: { confirmation } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, viewer, store, loaders, now } = context;
-        if (!viewer.memberId) throw notFound('input');
-        await store.members.acceptOwnership(org, actor, viewer.memberId, confirmation, now);
-        return { member: await loaders.members.load(viewer.memberId) };
-      }),
-  },
-  payloadOf('ownershipAccept', 'member', MemberType, 'The new owner.'),
+  payloadOf('memberLeave', { memberId: ['MemberID', 'Who is no member any more.'] }),
 );

@@ -130,12 +130,11 @@ builder.relayMutationField(
     action: 'org.update',
     description: 'Renames the org; its slug stays.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const name = parseInput(titleSchema, input.name, 'name');
         await store.orgs.renameOrg(org, actor, name);
         return { org: await store.orgs.readAccount(org) };
       }),
   },
-  payloadOf('orgUpdate', 'org', OrgType, 'The org as it is now.'),
+  payloadOf('orgUpdate', { org: [OrgType, 'The org as it is now.'] }),
 );

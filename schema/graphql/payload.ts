@@ -39,23 +39,23 @@ builder.objectType(UserErrorType, {
 });
 
 /** What a mutation brought about: all of `T`, or errors. */
-export type Outcome<T> = { readonly [K in keyof T]?: T[K] | undefined } & {
-  readonly errors: readonly ToldError[];
-};
+export type Outcome<T> =
+  | (T & { readonly errors: readonly [] })
+  | ({ readonly [K in keyof T]?: undefined } & { readonly errors: readonly ToldError[] });
 
 /** Runs a mutation; what its input can't be acted on for becomes part of the outcome. */
 export async function attempt<T extends object>(
   context: Context,
-  act: () => Promise<T>,
+  act: (context: Context) => Promise<T>,
 ): Promise<Outcome<T>> {
   try {
-    return { ...(await act()), errors: [] };
+    return { ...(await act(context)), errors: [] };
   } catch (error) {
     const explained = context.explain(error);
     if (!explained) throw error;
     const all = explained instanceof UserErrors ? explained.all : [explained];
     const errors = all.map(({ code, field, message }) => ({ code, field, message }));
-    return { errors } as unknown as Outcome<T>;
+    return { errors } as Outcome<T>;
   }
 }
 
@@ -71,27 +71,34 @@ export function errorsField<T extends object>(t: PayloadFields<T>) {
   });
 }
 
+/** What a payload tells besides errors, by field: its type and its description. */
+type Told = Readonly<Record<string, readonly [type: OutputType<Types>, description: string]>>;
+
+/** What a mutation must bring about for its payload to tell it. */
+type Made<F extends Told> = { readonly [K in keyof F]: ShapeFromTypeParam<Types, F[K][0], true> };
+
 /**
- * The payload of a mutation that answers with one thing, and with why nothing was changed.
+ * The payload of a mutation: members of what it brought about, or why nothing was changed.
  *
  * @param mutation The mutation's name.
- * @param key The field, and the member of what the mutation brought about.
+ * @param told The type and the description of each field, by the member that it tells; all of them
+ *   are null where there are errors.
+ * @returns the last argument of `builder.relayMutationField`.
  */
-export function payloadOf<K extends string, T extends OutputType<Types>>(
-  mutation: string,
-  key: K,
-  type: T,
-  description: string,
-) {
-  type Made = Record<K, ShapeFromTypeParam<Types, T, false>>;
+export function payloadOf<const F extends Told>(mutation: string, told: F) {
   return {
     description: `What ${mutation} brought about.`,
-    outputFields: (t: PayloadFields<Made>) => ({
-      [key]: t.field({
-        ...{ type, action: 'public', nullable: true, description },
-        // TypeScript can't tell what stands for nothing of a type that is still open.
-        resolve: (outcome) => outcome[key] as never,
-      }),
+    outputFields: (t: PayloadFields<Made<F>>) => ({
+      ...Object.fromEntries(
+        Object.entries(told).map(([key, [type, description]]) => [
+          key,
+          t.field({
+            ...{ type, action: 'public', nullable: true, description },
+            // TypeScript can't tell what stands for nothing of a type that is still open.
+            resolve: (outcome) => outcome[key as keyof F] as never,
+          }),
+        ]),
+      ),
       errors: errorsField(t),
     }),
   };

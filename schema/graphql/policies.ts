@@ -4,14 +4,17 @@ import type { PolicyId } from '../ids.ts';
 import { nameSchema } from '../names.ts';
 import { judgePolicy } from '../policy.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { Context, NamedPolicy, WrittenVersion } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput, rejectProblems } from './input.ts';
-import { attempt, errorsField, payloadOf } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'policy.read', nullable: true } as const;
+
+/** How an input names a policy. */
+export const POLICY = { type: 'PolicyID', required: true, description: 'The policy.' } as const;
 
 /** An immutable version of a policy. */
 export const PolicyVersionType = builder.objectRef<WrittenVersion>('PolicyVersion');
@@ -80,7 +83,7 @@ builder.objectType(PolicyType, {
       type: PolicyVersionType,
       action: 'policy.read',
       description: 'Its versions, the newest first.',
-      complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+      complexity: costOf,
       resolve: ({ id }, page, { loaders }) =>
         connect(page, (window) => loaders.versionsOfPolicy.load(id, window)),
     }),
@@ -99,7 +102,7 @@ builder.queryFields((t) => ({
     type: PolicyType,
     action: 'policy.read',
     description: 'The policies of the org, by name.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { filter: t.arg({ type: PolicyFilter, description: 'Which of them.' }) },
     resolve: (_root, { filter, ...page }, { org, store }) =>
       connect(page, (window) => store.policies.listPolicies(org, filter ?? {}, window)),
@@ -107,7 +110,7 @@ builder.queryFields((t) => ({
   policy: t.field({
     ...{ ...READ, type: PolicyType },
     description: 'The policy of an id.',
-    args: { id: t.arg({ type: 'PolicyID', required: true, description: 'The policy.' }) },
+    args: { id: t.arg(POLICY) },
     resolve: (_root, { id }, { loaders }) => loaders.policies.load(id),
   }),
   policyByName: t.field({
@@ -146,22 +149,21 @@ builder.relayMutationField(
     action: 'policy.create',
     description: 'Makes a policy with its first version.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const name = parseInput(nameSchema, input.name, 'name');
         const text = checkDocument(input.document);
         const { id } = await store.policies.addPolicyVersion(org, actor, name, text);
         return { policy: await present(context, id) };
       }),
   },
-  payloadOf('policyCreate', 'policy', PolicyType, 'The policy.'),
+  payloadOf('policyCreate', { policy: [PolicyType, 'The policy.'] }),
 );
 
 builder.relayMutationField(
   'policyUpdate',
   {
     inputFields: (t) => ({
-      policyId: t.field({ type: 'PolicyID', required: true, description: 'The policy.' }),
+      policyId: t.field(POLICY),
       document: t.field({
         ...{ type: 'JSON', required: true },
         description: 'The rules of the new version, in whole.',
@@ -173,52 +175,34 @@ builder.relayMutationField(
     description:
       'Writes a new version of a policy. Agents that follow it open their next runs with it; a document that says the same as the newest version makes none.',
     resolve: (_root, { input: { policyId, document } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const { name } = await present(context, policyId);
         const text = checkDocument(document);
         const changed = await store.policies.publishVersion(org, actor, policyId, name, text);
         return { policy: await present(context, policyId), changed };
       }),
   },
-  {
-    description: 'What policyUpdate brought about.',
-    outputFields: (t) => ({
-      policy: t.field({
-        ...{ type: PolicyType, action: 'public', nullable: true },
-        description: 'The policy as it is now.',
-        resolve: ({ policy }) => policy,
-      }),
-      changed: t.boolean({
-        ...{ action: 'public', nullable: true },
-        description: 'Whether a version was written.',
-        resolve: ({ changed }) => changed,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('policyUpdate', {
+    policy: [PolicyType, 'The policy as it is now.'],
+    changed: ['Boolean', 'Whether a version was written.'],
+  }),
 );
 
 builder.relayMutationField(
   'policyDelete',
-  {
-    inputFields: (t) => ({
-      policyId: t.field({ type: 'PolicyID', required: true, description: 'The policy.' }),
-    }),
-  },
+  { inputFields: (t) => ({ policyId: t.field(POLICY) }) },
   {
     action: 'policy.delete',
     description:
       'Deletes a policy that no agent has or may choose, that no good token names, and that no run was opened with that is still kept.',
     resolve: (_root, { input: { policyId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const policy = await present(context, policyId);
         if (!(await store.policies.deletePolicy(org, actor, policy))) throw inUse();
         return { deletedId: policyId };
       }),
   },
-  payloadOf('policyDelete', 'deletedId', 'PolicyID', 'The id that was deleted.'),
+  payloadOf('policyDelete', { deletedId: ['PolicyID', 'The id that was deleted.'] }),
 );
 
 function inUse(): UserError {

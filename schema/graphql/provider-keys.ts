@@ -5,14 +5,15 @@ import { nameSchema } from '../names.ts';
 import { provider as findProvider, PROVIDERS } from '../providers.ts';
 import { baseUrlOf, judgeBaseUrl, judgeSecret } from '../rules/provider-key.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { Context, ShownKey } from './context.ts';
 import { notFound } from './errors.ts';
 import { parseInput, rejectProblems } from './input.ts';
-import { attempt, errorsField, payloadOf } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'provider_key.read', nullable: true } as const;
+const KEY = { type: 'ProviderKeyID', required: true, description: 'The key.' } as const;
 
 /** A sealed credential of a provider. */
 const ProviderKeyType = builder.objectRef<ShownKey>('ProviderKey');
@@ -54,7 +55,7 @@ builder.queryFields((t) => ({
     type: ProviderKeyType,
     action: 'provider_key.read',
     description: 'The provider keys of the org, by name.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { filter: t.arg({ type: ProviderKeyFilter, description: 'Which of them.' }) },
     resolve: (_root, { filter, ...page }, { org, store }) =>
       connect(page, (window) => store.providerKeys.listProviderKeys(org, filter ?? {}, window)),
@@ -62,7 +63,7 @@ builder.queryFields((t) => ({
   providerKey: t.field({
     ...{ ...READ, type: ProviderKeyType },
     description: 'The provider key of an id.',
-    args: { id: t.arg({ type: 'ProviderKeyID', required: true, description: 'The key.' }) },
+    args: { id: t.arg(KEY) },
     resolve: (_root, { id }, { org, store }) => store.providerKeys.showProviderKey(org, id),
   }),
   providerKeyByName: t.field({
@@ -121,8 +122,7 @@ builder.relayMutationField(
     action: 'provider_key.create',
     description: 'Adds a provider key.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, master, store } = context;
+      attempt(context, async ({ org, actor, master, store }) => {
         const name = parseInput(nameSchema, input.name, 'name');
         const { provider, baseUrl, secret } = input;
         const terms = checkTerms(context, {
@@ -135,14 +135,16 @@ builder.relayMutationField(
         return { providerKey: await present(context, id) };
       }),
   },
-  payloadOf('providerKeyCreate', 'providerKey', ProviderKeyType, 'The key, without its secret.'),
+  payloadOf('providerKeyCreate', {
+    providerKey: [ProviderKeyType, 'The key, without its secret.'],
+  }),
 );
 
 builder.relayMutationField(
   'providerKeyUpdate',
   {
     inputFields: (t) => ({
-      providerKeyId: t.field({ type: 'ProviderKeyID', required: true, description: 'The key.' }),
+      providerKeyId: t.field(KEY),
       provider: t.string({ description: 'Whose key it is; as it is unless given.' }),
       baseUrl: t.string({ description: 'Where calls go; as it is unless given.' }),
       secret: t.string({
@@ -155,8 +157,7 @@ builder.relayMutationField(
     description:
       'Replaces a provider key: its secret, and with it its provider or URL. The same secret, provider and URL change nothing.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, master, store } = context;
+      attempt(context, async ({ org, actor, master, store }) => {
         const key = await store.providerKeys.readProviderKey(org, input.providerKeyId);
         if (!key) throw notFound('providerKeyId');
         const provider = input.provider ?? key.provider;
@@ -168,38 +169,21 @@ builder.relayMutationField(
         return { providerKey: await present(context, key.id), changed };
       }),
   },
-  {
-    description: 'What providerKeyUpdate brought about.',
-    outputFields: (t) => ({
-      providerKey: t.field({
-        ...{ type: ProviderKeyType, action: 'public', nullable: true },
-        description: 'The key as it is now, without its secret.',
-        resolve: ({ providerKey }) => providerKey,
-      }),
-      changed: t.boolean({
-        ...{ action: 'public', nullable: true },
-        description: 'Whether there was anything to change.',
-        resolve: ({ changed }) => changed,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('providerKeyUpdate', {
+    providerKey: [ProviderKeyType, 'The key as it is now, without its secret.'],
+    changed: ['Boolean', 'Whether there was anything to change.'],
+  }),
 );
 
 builder.relayMutationField(
   'providerKeyDelete',
-  {
-    inputFields: (t) => ({
-      providerKeyId: t.field({ type: 'ProviderKeyID', required: true, description: 'The key.' }),
-    }),
-  },
+  { inputFields: (t) => ({ providerKeyId: t.field(KEY) }) },
   {
     action: 'provider_key.delete',
     description:
       'Deletes a provider key; calls that would go out with it are refused from then on.',
     resolve: (_root, { input: { providerKeyId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const key = await present(context, providerKeyId);
         if (!(await store.providerKeys.deleteProviderKey(org, actor, key))) {
           throw notFound('providerKeyId');
@@ -207,5 +191,5 @@ builder.relayMutationField(
         return { deletedId: providerKeyId };
       }),
   },
-  payloadOf('providerKeyDelete', 'deletedId', 'ProviderKeyID', 'The id that was deleted.'),
+  payloadOf('providerKeyDelete', { deletedId: ['ProviderKeyID', 'The id that was deleted.'] }),
 );

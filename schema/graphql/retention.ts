@@ -50,12 +50,13 @@ builder.relayMutationField(
     action: 'retention.update',
     description: 'Changes for how long records are kept; what is older is deleted within minutes.',
     resolve: (_root, { input: { days } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, retentionDays } = context;
+      attempt(context, async ({ org, actor, store, retentionDays }) => {
         const wanted = days ?? null;
         const changed = store.retention.changeRetention(org, actor, wanted, retentionDays);
         return { retention: await changed };
       }),
   },
-  payloadOf('retentionUpdate', 'retention', RetentionType, 'For how long records are kept now.'),
+  payloadOf('retentionUpdate', {
+    retention: [RetentionType, 'For how long records are kept now.'],
+  }),
 );

@@ -3,7 +3,7 @@
 import type { RunId } from '../ids.ts';
 import { AgentType } from './agents.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf, windowOf } from './connection.ts';
+import { connect, costOf, windowOf } from './connection.ts';
 import type { Context, Run, RunOrder, RunStatus } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { OrderDirection } from './order.ts';
@@ -14,6 +14,7 @@ import { Money } from './scalars.ts';
 import { StepKindType, StepType } from './steps.ts';
 
 const READ = { action: 'run.read', nullable: true } as const;
+const RUN = { type: 'RunID', required: true, description: 'The run.' } as const;
 
 /** The whole unit of an agent's work. */
 export const RunType = builder.objectRef<Run>('Run');
@@ -101,7 +102,7 @@ builder.objectFields(RunType, (t) => ({
     type: StepType,
     action: 'run.read',
     description: 'Its trail, in the order of time.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: {
       kinds: t.arg({ type: [StepKindType], description: 'Only steps of these kinds.' }),
     },
@@ -151,7 +152,7 @@ builder.queryFields((t) => ({
     type: RunType,
     action: 'run.read',
     description: 'The runs of the org, the newest first unless ordered otherwise.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: {
       filter: t.arg({ type: RunFilter, description: 'Which of them.' }),
       orderBy: t.arg({ type: RunOrderInput, description: 'In which order.' }),
@@ -165,7 +166,7 @@ builder.queryFields((t) => ({
   run: t.field({
     ...{ ...READ, type: RunType },
     description: 'The run of an id.',
-    args: { id: t.arg({ type: 'RunID', required: true, description: 'The run.' }) },
+    args: { id: t.arg(RUN) },
     resolve: (_root, { id }, { loaders }) => loaders.runs.load(id),
   }),
   runsByName: t.field({
@@ -191,31 +192,26 @@ async function present({ org, store }: Context, id: RunId): Promise<Run> {
 
 builder.relayMutationField(
   'runCancel',
-  {
-    inputFields: (t) => ({
-      runId: t.field({ type: 'RunID', required: true, description: 'The run.' }),
-    }),
-  },
+  { inputFields: (t) => ({ runId: t.field(RUN) }) },
   {
     action: 'run.cancel',
     description: 'Ends a run for good, with its calls in flight.',
     resolve: (_root, { input: { runId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, now, store } = context;
+      attempt(context, async ({ org, actor, now, store }) => {
         const isCancelled = await store.runs.cancelRun(org, actor, runId, now);
         const run = await present(context, runId);
         if (isCancelled) return { run };
         throw new UserError('CONFLICT', ['runId'], `The run is ${run.status} already.`);
       }),
   },
-  payloadOf('runCancel', 'run', RunType, 'The run as it is now.'),
+  payloadOf('runCancel', { run: [RunType, 'The run as it is now.'] }),
 );
 
 builder.relayMutationField(
   'runSetCeiling',
   {
     inputFields: (t) => ({
-      runId: t.field({ type: 'RunID', required: true, description: 'The run.' }),
+      runId: t.field(RUN),
       ceiling: t.field({
         type: 'Dollars',
         required: true,
@@ -228,11 +224,10 @@ builder.relayMutationField(
     description:
       'Sets the ceiling of a run, at the least to what it has spent and holds; a run that its ceiling had blocked re-opens.',
     resolve: (_root, { input: { runId, ceiling } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         if (!(await store.runs.setCeiling(org, actor, runId, ceiling))) throw notFound('runId');
         return { run: await present(context, runId) };
       }),
   },
-  payloadOf('runSetCeiling', 'run', RunType, 'The run as it is now.'),
+  payloadOf('runSetCeiling', { run: [RunType, 'The run as it is now.'] }),
 );

@@ -1,7 +1,7 @@
 /** Sessions: where people are signed in, and ending that. */
 
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { ListedSession } from './context.ts';
 import { notFound } from './errors.ts';
 import { MemberType } from './members.ts';
@@ -87,7 +87,7 @@ builder.queryField('sessions', (t) =>
     type: SessionType,
     action: 'session.read',
     description: 'The sessions of all members, the latest used first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { memberId: t.arg({ type: 'MemberID', description: 'Only those of this member.' }) },
     resolve: (_root, { memberId, ...page }, { org, store, now }) =>
       connect(page, (window) => store.sessions.listSessions(org, memberId ?? null, now, window)),
@@ -106,13 +106,12 @@ builder.relayMutationField(
     description:
       'Ends a session from the next request on: one’s own, or with session.revoke that of another member, never of an owner unless one is one.',
     resolve: (_root, { input: { sessionId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         if (!(await store.sessions.revokeSession(org, actor, sessionId))) {
           throw notFound('sessionId');
         }
         return { sessionId };
       }),
   },
-  payloadOf('sessionRevoke', 'sessionId', 'SessionID', 'The session that has ended.'),
+  payloadOf('sessionRevoke', { sessionId: ['SessionID', 'The session that has ended.'] }),
 );

@@ -6,7 +6,7 @@ import { builder } from './builder.ts';
 import type { Context, OidcSettings } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField, payloadOf } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const SignInConfigType = builder.objectRef<OidcSettings>('SignInConfig');
@@ -67,8 +67,7 @@ builder.relayMutationField(
     action: 'sign_in.update',
     description: 'Sets the identity provider that the members sign in through.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, master, store, now } = context;
+      attempt(context, async ({ org, actor, master, store, now }) => {
         const { issuer, clientId, clientSecret, domains } = input;
         const secret = clientSecret ?? undefined;
         await store.signin.putOidc(
@@ -86,7 +85,7 @@ builder.relayMutationField(
         return { config: await store.signin.readOidc(org) };
       }),
   },
-  payloadOf('signInConfigSet', 'config', SignInConfigType, 'How the org signs in now.'),
+  payloadOf('signInConfigSet', { config: [SignInConfigType, 'How the org signs in now.'] }),
 );
 
 builder.relayMutationField(
@@ -100,21 +99,12 @@ builder.relayMutationField(
     action: 'sign_in.update',
     description: 'Takes the identity provider away; members sign in by mail.',
     resolve: (_root, { input: { issuer } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         if (!(await store.signin.deleteOidc(org, actor, issuer))) throw notFound('issuer');
         return { issuer };
       }),
   },
-  {
-    description: 'What signInConfigDelete brought about.',
-    outputFields: (t) => ({
-      issuer: t.string({
-        ...{ action: 'public', nullable: true },
-        description: 'The issuer that nobody signs in through any more.',
-        resolve: ({ issuer }) => issuer,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('signInConfigDelete', {
+    issuer: ['String', 'The issuer that nobody signs in through any more.'],
+  }),
 );

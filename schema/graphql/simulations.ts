@@ -7,7 +7,7 @@ import { builder } from './builder.ts';
 import type { Context, RecordedStep } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { rejectProblems } from './input.ts';
-import { attempt, errorsField } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'policy.simulate', nullable: true } as const;
@@ -176,10 +176,9 @@ builder.relayMutationField(
     description:
       "Asks what a policy would have decided on recorded runs; nothing is changed. It judges models, tools by name, the run's ceiling, its most steps and its most time. A trail has no arguments of tools, so that a rule with a condition counts as one that applies; ceilings of days and months, limits, loops, hosted tools and failover are not judged.",
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
+      attempt(context, async ({ org, store }) => {
         const policy = await findPolicy(context, input);
         const runs = await findRuns(context, input);
-        const { org, store } = context;
         const read = await store.simulations.readRecorded(org, runs, MAX_STEPS + 1);
         const steps = read.slice(0, MAX_STEPS);
         const verdicts = simulate(policy, steps);
@@ -188,15 +187,8 @@ builder.relayMutationField(
       }),
   },
   {
+    ...payloadOf('policySimulate', { simulation: [SimulationType, 'The simulation.'] }),
     description: 'What policySimulate found.',
-    outputFields: (t) => ({
-      simulation: t.field({
-        ...{ type: SimulationType, action: 'public', nullable: true },
-        description: 'The simulation.',
-        resolve: ({ simulation }) => simulation,
-      }),
-      errors: errorsField(t),
-    }),
   },
 );
 

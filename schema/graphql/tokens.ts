@@ -5,14 +5,15 @@ import type { TokenId } from '../ids.ts';
 import { titleSchema } from '../names.ts';
 import { type AdminAction, isAdminAction } from '../roles.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf } from './connection.ts';
+import { connect, costOf } from './connection.ts';
 import type { Context, StoredToken } from './context.ts';
 import { notFound, UserError } from './errors.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField, payloadOf } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 const READ = { action: 'token.read', nullable: true } as const;
+const TOKEN = { type: 'TokenID', required: true, description: 'The token.' } as const;
 const MAX_OVERLAP_S = 30 * 86_400;
 
 /** A token as people see it. */
@@ -83,7 +84,7 @@ builder.queryFields((t) => ({
     type: TokenType,
     action: 'token.read',
     description: 'The tokens of the org, the newest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { filter: t.arg({ type: TokenFilter, description: 'Which of them.' }) },
     resolve: (_root, { filter, ...page }, { org, store, now }) => {
       const activeAt = filter?.isActive ? now : null;
@@ -95,7 +96,7 @@ builder.queryFields((t) => ({
   token: t.field({
     ...{ ...READ, type: TokenType },
     description: 'The token of an id.',
-    args: { id: t.arg({ type: 'TokenID', required: true, description: 'The token.' }) },
+    args: { id: t.arg(TOKEN) },
     resolve: (_root, { id }, { loaders }) => loaders.tokens.load(id),
   }),
 }));
@@ -140,8 +141,7 @@ builder.relayMutationField(
     action: 'token.create',
     description: 'Makes an admin token of the viewer and shows its text this once.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, viewer } = context;
+      attempt(context, async ({ org, actor, store, viewer }) => {
         const wanted = {
           name: parseInput(titleSchema, input.name, 'name'),
           actions: parseInput(adminActions, input.actions, 'actions'),
@@ -153,22 +153,10 @@ builder.relayMutationField(
         return { token: await present(context, made.id), secret: made.token };
       }),
   },
-  {
-    description: 'What tokenCreate brought about.',
-    outputFields: (t) => ({
-      token: t.field({
-        ...{ type: TokenType, action: 'public', nullable: true },
-        description: 'The token.',
-        resolve: ({ token }) => token,
-      }),
-      secret: t.string({
-        ...{ action: 'public', nullable: true },
-        description: 'Its text, which is shown this once.',
-        resolve: ({ secret }) => secret,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('tokenCreate', {
+    token: [TokenType, 'The token.'],
+    secret: ['String', 'Its text, which is shown this once.'],
+  }),
 );
 
 builder.relayMutationField(
@@ -186,8 +174,7 @@ builder.relayMutationField(
     action: 'token.update',
     description: 'Renames an admin token or changes what it may do.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const before = await present(context, input.tokenId);
         await store.tokens.updateAdminToken(org, actor, input.tokenId, {
           name: parseInput(titleSchema, input.name ?? before.name ?? before.lastFour, 'name'),
@@ -198,7 +185,7 @@ builder.relayMutationField(
         return { token: await present(context, input.tokenId) };
       }),
   },
-  payloadOf('tokenUpdate', 'token', TokenType, 'The token as it is now.'),
+  payloadOf('tokenUpdate', { token: [TokenType, 'The token as it is now.'] }),
 );
 
 builder.relayMutationField(
@@ -216,29 +203,16 @@ builder.relayMutationField(
     description:
       'Replaces a token by a new one with the same owner, actions, policies and end, and shows its text this once.',
     resolve: (_root, { input: { tokenId, overlapS } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const seconds = parseInput(overlap, overlapS ?? 0, 'overlapS');
         const made = await store.tokens.rotateToken(org, actor, tokenId, seconds * 1_000);
         return { token: await present(context, made.id), secret: made.token };
       }),
   },
-  {
-    description: 'What tokenRotate brought about.',
-    outputFields: (t) => ({
-      token: t.field({
-        ...{ type: TokenType, action: 'public', nullable: true },
-        description: 'The new token.',
-        resolve: ({ token }) => token,
-      }),
-      secret: t.string({
-        ...{ action: 'public', nullable: true },
-        description: 'Its text, which is shown this once.',
-        resolve: ({ secret }) => secret,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('tokenRotate', {
+    token: [TokenType, 'The new token.'],
+    secret: ['String', 'Its text, which is shown this once.'],
+  }),
 );
 
 /** Seconds that a token which is replaced still works. */
@@ -246,20 +220,15 @@ export const overlap = z.int().min(0).max(MAX_OVERLAP_S);
 
 builder.relayMutationField(
   'tokenRevoke',
-  {
-    inputFields: (t) => ({
-      tokenId: t.field({ type: 'TokenID', required: true, description: 'The token.' }),
-    }),
-  },
+  { inputFields: (t) => ({ tokenId: t.field(TOKEN) }) },
   {
     action: 'token.revoke',
     description: 'Ends a token from the next request on; one that has ended stays so.',
     resolve: (_root, { input: { tokenId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         await store.tokens.revokeToken(org, actor, tokenId);
         return { token: await present(context, tokenId) };
       }),
   },
-  payloadOf('tokenRevoke', 'token', TokenType, 'The token as it is now.'),
+  payloadOf('tokenRevoke', { token: [TokenType, 'The token as it is now.'] }),
 );

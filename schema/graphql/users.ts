@@ -36,13 +36,12 @@ builder.relayMutationField(
     action: 'public',
     description: 'Changes what whoever is signed in is called, in all his orgs.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, viewer, store, loaders } = context;
+      attempt(context, async ({ org, actor, viewer, store, loaders }) => {
         const name = parseInput(titleSchema, input.name, 'name');
         const isRenamed = await store.users.renameUser(org, actor, name);
         if (!isRenamed || !viewer.memberId) throw notFound('input');
         return { user: await loaders.members.load(viewer.memberId) };
       }),
   },
-  payloadOf('userRename', 'user', UserType, 'The person as he is called now.'),
+  payloadOf('userRename', { user: [UserType, 'The person as he is called now.'] }),
 );

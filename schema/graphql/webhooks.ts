@@ -4,13 +4,13 @@ import { subscriptionSchema } from '../events.ts';
 import type { WebhookId } from '../ids.ts';
 import { DEFAULT_GRACE_S, descriptionSchema, judgeEndpoint, rotationSchema } from '../webhook.ts';
 import { builder } from './builder.ts';
-import { connect, sizeOf, windowOf } from './connection.ts';
+import { connect, costOf, windowOf } from './connection.ts';
 import type { Context, Webhook } from './context.ts';
 import { DeliveryFilter, DeliveryType, searchOf } from './deliveries.ts';
 import { notFound, UserError } from './errors.ts';
 import { EventObject, eventTypeOf } from './events.ts';
 import { parseInput } from './input.ts';
-import { attempt, errorsField, payloadOf } from './payload.ts';
+import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** An endpoint that is told of events. */
@@ -25,6 +25,7 @@ const WebhookStatus = builder.enumType('WebhookStatus', {
 });
 
 const READ = { action: 'webhook.read', nullable: true } as const;
+const WEBHOOK = { type: 'WebhookID', required: true, description: 'The webhook.' } as const;
 
 builder.objectType(WebhookType, {
   description: 'An endpoint that is told of events.',
@@ -71,7 +72,7 @@ builder.objectType(WebhookType, {
       type: DeliveryType,
       action: 'delivery.read',
       description: 'The deliveries to it, the newest first.',
-      complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+      complexity: costOf,
       args: { filter: t.arg({ type: DeliveryFilter, description: 'Which of them.' }) },
       resolve: ({ id }, { filter, ...page }, { loaders }) => {
         const { webhookId, ...search } = searchOf(filter);
@@ -100,7 +101,7 @@ builder.queryFields((t) => ({
     type: WebhookType,
     action: 'webhook.read',
     description: 'The webhooks of the org, the oldest first.',
-    complexity: (page) => ({ field: 1, multiplier: sizeOf(page) }),
+    complexity: costOf,
     args: { filter: t.arg({ type: WebhookFilter, description: 'Which of them.' }) },
     resolve: (_root, { filter, ...page }, { org, store }) =>
       connect(page, (window) => store.webhooks.pageWebhooks(org, filter ?? {}, window)),
@@ -108,7 +109,7 @@ builder.queryFields((t) => ({
   webhook: t.field({
     ...{ type: WebhookType, action: 'webhook.read', nullable: true },
     description: 'The webhook of an id.',
-    args: { id: t.arg({ type: 'WebhookID', required: true, description: 'The webhook.' }) },
+    args: { id: t.arg(WEBHOOK) },
     resolve: (_root, { id }, { loaders }) => loaders.webhooks.load(id),
   }),
   webhookBy: t.field({
@@ -150,8 +151,7 @@ builder.relayMutationField(
     action: 'webhook.create',
     description: 'Adds a webhook and shows its secret this once.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, master, store } = context;
+      attempt(context, async ({ org, actor, master, store }) => {
         const { id, secret } = await store.webhooks.createWebhook(org, master, actor, {
           url: checkUrl(context, input.url),
           events: parseInput(subscriptionSchema, input.events ?? ['*'], 'events'),
@@ -160,29 +160,17 @@ builder.relayMutationField(
         return { webhook: await present(context, id), secret };
       }),
   },
-  {
-    description: 'What webhookCreate brought about.',
-    outputFields: (t) => ({
-      webhook: t.field({
-        ...{ type: WebhookType, action: 'public', nullable: true },
-        description: 'The new webhook.',
-        resolve: ({ webhook }) => webhook,
-      }),
-      secret: t.string({
-        ...{ action: 'public', nullable: true },
-        description: 'What its events are signed with; it is not shown again.',
-        resolve: ({ secret }) => secret,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('webhookCreate', {
+    webhook: [WebhookType, 'The new webhook.'],
+    secret: ['String', 'What its events are signed with; it is not shown again.'],
+  }),
 );
 
 builder.relayMutationField(
   'webhookUpdate',
   {
     inputFields: (t) => ({
-      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      webhookId: t.field(WEBHOOK),
       url: t.string({ description: 'Where events go from now on.' }),
       events: t.stringList({ description: 'The types of events it gets from now on.' }),
       description: t.string({ description: 'What it is for.' }),
@@ -196,8 +184,7 @@ builder.relayMutationField(
     action: 'webhook.update',
     description: 'Changes what is given of a webhook, and leaves the rest.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const { webhookId: id, url, events, description, status } = input;
         const isFound = await store.webhooks.updateWebhook(org, actor, id, {
           ...(url && { url: checkUrl(context, url) }),
@@ -211,35 +198,30 @@ builder.relayMutationField(
         return { webhook: await present(context, id) };
       }),
   },
-  payloadOf('webhookUpdate', 'webhook', WebhookType, 'The webhook as it is now.'),
+  payloadOf('webhookUpdate', { webhook: [WebhookType, 'The webhook as it is now.'] }),
 );
 
 builder.relayMutationField(
   'webhookDelete',
-  {
-    inputFields: (t) => ({
-      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
-    }),
-  },
+  { inputFields: (t) => ({ webhookId: t.field(WEBHOOK) }) },
   {
     action: 'webhook.delete',
     description: 'Deletes a webhook with everything that was delivered to it.',
     resolve: (_root, { input: { webhookId } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store } = context;
+      attempt(context, async ({ org, actor, store }) => {
         const isFound = await store.webhooks.deleteWebhook(org, actor, webhookId);
         if (!isFound) throw notFound('webhookId');
         return { deletedWebhookId: webhookId };
       }),
   },
-  payloadOf('webhookDelete', 'deletedWebhookId', 'WebhookID', 'The webhook that is no more.'),
+  payloadOf('webhookDelete', { deletedWebhookId: ['WebhookID', 'The webhook that is no more.'] }),
 );
 
 builder.relayMutationField(
   'webhookRotateSecret',
   {
     inputFields: (t) => ({
-      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      webhookId: t.field(WEBHOOK),
       graceS: t.field({
         ...{ type: 'Count', defaultValue: DEFAULT_GRACE_S },
         description: 'For how many seconds the present secret signs too, at most seven days.',
@@ -251,8 +233,7 @@ builder.relayMutationField(
     description:
       'Makes a new secret and shows it this once; the present one signs too for a while.',
     resolve: (_root, { input }, context) =>
-      attempt(context, async () => {
-        const { org, actor, master, store } = context;
+      attempt(context, async ({ org, actor, master, store }) => {
         const { webhookId: id } = input;
         const graceMs = graceOf(input.graceS) * 1_000;
         const rotated = await store.webhooks.rotateWebhookSecret(org, master, actor, id, graceMs);
@@ -261,27 +242,14 @@ builder.relayMutationField(
         return { webhook: await present(context, id), secret, previousUntil };
       }),
   },
-  {
-    description: 'What webhookRotateSecret brought about.',
-    outputFields: (t) => ({
-      webhook: t.field({
-        ...{ type: WebhookType, action: 'public', nullable: true },
-        description: 'The webhook.',
-        resolve: ({ webhook }) => webhook,
-      }),
-      secret: t.string({
-        ...{ action: 'public', nullable: true },
-        description: 'What its events are signed with from now on; it is not shown again.',
-        resolve: ({ secret }) => secret,
-      }),
-      previousUntil: t.field({
-        ...{ type: 'DateTime', action: 'public', nullable: true },
-        description: 'Until when the secret before it signs too; null when it no longer does.',
-        resolve: ({ previousUntil }) => previousUntil,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('webhookRotateSecret', {
+    webhook: [WebhookType, 'The webhook.'],
+    secret: ['String', 'What its events are signed with from now on; it is not shown again.'],
+    previousUntil: [
+      'DateTime',
+      'Until when the secret before it signs too; null when it no longer does.',
+    ],
+  }),
 );
 
 function graceOf(graceS: number | null | undefined): number {
@@ -292,7 +260,7 @@ builder.relayMutationField(
   'webhookTest',
   {
     inputFields: (t) => ({
-      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      webhookId: t.field(WEBHOOK),
       type: t.string({
         ...{ required: true, defaultValue: 'run.started' },
         description: 'The type of the event, whatever is subscribed to.',
@@ -303,22 +271,21 @@ builder.relayMutationField(
     action: 'webhook.test',
     description: 'Sends a webhook an event that tells of nothing and says so.',
     resolve: (_root, { input: { webhookId, type } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, loaders } = context;
+      attempt(context, async ({ org, actor, store, loaders }) => {
         const eventType = eventTypeOf(type, 'type');
         const webhook = await present(context, webhookId);
         const id = await store.deliveries.sendTestEvent(org, actor, webhook, eventType);
         return { event: await loaders.events.load(id) };
       }),
   },
-  payloadOf('webhookTest', 'event', EventObject, 'The event that is sent.'),
+  payloadOf('webhookTest', { event: [EventObject, 'The event that is sent.'] }),
 );
 
 builder.relayMutationField(
   'webhookReplay',
   {
     inputFields: (t) => ({
-      webhookId: t.field({ type: 'WebhookID', required: true, description: 'The webhook.' }),
+      webhookId: t.field(WEBHOOK),
       from: t.field({ type: 'DateTime', required: true, description: 'The first moment.' }),
       to: t.field({ type: 'DateTime', description: 'The end, not included; now unless given.' }),
     }),
@@ -327,8 +294,7 @@ builder.relayMutationField(
     action: 'webhook.redeliver',
     description: 'Sends what happened in a window of time again, as far as it is subscribed to.',
     resolve: (_root, { input: { webhookId, from, to } }, context) =>
-      attempt(context, async () => {
-        const { org, actor, store, now } = context;
+      attempt(context, async ({ org, actor, store, now }) => {
         const stretch = { from, to: to ?? now };
         if (from >= stretch.to) {
           throw new UserError('INVALID', ['from'], 'The window must begin before its end.');
@@ -338,20 +304,8 @@ builder.relayMutationField(
         return { replayed, hasMore: replayed === store.deliveries.MAX_REPLAYED };
       }),
   },
-  {
-    description: 'What webhookReplay brought about.',
-    outputFields: (t) => ({
-      replayed: t.field({
-        ...{ type: 'Count', action: 'public', nullable: true },
-        description: 'How many events are due again.',
-        resolve: ({ replayed }) => replayed,
-      }),
-      hasMore: t.boolean({
-        ...{ action: 'public', nullable: true },
-        description: 'Whether there may be more: then replay the rest of the window too.',
-        resolve: ({ hasMore }) => hasMore,
-      }),
-      errors: errorsField(t),
-    }),
-  },
+  payloadOf('webhookReplay', {
+    replayed: ['Count', 'How many events are due again.'],
+    hasMore: ['Boolean', 'Whether there may be more: then replay the rest of the window too.'],
+  }),
 );
