@@ -3,10 +3,10 @@
 import type { AgentId, PolicyVersionId, RunId } from '../schema/ids.ts';
 import { type Scope, type Windows, windowsOf } from '../schema/rules/budget.ts';
 import { type Limit, limitsOf, type Standing } from '../schema/rules/limit.ts';
-import { readScopes } from './holds.ts';
 import { readLimits } from './limits.ts';
 import type { Org } from './org.ts';
 import { readAgentPolicy } from './policies.ts';
+import { readScopes } from './scopes.ts';
 
 /** What the policy that an agent's next run opens with allows, and how much of it is used. */
 export interface Allowances {

@@ -313,7 +313,7 @@ function groupWrites(driver: Driver): Database {
   const flush = async (): Promise<void> => {
     // The group is what arrives in this turn of the event loop; no timer, so a lone call waits for none.
     await new Promise((resolve) => setImmediate(resolve));
-    while (queue.length > 0) await commitParts(driver, mergeParts(queue.splice(0, MAX_GROUP)));
+    while (queue.length > 0) await commitGroup(driver, queue.splice(0, MAX_GROUP));
     flushing = undefined;
   };
   const enqueue = <T>(write: Pending['write']) =>
@@ -347,6 +347,15 @@ function groupWrites(driver: Driver): Database {
       driver.close();
     },
   };
+}
+
+/** A merge that throws must not stop the writes that come after it. */
+async function commitGroup(driver: Driver, group: readonly Pending[]): Promise<void> {
+  try {
+    await commitParts(driver, mergeParts(group));
+  } catch (error) {
+    for (const { reject } of group) reject(new DatabaseError(error));
+  }
 }
 
 function apart(pending: Pending): Part {

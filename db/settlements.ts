@@ -102,21 +102,23 @@ const SETTLE_FIRST = `update steps set
 
 const SETTLE_NEXT = `${SETTLE_FIRST} and changes() > 0`;
 
-/** Refused, by a constraint, unless all the steps were settled just before. */
+/**
+ * This and what follows is refused, by a constraint, unless the statement before it has changed
+ * something: where a step is settled already, or a sum is gone, nothing is written together.
+ */
 const SETTLE_RUN = `update runs set
     held_nanos = iif(changes() > 0, held_nanos - ?3, null), spent_nanos = spent_nanos + ?4
   where org_id = ?1 and id = ?2`;
 
 const SETTLE_WINDOW = `update spend set
     line_run_id = iif(spent_nanos + ?5 >= line_nanos, ?6, line_run_id),
-    held_nanos = held_nanos - ?4, spent_nanos = spent_nanos + ?5
+    held_nanos = iif(changes() > 0, held_nanos - ?4, null), spent_nanos = spent_nanos + ?5
   where org_id = ?1 and subject = ?2 and window = ?3`;
 
 /** What analytics is told, one row for all that are alike. */
 function addTotals(items: readonly Item[]): Statement[] {
-  const alike = Map.groupBy(
-    items,
-    ({ hold, end }) => `${hold.providerKey} ${hold.model} ${latencyOf(end)}`,
+  const alike = Map.groupBy(items, ({ hold, end }) =>
+    JSON.stringify([hold.providerKey, hold.model, latencyOf(end)]),
   );
   return Array.from(alike.values(), (group) => {
     const [{ org, hold, end }] = group as [Item, ...Item[]];
@@ -139,7 +141,7 @@ const latencyOf = ({ answered }: Settlement): number =>
 
 const ADD_TOTALS = `insert into call_totals (
     org_id, day, agent_id, policy_version_id, model, latency_ms, calls, spent_nanos
-  ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+  ) values (?1, ?2, ?3, ?4, ?5, ?6, iif(changes() > 0, ?7, null), ?8)
   on conflict do update set
     calls = calls + excluded.calls, spent_nanos = spent_nanos + excluded.spent_nanos`;
 

@@ -11,10 +11,10 @@ import {
   tellExpiry,
   useGate,
 } from '../db/gates.ts';
-import { readScopes } from '../db/holds.ts';
 import { readPolicyVersion } from '../db/policies.ts';
 import { recordReport } from '../db/reports.ts';
 import { blockRun, findRun, readRun } from '../db/runs.ts';
+import { readScopes } from '../db/scopes.ts';
 import { digest } from '../db/seal.ts';
 import { recordRemark } from '../db/steps.ts';
 import { openVault } from '../db/vault.ts';

@@ -6,7 +6,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
-import { type Database, DatabaseError, openDatabase, type Statement } from '../db/client.ts';
+import {
+  type Database,
+  DatabaseError,
+  type Merge,
+  openDatabase,
+  type Statement,
+} from '../db/client.ts';
 import { migrate, pendingMigrations } from '../db/migrate.ts';
 import { forOrg } from '../db/org.ts';
 import type { OrgId } from '../schema/ids.ts';
@@ -239,6 +245,111 @@ describe.each([
     await migrate(db);
     await db.write([sql(`insert into migrations values ('9999_future.sql', 1)`)]);
     await expect(migrate(db)).rejects.toThrow(/newer Rungate \(9999_future\.sql\)/);
+  });
+});
+
+/** A write that may be made as one with others of its key, or something that is not merged. */
+interface Mergeable {
+  readonly key: 'one' | 'other' | undefined;
+  readonly amount: number;
+  readonly fault: string | undefined;
+}
+
+const mergeable: fc.Arbitrary<Mergeable> = fc.record({
+  key: fc.constantFrom('one', 'other', undefined),
+  amount: fc.integer({ min: 0, max: 9 }),
+  fault: fc.option(fc.constantFrom(...Object.keys(FAULTS)), { nil: undefined, freq: 12 }),
+});
+
+interface Numbered extends Mergeable {
+  readonly id: string;
+}
+
+/** The most that things of one key may amount to together, and each by itself. */
+const [TOGETHER, ALONE] = [12, 6];
+
+const insertBelow = (id: string, amount: number, total: number, most: number) =>
+  sql('insert into things select ?1, ?2 where ?3 <= ?4', id, amount, total, most);
+
+/** Things with one key: all of them where they are few, else each that is small by itself. */
+function merging(groups: string[][]): Merge<Numbered, { id: string; isIn: boolean }> {
+  const faultOf = ({ fault, id }: Numbered) => (fault ? [FAULTS[fault]!(id)] : []);
+  return {
+    keyOf: ({ key }) => String(key),
+    together(items) {
+      groups.push(items.map(({ id }) => id));
+      const total = items.reduce((sum, { amount }) => sum + amount, 0);
+      const inserts = items.map(({ id, amount }) => insertBelow(id, amount, total, TOGETHER));
+      return [...inserts, ...items.flatMap(faultOf)];
+    },
+    outcomesOf: (items, results) =>
+      results[0]!.changes > 0 ? items.map(({ id }) => ({ id, isIn: true })) : undefined,
+    alone: (item) => [insertBelow(item.id, item.amount, item.amount, ALONE), ...faultOf(item)],
+    outcomeOf: ({ id }, results) => ({ id, isIn: results[0]!.changes > 0 }),
+  };
+}
+
+async function mergeAll(db: Database, all: readonly Mergeable[], groups: string[][]) {
+  await db.write([sql('delete from things'), insert('taken')]);
+  const items = all.map((each, at) => ({ ...each, id: String(at).padStart(3, '0') }));
+  const merge = merging(groups);
+  const outcomes = await Promise.allSettled(
+    items.map((item) => {
+      if (item.key) return db.merge(merge, item);
+      const [statement, ...others] = merge.alone(item);
+      const written = db.write([statement!, ...others]);
+      return written.then((results) => merge.outcomeOf(item, results));
+    }),
+  );
+  const present = new Set(await ids(db));
+  for (const key of ['one', 'other', undefined] as const) {
+    const own = items.filter((item) => item.key === key);
+    const total = own.reduce((sum, { amount }) => sum + amount, 0);
+    const isRefused = all.some(({ fault }) => fault);
+    const areTogether = key !== undefined && own.length > 1 && total <= TOGETHER && !isRefused;
+    for (const { id, amount, fault } of own) {
+      const outcome = outcomes[Number(id)]!;
+      expect(outcome.status).toBe(fault ? 'rejected' : 'fulfilled');
+      const isIn = !fault && (areTogether || amount <= ALONE);
+      if (outcome.status === 'fulfilled') expect(outcome.value).toEqual({ id, isIn });
+      else expect(outcome.reason).toMatchObject({ name: 'DatabaseError', refused: true });
+      expect(present.has(id)).toBe(isIn);
+    }
+  }
+}
+
+describe.each([
+  ['file', newFile, 200],
+  ['server', newServer, 20],
+] as const)('what can be written as one on a %s', (_, newUrl, numRuns) => {
+  test('is written together or apart, and each is told what came of it', async () => {
+    const db = await openWithTable(await newUrl());
+    const groups: string[][] = [];
+    await fc.assert(
+      fc.asyncProperty(fc.array(mergeable, { maxLength: 20 }), (all) => mergeAll(db, all, groups)),
+      { numRuns },
+    );
+    expect(groups.length).toBeGreaterThan(numRuns / 10);
+    expect(groups.every(({ length }) => length > 1)).toBe(true);
+  });
+
+  test('stops nothing that comes after it when it can’t be said what is to be written', async () => {
+    const db = await openWithTable(await newUrl());
+    const fail = () => {
+      throw new TypeError('nobody knows');
+    };
+    const merge = merging([]);
+    const item = { key: 'one', amount: 1, fault: undefined } as const;
+    for (const faulty of [{ alone: fail }, { together: fail }, { outcomesOf: fail }]) {
+      await db.write([sql('delete from things')]);
+      const bad = { ...merge, ...faulty };
+      const count = 'alone' in faulty ? 1 : 2;
+      const tried = await Promise.allSettled(
+        Array.from({ length: count }, (_, at) => db.merge(bad, { ...item, id: String(at) })),
+      );
+      for (const { status } of tried) expect(status).toBe('rejected');
+      expect(await db.merge(merge, { ...item, id: 'next' })).toEqual({ id: 'next', isIn: true });
+    }
   });
 });
 

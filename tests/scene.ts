@@ -9,8 +9,9 @@ import { deleteOrg, deleteRows } from '../db/deletion.ts';
 import { claimDeliveries, type Due, finishDelivery, releaseDelivery } from '../db/deliveries.ts';
 import { countExport, exportTables, listCaptured } from '../db/export.ts';
 import { decideGate, readGate, searchGates, tellExpiry, useGate } from '../db/gates.ts';
-import { reserve } from '../db/holds.ts';
+import { type Reservation, reserve, reserveLimited } from '../db/holds.ts';
 import { acceptInvitationOf } from '../db/invitations.ts';
+import type { Charge } from '../db/limits.ts';
 import { acceptOwnership, readOffer } from '../db/members.ts';
 import type { Org } from '../db/org.ts';
 import { endParked, openParked, type Parked, readParked, release } from '../db/parked.ts';
@@ -23,7 +24,7 @@ import { pruneEndedRuns, pruneOpenRuns, pruneRecords } from '../db/retention.ts'
 import { blockRun, listRuns, readWindow, reopenRun, searchRuns } from '../db/runs.ts';
 import { newMasterKey, openMasterKeys } from '../db/seal.ts';
 import { findSession, openSession } from '../db/sessions.ts';
-import { leaseRenewal } from '../db/settlements.ts';
+import { leaseRenewal, settle } from '../db/settlements.ts';
 import { beginOidc, identify, openOidcSecret, readOidc } from '../db/signin.ts';
 import { openSigner, readPublicKeys } from '../db/signing.ts';
 import { knownRuns } from '../db/simulations.ts';
@@ -39,6 +40,7 @@ import type {
   GateId,
   ParkedId,
   PolicyId,
+  PolicyVersionId,
   RunId,
   StepId,
   TokenId,
@@ -46,6 +48,7 @@ import type {
 } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
+import type { Limit } from '../schema/rules/limit.ts';
 import { as } from './orgs.ts';
 import type { World } from './world.ts';
 
@@ -167,7 +170,21 @@ const onRuns: Readonly<Record<string, Act['run']>> = {
     };
     await recordReport(org, report);
   },
-  reserve: (_, org) => reserveIn(org),
+  async reserve(_, org) {
+    const call = await callOn(org);
+    await settleAll(org, call, [await reserve(org, call)]);
+  },
+  async reserveTogether(_, org) {
+    const call = await callOn(org);
+    await settleAll(org, call, await Promise.all([reserve(org, call), reserve(org, call)]));
+  },
+  async reserveLimited(_, org) {
+    const call = await callOn(org);
+    const take = async () =>
+      (await reserveLimited(org, call, chargesOn(org, call), call.now)).stepId;
+    const first = await take();
+    await settleAll(org, call, [first, ...(await Promise.all([take(), take()]))]);
+  },
   async leaseRenewal(_, org) {
     const { run_id: run, id } = await rowOf(org, 'steps', 'settled_at is null');
     await org.write(leaseRenewal(org, run as RunId, id as StepId, Date.now() + LATER_MS));
@@ -179,24 +196,54 @@ const onRuns: Readonly<Record<string, Act['run']>> = {
   },
 };
 
-/** Holds money in every scope. */
-async function reserveIn(org: Org): Promise<void> {
+/** A call that holds money in every scope. */
+async function callOn(org: Org): Promise<Reservation> {
   const now = Date.now();
-  const run = await rowOf(org, 'runs', "status = 'open'");
+  const run = await rowOf(org, 'runs', "status = 'open' and held_nanos > 0");
   const token = await rowOf(org, 'tokens', `agent_id = '${run.agent_id}'`);
   const { revision } = (await org.first(
     'select revision from orgs where id = ?1 and ?1 in (select org_id from runs where org_id = ?1)',
   ))!;
   const [tokenId, runId] = [token.id as TokenId, run.id as RunId];
   const most = 1_000_000_000_000 as Nanos;
-  const step = await reserve(org, {
+  return {
     ...{ runId, agentId: run.agent_id as AgentId, windows: windowsOf(now), now },
     ...{ kind: 'model_call', heldNanos: 1 as Nanos },
     ...{ leaseExpiresAt: now + 60_000, asked: { endpoint: 'made', tokenId } },
     ceilings: { agentPerDay: most, agentPerMonth: most, orgPerMonth: most },
     standing: { tokenId, revision: Number(revision), windowSince: null },
+  };
+}
+
+/** Limits of every kind that counts rows of an org. */
+function chargesOn(org: Org, { agentId, runId }: Reservation): Charge[] {
+  const common = { rule: 'limits[0]', most: 1_000, windowMs: 0 };
+  const [ofOrg, ofAgent] = [
+    { ...common, per: 'org', subject: org.id },
+    { ...common, per: 'agent', subject: agentId },
+  ] as const;
+  const limits: Limit[] = [
+    { ...ofOrg, kind: 'requests', windowMs: 60_000 },
+    { ...ofAgent, kind: 'tokens', windowMs: 60_000 },
+    { ...ofOrg, kind: 'concurrent' },
+    { ...ofAgent, kind: 'concurrent' },
+    { ...common, kind: 'steps', per: 'run', subject: runId },
+  ];
+  return limits.map((limit) => ({ limit, amount: 1 }));
+}
+
+/** Settles at once what was reserved, and a call that was under way before. */
+async function settleAll(org: Org, call: Reservation, steps: readonly (StepId | undefined)[]) {
+  const { runId, agentId, heldNanos, now, windows } = call;
+  const earlier = await rowOf(org, 'steps', `settled_at is null and run_id = '${runId}'`);
+  const policyVersionId = await idOf<PolicyVersionId>(org, 'policy_versions');
+  const ended = [earlier.id as StepId, ...steps].map((stepId) => {
+    if (!stepId) throw new Error('nothing was reserved');
+    const hold = { runId, stepId, agentId, policyVersionId, day: windows.day, heldNanos };
+    const end = { now, spentNanos: 1 as Nanos, outcome: 'ok', answered: { latencyMs: 1 } };
+    return settle(org, { ...hold, providerKey: 'made', model: 'made' }, end);
   });
-  if (!step) throw new Error('nothing was reserved');
+  await Promise.all(ended);
 }
 
 const onTime: Readonly<Record<string, Act['run']>> = {

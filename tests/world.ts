@@ -464,6 +464,8 @@ async function park({ master }: Ground, { org }: Omit<Side, 'agentToken'>): Prom
 
 /** A call under way, and a tool that was reported under a key. */
 async function fly(org: Org, runId: RunId, agentId: AgentId, tokenId: TokenId): Promise<void> {
+  // In a millisecond of its own, so that ids are ordered alike in both orgs.
+  await Bun.sleep(2);
   const now = Date.now();
   const place = { runId, windows: windowsOf(now), now };
   const { revision } = (await org.first(
@@ -477,6 +479,7 @@ async function fly(org: Org, runId: RunId, agentId: AgentId, tokenId: TokenId): 
     standing: { tokenId, revision: Number(revision), windowSince: null },
   });
   if (!step) throw new Error('nothing was reserved');
+  await Bun.sleep(2);
   await recordReport(org, {
     ...{ ...place, tokenId, key: 'made', outcome: 'ok', startedAt: now, latencyMs: 1 },
     ...{ spentNanos: 1 as Nanos, detail: {} },

@@ -1,14 +1,9 @@
 /** Step 6: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
 import { drawLines } from '../../db/alerts.ts';
-import {
-  type Ceilings,
-  type Reservation,
-  readScopes,
-  reserve,
-  reserveLimited,
-} from '../../db/holds.ts';
+import { type Reservation, reserve, reserveLimited } from '../../db/holds.ts';
 import { blockRun, readRun } from '../../db/runs.ts';
+import { type Ceilings, readScopes } from '../../db/scopes.ts';
 import type { Asked } from '../../db/steps.ts';
 import { expireHolds } from '../../db/system.ts';
 import type { LimitState } from '../../schema/errors.ts';
