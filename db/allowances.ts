@@ -24,6 +24,7 @@ export interface Allowances {
 const NO_CAPS = { requestsPerMinute: undefined, concurrentCalls: undefined };
 /** A run that is not there has nothing used. */
 const NO_RUN = '' as RunId;
+const NO_TOKEN = '';
 
 /**
  * Reads the allowances of an agent.
@@ -39,9 +40,12 @@ export async function readAllowances(
   const version = await readAgentPolicy(org, agentId);
   if (!version) return undefined;
   const { id: policyVersionId, policyId, policy } = version;
-  const subjects = { agent: agentId, policy: policyId, org: org.id, run: NO_RUN };
-  const limits = limitsOf(policy, NO_CAPS, { ...subjects, requestDigest: null }).filter(
-    ({ per }) => per !== 'run',
+  const subjects = {
+    ...{ token: NO_TOKEN, agent: agentId, policy: policyId, org: org.id, run: NO_RUN },
+    requestDigest: null,
+  };
+  const limits = limitsOf(policy, NO_CAPS, subjects).filter(
+    ({ per }) => per !== 'run' && per !== 'token',
   );
   const windows = windowsOf(now);
   const { agentPerDay, agentPerMonth, orgPerMonth } = policy.budget;

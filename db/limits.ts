@@ -55,6 +55,10 @@ function liveSql(now: string): string {
   const isLive = `settled_at is null and lease_expires_at > ${now}
     and lease_expires_at <= ${now} + ${LONGEST_LEASE_MS}`;
   return `case c.per
+    when 'token' then (
+      select count(*) from ${live}
+      where org_id = ?1 and asked ->> '$.tokenId' = c.subject and ${isLive}
+    )
     when 'agent' then (
       select count(*) from ${live} where org_id = ?1 and agent_id = c.subject and ${isLive}
     )

@@ -65,7 +65,7 @@ const denyRule = z.union(
 
 const windowS = z.int().min(1).max(MONTH_S).describe('Seconds.');
 const count = z.int().min(1).max(Number.MAX_SAFE_INTEGER);
-const per = z.enum(['agent', 'policy', 'org']).describe('What the amount is counted for.');
+const per = z.enum(['token', 'agent', 'policy', 'org']).describe('What the amount is counted for.');
 
 const limit = z.union(
   [

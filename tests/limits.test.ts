@@ -14,7 +14,7 @@ import { readAgentPolicy } from '../db/policies.ts';
 import { findRun, openRun } from '../db/runs.ts';
 import { hashToken, newToken } from '../db/seal.ts';
 import { settlement } from '../db/settlements.ts';
-import { findCredential } from '../db/tokens.ts';
+import { findCredential, mintToken } from '../db/tokens.ts';
 import type { LimitState } from '../schema/errors.ts';
 import type { StepId } from '../schema/ids.ts';
 import { ZERO } from '../schema/money.ts';
@@ -291,7 +291,10 @@ function limitOf(members: Partial<Limit>): Limit {
 }
 
 describe('the limits of a policy', () => {
-  const subjects = { agent: 'agt', policy: 'pol', org: 'org', run: 'run', requestDigest: 'digest' };
+  const subjects = {
+    ...{ token: 'tok', agent: 'agt', policy: 'pol', org: 'org', run: 'run' },
+    requestDigest: 'digest',
+  };
   const none = { requestsPerMinute: undefined, concurrentCalls: undefined };
 
   test('are none where it sets none', () => {
@@ -307,14 +310,14 @@ describe('the limits of a policy', () => {
   });
 
   test('know whom they count', () => {
-    const limits = (['agent', 'policy', 'org'] as const).flatMap((per) => [
+    const limits = (['token', 'agent', 'policy', 'org'] as const).flatMap((per) => [
       { per, requests: 1, windowS: 60 },
       { per, tokens: 1, windowS: 60 },
       { per, concurrent: 1 },
     ]);
     const caps = { requestsPerMinute: 1, concurrentCalls: 1 };
     const found = limitsOf(policySchema.parse({ limits }), caps, subjects);
-    expect(found.length).toBe(11);
+    expect(found.length).toBe(14);
     for (const { per, subject } of found) {
       expect(subject).toBe(per === 'deployment' ? '*' : subjects[per]);
     }
@@ -472,11 +475,14 @@ test('what is held agrees with the rule at any moment: let in or not, used, and 
 
 // Whole deployments
 
+/** Whether two agents with a token each count as one. */
+const isShared = (per: string) => per !== 'token' && per !== 'agent';
+
 const BURST = 1_000;
 const MOST = 100;
 
 describe.each([1, 4])('a thousand calls at once on %d processes', (processes) => {
-  test.each(['agent', 'policy', 'org'] as const)(
+  test.each(['token', 'agent', 'policy', 'org'] as const)(
     'against a limit of a hundred requests per %s: exactly a hundred are served',
     async (per) => {
       const policy: PolicyDocument = { limits: [{ per, requests: MOST, windowS: LONG_S }] };
@@ -485,7 +491,7 @@ describe.each([1, 4])('a thousand calls at once on %d processes', (processes) =>
         const { one = '', two = '' } = deployment.tokens;
         const counts = await burst(deployment, BURST, (index) => ({
           run: `run-${index % 7}`,
-          token: per !== 'agent' && index % 2 === 1 ? two : one,
+          token: isShared(per) && index % 2 === 1 ? two : one,
         }));
         expect(counts).toEqual({ 200: MOST, 429: BURST - MOST });
       });
@@ -501,7 +507,7 @@ describe.each([1, 4])('a thousand calls at once on %d processes', (processes) =>
     });
   });
 
-  test.each(['agent', 'policy', 'org', 'operator'] as const)(
+  test.each(['token', 'agent', 'policy', 'org', 'operator'] as const)(
     'never have more in flight than a limit of concurrent calls per %s',
     async (per) => {
       const policy: PolicyDocument =
@@ -510,7 +516,7 @@ describe.each([1, 4])('a thousand calls at once on %d processes', (processes) =>
       await within({ processes, policy, env, agents: ['one', 'two'] }, async (deployment) => {
         const { one = '', two = '' } = deployment.tokens;
         const served = await stall(deployment, 200, 180, (index) => ({
-          token: per !== 'agent' && index % 2 === 1 ? two : one,
+          token: isShared(per) && index % 2 === 1 ? two : one,
         }));
         expect(served).toBe(20);
         expect(await burst(deployment, 20)).toEqual({ 200: 20 });
@@ -546,6 +552,27 @@ test('a thousand calls at once on 4 processes that share a server: exactly a hun
   } finally {
     await server.stop();
   }
+});
+
+test('each token of an agent has a limit per token to itself', async () => {
+  const policy: PolicyDocument = {
+    limits: [
+      { per: 'token', requests: 3, windowS: LONG_S },
+      { per: 'agent', requests: 5, windowS: LONG_S },
+      { per: 'token', concurrent: 2 },
+    ],
+  };
+  await within({ policy }, async (deployment) => {
+    const db = await deployment.database();
+    const { orgId, agent } = (await findCredential(db, hashToken(deployment.token)))!;
+    const other = mintToken(forOrg(db, orgId), 'operator', agent!.id, null);
+    await forOrg(db, orgId).write(other.statement);
+    await db.close();
+    expect(await stall(deployment, 9, 7, () => ({}))).toBe(2);
+    expect(await burst(deployment, 9)).toEqual({ 200: 1, 429: 8 });
+    // What the agent has left, which is less than the token has.
+    expect(await burst(deployment, 9, () => ({ token: other.text }))).toEqual({ 200: 2, 429: 7 });
+  });
 });
 
 describe('tokens', () => {

@@ -28,6 +28,7 @@ export interface Paced extends Permitted {
 export function limitRate(call: Permitted): Paced {
   const { version, services, run, requestDigest } = call;
   const limits = limitsOf(version.policy, services.config.caps, {
+    token: call.credential.tokenId,
     agent: call.agent.id,
     policy: version.policyId,
     org: call.org.id,
@@ -107,7 +108,7 @@ export function denyPace(
   });
 }
 
-const WHOSE = { agent: 'this agent', policy: 'this policy', org: 'this org' };
+const WHOSE = { token: 'this token', agent: 'this agent', policy: 'this policy', org: 'this org' };
 
 function sentence({ kind, per, most }: Limit, { windowS, resetS }: LimitState): string {
   const whose = per === 'deployment' || per === 'run' ? 'all callers' : WHOSE[per];

@@ -15,7 +15,7 @@ export type LimitKind =
 /** A bound that a call has to fit into. */
 export interface Limit {
   readonly kind: LimitKind;
-  readonly per: 'agent' | 'policy' | 'org' | 'deployment' | 'run';
+  readonly per: 'token' | 'agent' | 'policy' | 'org' | 'deployment' | 'run';
   /** The rule, as a path in the policy document or the name of the operator's variable. */
   readonly rule: string;
   /** The id of what is counted. */
@@ -99,6 +99,7 @@ export function fits({ kind, most }: Limit, amount: number, { used, live }: Stan
 
 /** What of a call's facts its limits depend on. */
 export interface Subjects {
+  readonly token: string;
   readonly agent: string;
   readonly policy: string;
   readonly org: string;
