@@ -23,6 +23,7 @@ const MIGRATIONS = [
   '0014_price_catalogue.sql',
   '0015_delivery_lists.sql',
   '0016_tallies.sql',
+  '0017_trails.sql',
 ] as const;
 
 /**

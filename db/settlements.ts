@@ -30,7 +30,8 @@ export interface Settlement {
 
 /**
  * Replaces a hold by the real cost, durably. A step that has been settled stays as it is, unless
- * its lease had run out while the call was still going: then what is known now replaces the estimate.
+ * its lease had run out while the call was still going: then what is known now replaces the estimate,
+ * until the trail is anchored.
  */
 export async function settle(org: Org, hold: Hold, end: Settlement): Promise<void> {
   await org.merge(MERGE, { org, hold, end });
@@ -41,7 +42,9 @@ export function settlement(org: Org, run: RunId, step: StepId, end: Settlement):
   return org.statement(
     `update steps set settled_at = ?4, spent_nanos = ?5, outcome = ?6, answered = ?7
      where org_id = ?1 and run_id = ?2 and id = ?3
-       and (settled_at is null or outcome = 'lease_expired')`,
+       and (settled_at is null or outcome = 'lease_expired' and not exists (
+         select 1 from runs where org_id = ?1 and id = ?2 and anchored_last >= ?3
+       ))`,
     run,
     step,
     end.now,

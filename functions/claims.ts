@@ -261,6 +261,12 @@ export const TOPICS: readonly Topic[] = [
         'tests/audit.test.ts',
         'what may be taken away › erasing a person leaves nothing of him, and a chain that verifies',
       ),
+      claim(
+        'The steps of a run that has ended are anchored in the audit trail: a step that is edited, removed or put in is found, by an export alone too.',
+        'schema/trail.ts',
+        'tests/trails.test.ts',
+        'the trail of a run › is found changed, whichever single value of whichever step was edited',
+      ),
     ],
   },
   {

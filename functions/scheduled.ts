@@ -12,6 +12,7 @@ import { Refusal } from '../schema/errors.ts';
 import { policySchema } from '../schema/policy.ts';
 import { respondJson } from './edge.ts';
 import { checkAlerts, TELL_MS } from './jobs/alert.ts';
+import { anchorTrails } from './jobs/anchor.ts';
 import { eraseLeaving } from './jobs/erase.ts';
 import { FETCH_MS, refreshPrices } from './jobs/price.ts';
 import { retain } from './jobs/retain.ts';
@@ -93,6 +94,11 @@ const JOBS: readonly Job[] = [
     name: 'deletions',
     leaseMs: LEASE_MS,
     run: async (services) => ({ ...(await eraseLeaving(services, LONG_MS)) }),
+  },
+  {
+    name: 'trails',
+    leaseMs: LEASE_MS,
+    run: async (services) => ({ anchored: await anchorTrails(services, LONG_MS) }),
   },
   {
     name: 'checkpoints',

@@ -27,6 +27,7 @@ import * as signin from '../db/signin.ts';
 import * as simulations from '../db/simulations.ts';
 import * as steps from '../db/steps.ts';
 import * as tokens from '../db/tokens.ts';
+import * as trails from '../db/trails.ts';
 import * as users from '../db/users.ts';
 import * as webhooks from '../db/webhooks.ts';
 import type {
@@ -45,7 +46,7 @@ export const store: Store = {
   ...{ invitations, members, sessions, signin, users },
   ...{ agents, audit, checkpoints, deliveries, events, policies, prices, providerKeys, tokens },
   ...{ orgs, simulations },
-  ...{ allowances, analytics, captures, gates, runs, steps },
+  ...{ allowances, analytics, captures, gates, runs, steps, trails },
   webhooks,
 };
 

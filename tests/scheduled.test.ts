@@ -67,6 +67,7 @@ describe('a tick', () => {
       'limit_windows done',
       'retention done',
       'deletions done',
+      'trails done',
       'checkpoints done',
       'alert_rules done',
       'price_refresh done',

@@ -29,6 +29,7 @@ import type { PublicKey, Signer } from '../../db/signing.ts';
 import type * as simulations from '../../db/simulations.ts';
 import type * as steps from '../../db/steps.ts';
 import type * as tokens from '../../db/tokens.ts';
+import type * as trails from '../../db/trails.ts';
 import type * as users from '../../db/users.ts';
 import type * as webhooks from '../../db/webhooks.ts';
 import type { AllowList } from '../address.ts';
@@ -168,6 +169,7 @@ export interface Store {
   readonly signin: typeof signin;
   readonly steps: typeof steps;
   readonly tokens: typeof tokens;
+  readonly trails: typeof trails;
   readonly users: typeof users;
   readonly webhooks: typeof webhooks;
 }

@@ -6,6 +6,7 @@ import './pins.ts';
 import './usage.ts';
 import './steps.ts';
 import './runs.ts';
+import './trails.ts';
 import './limits.ts';
 import './gates.ts';
 import './analytics.ts';

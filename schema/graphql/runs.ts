@@ -14,7 +14,8 @@ import { Money } from './scalars.ts';
 import { StepKindType, StepType } from './steps.ts';
 
 const READ = { action: 'run.read', nullable: true } as const;
-const RUN = { type: 'RunID', required: true, description: 'The run.' } as const;
+/** How an input names a run. */
+export const RUN = { type: 'RunID', required: true, description: 'The run.' } as const;
 
 /** The whole unit of an agent's work. */
 export const RunType = builder.objectRef<Run>('Run');

@@ -8,6 +8,7 @@ import { type Command, InvalidArgumentError } from 'commander';
 import { z } from 'zod';
 import { verifyChain } from '../../db/checkpoints.ts';
 import { InvalidCheckpoint, PUBLIC_KEY, type PublicKey, readCheckpoint } from '../../db/signing.ts';
+import { TrailAudit } from '../../db/trails.ts';
 import { AUDIT_FORMATS, type AuditFormat } from '../../functions/audit.ts';
 import {
   AUDIT_ENTRY,
@@ -15,6 +16,7 @@ import {
   type ChainReport,
   type Checkpoint,
 } from '../../schema/audit.ts';
+import { TRAIL_STEP, type TrailState } from '../../schema/trail.ts';
 import { type ApiOptions, withApi } from './api.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
 import { addApiCommand, addCommand, addGroup, parseName } from './options.ts';
@@ -27,6 +29,7 @@ interface ExportOptions extends ApiOptions {
 interface VerifyOptions extends ApiOptions {
   readonly file?: string;
   readonly checkpoint?: string;
+  readonly steps?: readonly string[];
 }
 
 /** Adds `audit verify`, `audit export` and `audit checkpoint`. */
@@ -36,6 +39,10 @@ export function addAuditCommands(program: Command): void {
     .option('--org <slug>', 'the org; not needed with an admin token', parseName)
     .option('--file <path>', 'an export as jsonl, without a database', parseName)
     .option('--checkpoint <path>', 'a checkpoint that was held elsewhere', parseName)
+    .option(
+      '--steps <paths...>',
+      'with --file: steps.jsonl of an export of the org, in all its parts',
+    )
     .action(verify);
   addApiCommand(audit, 'export', 'print the whole trail, ready to be verified elsewhere')
     .option('--format <format>', 'jsonl, or csv for a spreadsheet', parseFormat, 'jsonl')
@@ -78,12 +85,20 @@ async function exportTrail(options: ExportOptions): Promise<void> {
 }
 
 async function verify(options: VerifyOptions): Promise<void> {
-  const { org, file } = options;
+  const { org, file, steps } = options;
   if (org !== undefined && file !== undefined) {
     throw new Failure(EXIT_USAGE, 'Give either --org or --file.');
   }
+  if (steps !== undefined && file === undefined) {
+    throw new Failure(
+      EXIT_USAGE,
+      '--steps needs the audit trail that anchors them: give --file, too.',
+    );
+  }
   const held = options.checkpoint === undefined ? undefined : await readHeld(options.checkpoint);
-  const report = await (file === undefined ? verifyOrg(options, held) : verifyFile(file, held));
+  const report = await (file === undefined
+    ? verifyOrg(options, held)
+    : verifyFile(file, held, steps));
   printReport(report, options);
   if (!report.ok) throw new Failure(EXIT_FAILED, 'The audit trail is not what it was.');
 }
@@ -137,26 +152,71 @@ const HEADER = z.object({
 });
 
 /** Keys in a file prove nothing by themselves: what was held elsewhere says which one to trust. */
-async function verifyFile(path: string, held: Held | undefined): Promise<ChainReport> {
-  const lines = createInterface({ input: createReadStream(path), crlfDelay: Infinity })[
-    Symbol.asyncIterator
-  ]();
+async function verifyFile(
+  path: string,
+  held: Held | undefined,
+  steps: readonly string[] | undefined,
+): Promise<FileReport> {
+  const lines = readLines(path);
   const header = parseLine(HEADER, path, 1, (await lines.next()).value);
   if (!held) printNote("Without --checkpoint, the export's own keys are taken at their word.");
   const { org, checkpoints, publicKeys } = header;
   const keys = held ? [held.publicKey] : publicKeys;
-  const entries = readEntries(path, lines);
-  return await verifyChain({ org, entries, checkpoints, held: held?.checkpoint }, keys);
+  const trails = new TrailAudit(org);
+  const entries = readEntries(path, lines, trails);
+  const report = await verifyChain({ org, entries, checkpoints, held: held?.checkpoint }, keys);
+  if (steps === undefined) return report;
+  const told = await verifySteps(steps, trails);
+  return { ...report, trails: told, ok: report.ok && told.broken.length === 0 };
+}
+
+/** The trails of an export's runs, by what was found. */
+interface TrailsReport {
+  readonly anchored: number;
+  readonly grown: number;
+  readonly unanchored: number;
+  /** Anchored runs without a step in the file: deleted, by retention or otherwise. */
+  readonly absent: readonly string[];
+  readonly broken: readonly { readonly run: string; readonly message: string }[];
+}
+
+interface FileReport extends ChainReport {
+  readonly trails?: TrailsReport;
+}
+
+async function verifySteps(paths: readonly string[], trails: TrailAudit): Promise<TrailsReport> {
+  for (const path of paths) {
+    let number = 0;
+    for await (const line of { [Symbol.asyncIterator]: () => readLines(path) }) {
+      trails.addStep(parseLine(TRAIL_STEP, path, ++number, line));
+    }
+  }
+  const found = [...trails.report()].map(([run, report]) => ({ run, ...report }));
+  const count = (state: TrailState) => found.filter((each) => each.state === state).length;
+  const broken = found.filter(({ state }) => state === 'broken');
+  return {
+    ...{ anchored: count('anchored'), grown: count('grown'), unanchored: count('unanchored') },
+    absent: broken.filter(({ steps }) => steps === 0).map(({ run }) => run),
+    broken: broken.filter(({ steps }) => steps > 0).map(({ run, message }) => ({ run, message })),
+  };
+}
+
+function readLines(path: string): AsyncIterator<string> {
+  const lines = createInterface({ input: createReadStream(path), crlfDelay: Infinity });
+  return lines[Symbol.asyncIterator]();
 }
 
 async function* readEntries(
   path: string,
   lines: AsyncIterator<string>,
+  trails: TrailAudit,
 ): AsyncGenerator<AuditEntry> {
   for (let number = 2; ; number++) {
     const line = await lines.next();
     if (line.done) return;
-    yield parseLine(AUDIT_ENTRY, path, number, line.value);
+    const entry = parseLine(AUDIT_ENTRY, path, number, line.value);
+    trails.addEntry(entry);
+    yield entry;
   }
 }
 
@@ -168,11 +228,20 @@ function parseLine<T>(schema: z.ZodType<T>, path: string, number: number, line: 
   }
 }
 
-function printReport(report: ChainReport, options: OutputOptions): void {
-  const { ok, entries, erased, faults } = report;
+function printReport(report: FileReport, options: OutputOptions): void {
+  const { ok, entries, erased, faults, trails } = report;
   const found = faults.map(({ seq, fault, message }) => `entry ${seq}: ${fault}: ${message}`);
+  if (trails) found.push(...trailLines(trails));
   const sum = `${entries} entries, ${erased} erased: ${ok ? 'all as they were written' : 'not sound'}`;
   printResult(report, [...found, sum], options);
+}
+
+function trailLines({ anchored, grown, unanchored, absent, broken }: TrailsReport): string[] {
+  return [
+    ...broken.map(({ run, message }) => `run ${run}: ${message}`),
+    ...absent.map((run) => `run ${run}: it was anchored, and none of its steps is in the file.`),
+    `${anchored} trails as they were anchored, ${grown} with steps added since, ${unanchored} not anchored yet`,
+  ];
 }
 
 function parseFormat(text: string): AuditFormat {

@@ -3,6 +3,7 @@
 import type { Command } from 'commander';
 import { isId } from '../../schema/ids.ts';
 import { formatDollars, type Nanos } from '../../schema/money.ts';
+import type { TrailReport, TrailState } from '../../schema/trail.ts';
 import { findAgent } from './agent.ts';
 import { type Api, type ApiOptions, Refused, withApi } from './api.ts';
 import { type Bodies, readKept } from './bodies.ts';
@@ -28,7 +29,7 @@ interface CeilingOptions extends RunOptions {
 const MAX_STEPS = 1_000_000;
 const DEFAULT_STEPS = 10_000;
 
-/** Adds `run show`, `run cancel` and `run ceiling`. */
+/** Adds `run show`, `run verify`, `run cancel` and `run ceiling`. */
 export function addRunCommands(program: Command): void {
   const run = addGroup(program, 'run', 'runs and their trails');
   const add = (name: string, description: string) =>
@@ -39,6 +40,7 @@ export function addRunCommands(program: Command): void {
     .option('--limit <steps>', 'the most steps', integerBetween(0, MAX_STEPS), DEFAULT_STEPS)
     .option('--bodies', 'the kept bodies of calls and answers, too; the audit trail says so')
     .action(show);
+  add('verify', 'check that the steps of a run that has ended are what they were').action(verify);
   add('cancel', 'end a run for good, with its calls in flight').action(cancel);
   add('ceiling', 'set the most that a run may spend; a run that it had blocked re-opens')
     .requiredOption('--set <dollars>', 'the ceiling, such as 5.00', parseAmount)
@@ -61,6 +63,22 @@ async function show(id: string, options: ShowOptions): Promise<void> {
   if (steps.length < run.stepCount) {
     printNote(`these are the first ${steps.length} of ${run.stepCount} steps; see --limit.`);
   }
+}
+
+const VERIFY = 'query Verify($id: RunID!) { runTrail(id: $id) { state message steps head } }';
+
+interface Verified {
+  readonly runTrail: Omit<TrailReport, 'state'> & { readonly state: Uppercase<TrailState> };
+}
+
+async function verify(id: string, options: RunOptions): Promise<void> {
+  const report = await withApi(options, async (api) => {
+    const run = await findRun(api, id, options.agent);
+    const { runTrail } = await api.run<Verified>(VERIFY, { id: run.id });
+    return { runId: run.id, ...runTrail, state: runTrail.state.toLowerCase() };
+  });
+  printResult(report, [report.message], options);
+  if (report.state === 'broken') throw new Failure(EXIT_FAILED, 'The trail is not what it was.');
 }
 
 function bodyLines(bodies: Bodies): string[] {

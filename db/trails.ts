@@ -1,0 +1,204 @@
+/** Trails: the steps of a run that has ended are anchored by an entry in the audit trail. */
+
+import type { AuditEntry } from '../schema/audit.ts';
+import type { OrgId, RunId } from '../schema/ids.ts';
+import {
+  ANCHOR,
+  ANCHORED_RUNS,
+  TrailCheck,
+  type TrailPoint,
+  type TrailReport,
+  type TrailStep,
+  trailAfter,
+  trailStart,
+} from '../schema/trail.ts';
+import { auditEntry } from './audit.ts';
+import type { Database, Row, Statement } from './client.ts';
+import type { Org } from './org.ts';
+import { digestText } from './seal.ts';
+
+/** Late answers may correct a call whose lease ran out; nobody's takes longer than this. */
+export const ANCHOR_AFTER_MS = 15 * 60_000;
+/** What ends meanwhile is anchored together. */
+const ANCHOR_WITHIN_MS = 60 * 60_000;
+const ORGS_PER_PAGE = 1_000;
+const RUNS_PER_ANCHOR = 50;
+const STEPS_PER_PAGE = 500;
+/** The most steps that are hashed for one anchor; a longer trail is gone on with the next time. */
+const STEPS_PER_ANCHOR = 5_000;
+
+const DUE = `status <> 'open' and anchored_at is null and held_nanos = 0`;
+
+/** The orgs with runs that should have been anchored by now. */
+export async function findUnanchored(db: Database, now: number): Promise<OrgId[]> {
+  const rows = await db.read(
+    `select distinct org_id from runs
+     where ${DUE} and closed_at < ?1 and coalesce(grown_at, 0) < ?1 limit ${ORGS_PER_PAGE}`,
+    [now - ANCHOR_WITHIN_MS],
+  );
+  return rows.map(({ org_id }) => org_id as OrgId);
+}
+
+/** A run that is being anchored, and how far that has come. */
+interface Anchoring extends TrailPoint {
+  readonly runId: RunId;
+  /** The id of the last step; empty where there is none. */
+  readonly last: string;
+  /** `left`: there are more steps to hash; `waiting`: a call has not ended. */
+  readonly state: 'whole' | 'left' | 'waiting';
+}
+
+/**
+ * Anchors some runs that have ended: the head of each one's trail is written into an audit entry, so
+ * that whatever vouches for the audit trail vouches for the steps.
+ *
+ * @returns how many runs were looked at; 0 when none is left.
+ */
+export async function anchorRuns(org: Org, now: number): Promise<number> {
+  const rows = await org.read(
+    `select id, step_count, anchored_steps, anchored_head, anchored_last from runs
+     where org_id = ?1 and ${DUE} and closed_at < ?2 and coalesce(grown_at, 0) < ?2
+     order by closed_at limit ${RUNS_PER_ANCHOR}`,
+    now - ANCHOR_AFTER_MS,
+  );
+  const statements: Statement[] = [];
+  const anchored: { id: RunId; steps: number; head: string }[] = [];
+  let left = STEPS_PER_ANCHOR;
+  for (const row of rows) {
+    const anchoring = await fold(org, row, left);
+    left -= anchoring.steps - Number(row.anchored_steps);
+    statements.push(progress(org, anchoring, Number(row.step_count), now));
+    const { runId: id, steps, head, state } = anchoring;
+    if (state === 'whole') anchored.push({ id, steps, head });
+    if (left <= 0) break;
+  }
+  if (anchored.length > 0) {
+    statements.push(auditEntry(org, 'system', ANCHOR, 'runs', { runs: anchored }));
+  }
+  if (statements.length > 0) await org.write(...statements);
+  return rows.length;
+}
+
+async function fold(org: Org, row: Row, most: number): Promise<Anchoring> {
+  const runId = row.id as RunId;
+  let head =
+    row.anchored_head === null ? trailStart(org.id, runId, digestText) : `${row.anchored_head}`;
+  let last = String(row.anchored_last ?? '');
+  let steps = Number(row.anchored_steps);
+  for await (const step of readTrail(org, runId, last)) {
+    if (step.settled_at === null) return { runId, steps, head, last, state: 'waiting' };
+    const isSpent = steps - Number(row.anchored_steps) >= most;
+    if (isSpent) return { runId, steps, head, last, state: 'left' };
+    head = trailAfter(head, step, digestText);
+    last = step.id;
+    steps++;
+  }
+  return { runId, steps, head, last, state: 'whole' };
+}
+
+/** A run that has grown meanwhile stays unanchored, and is gone on with from here later. */
+function progress(
+  org: Org,
+  { runId, steps, head, last, state }: Anchoring,
+  stepCount: number,
+  now: number,
+): Statement {
+  return org.statement(
+    `update runs set anchored_steps = ?3, anchored_head = ?4, anchored_last = ?5,
+       anchored_at = iif(?6 = 'whole' and step_count = ?7, ?8, null),
+       grown_at = iif(?6 = 'left' or ?6 = 'whole' and step_count = ?7, grown_at, ?8)
+     where org_id = ?1 and id = ?2 and ${DUE}`,
+    runId,
+    steps,
+    head,
+    last,
+    state,
+    stepCount,
+    now,
+  );
+}
+
+/** The steps of a run in the order of their ids, from the one after `after` on. */
+export async function* readTrail(org: Org, run: RunId, after = ''): AsyncGenerator<TrailStep> {
+  for (let last = after; ; ) {
+    const rows = await org.read(
+      `select run_id, id, agent_id, kind, day, started_at, settled_at, held_nanos, spent_nanos,
+         outcome, asked, answered
+       from steps where org_id = ?1 and run_id = ?2 and id > ?3 order by id limit ?4`,
+      run,
+      last,
+      STEPS_PER_PAGE,
+    );
+    yield* rows as unknown as TrailStep[];
+    if (rows.length < STEPS_PER_PAGE) return;
+    last = String(rows.at(-1)!.id);
+  }
+}
+
+/**
+ * Checks a run's trail against the entries that anchored it; what its own row says does not count.
+ *
+ * @returns undefined for a run that isn't there.
+ */
+export async function checkTrail(org: Org, run: RunId): Promise<TrailReport | undefined> {
+  const isThere = await org.first('select 1 as found from runs where org_id = ?1 and id = ?2', run);
+  if (!isThere) return undefined;
+  const check = new TrailCheck(org.id, run, await readAnchors(org, run), digestText);
+  for await (const step of readTrail(org, run)) check.add(step);
+  return check.report();
+}
+
+async function readAnchors(org: Org, run: RunId): Promise<TrailPoint[]> {
+  const rows = await org.read(
+    `select payload from audit_entries
+     where org_id = ?1 and action = ?2 and instr(payload, ?3) > 0`,
+    ANCHOR,
+    JSON.stringify(run),
+  );
+  return rows.flatMap(({ payload }) => anchorsIn(String(payload)).get(run) ?? []);
+}
+
+/** The anchors of a payload, by run. */
+function anchorsIn(payload: string): Map<string, TrailPoint> {
+  const { success, data } = ANCHORED_RUNS.safeParse(JSON.parse(payload));
+  return new Map(success ? data.after.runs.map((anchor) => [anchor.id, anchor]) : []);
+}
+
+/** Checks the steps of an export against the audit entries that came with it. */
+export class TrailAudit {
+  readonly #org: string;
+  readonly #anchors = new Map<string, TrailPoint[]>();
+  readonly #checks = new Map<string, TrailCheck>();
+
+  constructor(org: string) {
+    this.#org = org;
+  }
+
+  /** Takes the anchors of an entry. All entries come before the first step. */
+  addEntry({ action, payload }: AuditEntry): void {
+    if (action !== ANCHOR || !payload) return;
+    for (const [run, anchor] of anchorsIn(payload.text)) {
+      this.#anchors.set(run, [...(this.#anchors.get(run) ?? []), anchor]);
+    }
+  }
+
+  /** Takes a step; those of a run come in the order of their ids. */
+  addStep(step: TrailStep): void {
+    this.#check(step.run_id).add(step);
+  }
+
+  #check(run: string): TrailCheck {
+    let check = this.#checks.get(run);
+    if (!check) {
+      check = new TrailCheck(this.#org, run, this.#anchors.get(run) ?? [], digestText);
+      this.#checks.set(run, check);
+    }
+    return check;
+  }
+
+  /** What was found of each run that has steps, or had some when it was anchored. */
+  report(): Map<string, TrailReport> {
+    for (const run of this.#anchors.keys()) this.#check(run);
+    return new Map(Array.from(this.#checks, ([run, check]) => [run, check.report()]));
+  }
+}
