@@ -1,7 +1,7 @@
 /** Trails: the steps of a run that has ended are anchored by an entry in the audit trail. */
 
 import type { AuditEntry } from '../schema/audit.ts';
-import type { OrgId, RunId } from '../schema/ids.ts';
+import { formatId, ID_ENTROPY_BYTES, type OrgId, type RunId } from '../schema/ids.ts';
 import {
   ANCHOR,
   ANCHORED_RUNS,
@@ -21,6 +21,8 @@ import { digestText } from './seal.ts';
 export const ANCHOR_AFTER_MS = 15 * 60_000;
 /** What ends meanwhile is anchored together. */
 const ANCHOR_WITHIN_MS = 60 * 60_000;
+/** Steps of one moment are committed in no order of their ids: what is younger is not anchored yet. */
+export const STEP_AGE_MS = 30_000;
 const ORGS_PER_PAGE = 1_000;
 const RUNS_PER_ANCHOR = 50;
 const STEPS_PER_PAGE = 500;
@@ -44,8 +46,8 @@ interface Anchoring extends TrailPoint {
   readonly runId: RunId;
   /** The id of the last step; empty where there is none. */
   readonly last: string;
-  /** `left`: there are more steps to hash; `waiting`: a call has not ended. */
-  readonly state: 'whole' | 'left' | 'waiting';
+  /** `left`: there are more to hash; `waiting`: a call has not ended; `growing`: the rest is young. */
+  readonly state: 'whole' | 'left' | 'waiting' | 'growing';
 }
 
 /**
@@ -57,19 +59,21 @@ interface Anchoring extends TrailPoint {
 export async function anchorRuns(org: Org, now: number): Promise<number> {
   const rows = await org.read(
     `select id, step_count, anchored_steps, anchored_head, anchored_last from runs
-     where org_id = ?1 and ${DUE} and closed_at < ?2 and coalesce(grown_at, 0) < ?2
+     where org_id = ?1 and ${DUE} and closed_at < ?2 and coalesce(grown_at, 0) < ?2 and ${READY}
      order by closed_at limit ${RUNS_PER_ANCHOR}`,
     now - ANCHOR_AFTER_MS,
+    leastStepId(now - STEP_AGE_MS),
+    leastStepId(now - ANCHOR_WITHIN_MS),
   );
   const statements: Statement[] = [];
   const anchored: { id: RunId; steps: number; head: string }[] = [];
   let left = STEPS_PER_ANCHOR;
   for (const row of rows) {
-    const anchoring = await fold(org, row, left);
+    const anchoring = await fold(org, row, left, leastStepId(now - STEP_AGE_MS));
     left -= anchoring.steps - Number(row.anchored_steps);
     statements.push(progress(org, anchoring, Number(row.step_count), now));
     const { runId: id, steps, head, state } = anchoring;
-    if (state === 'whole') anchored.push({ id, steps, head });
+    if (state === 'whole' || state === 'growing') anchored.push({ id, steps, head });
     if (left <= 0) break;
   }
   if (anchored.length > 0) {
@@ -79,7 +83,22 @@ export async function anchorRuns(org: Org, now: number): Promise<number> {
   return rows.length;
 }
 
-async function fold(org: Org, row: Row, most: number): Promise<Anchoring> {
+/** A run that nobody adds to any more, or that somebody never stops adding to. */
+const READY = `(
+  not exists (select 1 from steps s where s.org_id = ?1 and s.run_id = runs.id and s.id >= ?3)
+  or exists (
+    select 1 from steps s where s.org_id = ?1 and s.run_id = runs.id
+      and s.id > coalesce(runs.anchored_last, '') and s.id < ?4
+  )
+)`;
+
+/** The least id of a step made at a time or later. */
+function leastStepId(atMs: number): string {
+  return formatId('step', Math.max(0, atMs), new Uint8Array(ID_ENTROPY_BYTES));
+}
+
+/** @param young The least id of the steps that are too young. */
+async function fold(org: Org, row: Row, most: number, young: string): Promise<Anchoring> {
   const runId = row.id as RunId;
   let head =
     row.anchored_head === null ? trailStart(org.id, runId, digestText) : `${row.anchored_head}`;
@@ -87,6 +106,7 @@ async function fold(org: Org, row: Row, most: number): Promise<Anchoring> {
   let steps = Number(row.anchored_steps);
   for await (const step of readTrail(org, runId, last)) {
     if (step.settled_at === null) return { runId, steps, head, last, state: 'waiting' };
+    if (step.id >= young) return { runId, steps, head, last, state: 'growing' };
     const isSpent = steps - Number(row.anchored_steps) >= most;
     if (isSpent) return { runId, steps, head, last, state: 'left' };
     head = trailAfter(head, step, digestText);
@@ -160,8 +180,13 @@ async function readAnchors(org: Org, run: RunId): Promise<TrailPoint[]> {
 
 /** The anchors of a payload, by run. */
 function anchorsIn(payload: string): Map<string, TrailPoint> {
-  const { success, data } = ANCHORED_RUNS.safeParse(JSON.parse(payload));
-  return new Map(success ? data.after.runs.map((anchor) => [anchor.id, anchor]) : []);
+  try {
+    const { after } = ANCHORED_RUNS.parse(JSON.parse(payload));
+    return new Map(after.runs.map((anchor) => [anchor.id, anchor]));
+  } catch {
+    // A forged payload may be any text; that it is forged is the chain's to tell.
+    return new Map();
+  }
 }
 
 /** Checks the steps of an export against the audit entries that came with it. */

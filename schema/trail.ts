@@ -1,4 +1,4 @@
-/** The trail of a run as a hash chain: what a step's link is made of, and how a anchor is checked. */
+/** The trail of a run as a hash chain: what a step's link is made of, and how an anchor is checked. */
 
 import { z } from 'zod';
 import type { Sha256 } from './audit.ts';

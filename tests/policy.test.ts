@@ -76,7 +76,7 @@ const FAULTS: readonly (readonly [document: unknown, told: string])[] = [
   [asking('x'.repeat(2_001)), 'tools.requireApproval[0].when: too big'],
   [asking(`${'!'.repeat(1_500)}args.x`), 'tools.requireApproval[0].when: is not valid CEL'],
   [{ limits: [{ per: 'agent', requests: 1 }] }, 'limits[0].windowS: is missing; wanted: number'],
-  [{ limits: [{ per: 'x', concurrent: 1 }] }, 'limits[0].per: must be one of "agent"'],
+  [{ limits: [{ per: 'x', concurrent: 1 }] }, 'limits[0].per: must be one of "token"'],
   [
     { limits: [{ per: 'org', concurrent: 1, windowS: 2 }] },
     'limits[0]: unrecognized key: "windowS"',
