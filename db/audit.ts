@@ -11,6 +11,7 @@ import {
 import type { Refusal } from '../schema/errors.ts';
 import type { MemberId } from '../schema/ids.ts';
 import type { AdminAction, Role } from '../schema/roles.ts';
+import { ANCHOR, PRUNING } from '../schema/trail.ts';
 import { type AuditDraft, commit, UNPLACED } from './chain.ts';
 import type { Database, Row } from './client.ts';
 import { forOrg, type Org } from './org.ts';
@@ -242,6 +243,9 @@ function toEntry(row: Row): AuditEntry {
   };
 }
 
+/** What proves something and tells of nobody: it is never erased. */
+const PROOFS = `'${ERASURE}', '${ANCHOR}', '${PRUNING}'`;
+
 /** The most payloads that one erasure takes away. */
 export const MAX_ERASED = 1_000;
 
@@ -261,7 +265,7 @@ export async function erasePayloads(
   const [erased] = await org.write(
     org.statement(
       `update audit_entries set salt = null, payload = null
-       where org_id = ?1 and payload is not null and action <> '${ERASURE}'
+       where org_id = ?1 and payload is not null and action not in (${PROOFS})
          and seq in (select value from json_each(?2))`,
       JSON.stringify(seqs),
     ),
@@ -285,7 +289,7 @@ export async function eraseActor(org: Org, actor: Actor, actorId: string): Promi
 export async function entriesOf(org: Org, actorId: string): Promise<number[]> {
   const rows = await org.read(
     `select seq from audit_entries
-     where org_id = ?1 and actor = ?2 and action <> '${ERASURE}' order by seq limit ?3`,
+     where org_id = ?1 and actor = ?2 and action not in (${PROOFS}) order by seq limit ?3`,
     actorId,
     MAX_ERASED,
   );

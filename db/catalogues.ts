@@ -3,7 +3,7 @@
 import { z } from 'zod';
 import { type Catalogue, type Listing, makeCatalogue } from '../schema/rules/catalogue.ts';
 import { readListings } from '../schema/rules/published.ts';
-import type { Database, Statement } from './client.ts';
+import type { Database, Row, Statement } from './client.ts';
 import { digestText } from './seal.ts';
 
 /** How the fetching of a source goes. */
@@ -62,9 +62,23 @@ export async function readSource(db: Database, source: string): Promise<SourceSt
  */
 export async function readCatalogue(db: Database, version: string): Promise<Catalogue | undefined> {
   const row = await db.first('select * from catalogues where version = ?1', [version]);
-  if (!row) return undefined;
-  const edition = { version, source: String(row.source), fetchedAt: Number(row.fetched_at) };
-  return makeCatalogue(edition, readListings(String(row.document)));
+  return row && toCatalogue(row);
+}
+
+/** The version of the oldest catalogue of a source that is kept, some weeks old. */
+export async function readOldest(db: Database, source: string): Promise<string | undefined> {
+  const sql = 'select version from catalogues where source = ?1 order by fetched_at limit 1';
+  const row = await db.first(sql, [source]);
+  return row && String(row.version);
+}
+
+function toCatalogue({ version, source, fetched_at, document }: Row): Catalogue {
+  const edition = {
+    version: String(version),
+    source: String(source),
+    fetchedAt: Number(fetched_at),
+  };
+  return makeCatalogue(edition, readListings(String(document)));
 }
 
 /**

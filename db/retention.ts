@@ -3,8 +3,9 @@
 import { Refusal } from '../schema/errors.ts';
 import { formatId, type OrgId } from '../schema/ids.ts';
 import { DAY_MS, judgeDays, keptDays, type PlanName, planDays } from '../schema/rules/retention.ts';
+import { PRUNING } from '../schema/trail.ts';
 import { type Actor, auditEntry } from './audit.ts';
-import type { Database, Statement } from './client.ts';
+import type { Database, Row, Statement } from './client.ts';
 import { forOrg, type Org } from './org.ts';
 import { announce } from './outbox.ts';
 
@@ -159,19 +160,35 @@ const OF_RUNS = [
  */
 export async function pruneEndedRuns(org: Org, beforeMs: number, limit: number): Promise<number> {
   const rows = await org.read(
-    `select id, agent_id from runs where org_id = ?1 and closed_at < ?2 and held_nanos = 0
+    `select id, agent_id, anchored_head from runs where org_id = ?1 and closed_at < ?2 and held_nanos = 0
      order by closed_at limit ${RUNS_AT_ONCE}`,
     beforeMs,
   );
   if (rows.length === 0) return 0;
   const runs = JSON.stringify(rows.map(({ id, agent_id: agent }) => [id, agent]));
+  const told = disclosure(org, rows);
   const results = await org.write(
+    ...told,
     ...OF_RUNS.map(({ table, key, owner, most }) =>
       deletion(org, table, key, matchOf(table, owner), [Math.min(limit, most), runs]),
     ),
     emptied(org, runs),
   );
-  return results.reduce((sum, { changes }) => sum + changes, 0);
+  return results.slice(told.length).reduce((sum, { changes }) => sum + changes, 0);
+}
+
+/** Steps that are anchored go with an entry in the audit trail, or else they would be missed. */
+function disclosure(org: Org, rows: readonly Row[]): Statement[] {
+  const runs = rows.filter((row) => row.anchored_head !== null).map(({ id }) => id);
+  if (runs.length === 0) return [];
+  return [
+    org.statement(
+      `update runs set anchored_steps = 0, anchored_head = null, anchored_last = null
+       where org_id = ?1 and id in (select value from json_each(?2)) and anchored_head is not null`,
+      JSON.stringify(runs),
+    ),
+    auditEntry(org, 'system', PRUNING, 'runs', { runs }, { ifChanged: true }),
+  ];
 }
 
 /** Parked answers are found by their agent first. */
@@ -227,7 +244,7 @@ function leastId(kind: 'step' | 'gate', atMs: number): string {
 export async function pruneOpenRuns(org: Org, beforeMs: number, limit: number): Promise<number> {
   const least = leastId('step', beforeMs);
   const rows = await org.read(
-    `select r.id from runs r where r.org_id = ?1 and r.status = 'open' and r.opened_at < ?2
+    `select r.id, r.anchored_head from runs r where r.org_id = ?1 and r.status = 'open' and r.opened_at < ?2
        and exists (
          select 1 from steps s where s.org_id = ?1 and s.run_id = r.id and s.id < ?3
            and s.settled_at is not null
@@ -239,7 +256,9 @@ export async function pruneOpenRuns(org: Org, beforeMs: number, limit: number): 
   if (rows.length === 0) return 0;
   const args = [JSON.stringify(rows.map(({ id }) => id)), least];
   const within = 'run_id in (select value from json_each(?3))';
+  const told = disclosure(org, rows);
   const results = await org.write(
+    ...told,
     deletion(
       org,
       'captures',
@@ -258,7 +277,7 @@ export async function pruneOpenRuns(org: Org, beforeMs: number, limit: number): 
       [limit, ...args],
     ),
   );
-  return results.reduce((sum, { changes }) => sum + changes, 0);
+  return results.slice(told.length).reduce((sum, { changes }) => sum + changes, 0);
 }
 
 /**

@@ -1,10 +1,13 @@
 /** Trails: the steps of a run that has ended are anchored by an entry in the audit trail. */
 
+import type { z } from 'zod';
 import type { AuditEntry } from '../schema/audit.ts';
 import { formatId, ID_ENTROPY_BYTES, type OrgId, type RunId } from '../schema/ids.ts';
 import {
   ANCHOR,
   ANCHORED_RUNS,
+  PRUNED_RUNS,
+  PRUNING,
   TrailCheck,
   type TrailPoint,
   type TrailReport,
@@ -46,6 +49,10 @@ interface Anchoring extends TrailPoint {
   readonly runId: RunId;
   /** The id of the last step; empty where there is none. */
   readonly last: string;
+  /** What was the last step before. */
+  readonly before: string | null;
+  /** The steps among the new ones that a late answer might correct until they are anchored. */
+  readonly guessed: readonly string[];
   /** `left`: there are more to hash; `waiting`: a call has not ended; `growing`: the rest is young. */
   readonly state: 'whole' | 'left' | 'waiting' | 'growing';
 }
@@ -98,33 +105,46 @@ function leastStepId(atMs: number): string {
 }
 
 /** @param young The least id of the steps that are too young. */
-async function fold(org: Org, row: Row, most: number, young: string): Promise<Anchoring> {
+async function fold(org: Org, row: Row, left: number, young: string): Promise<Anchoring> {
   const runId = row.id as RunId;
+  const before = row.anchored_last as string | null;
+  const guessed: string[] = [];
   let head =
     row.anchored_head === null ? trailStart(org.id, runId, digestText) : `${row.anchored_head}`;
-  let last = String(row.anchored_last ?? '');
+  let last = before ?? '';
   let steps = Number(row.anchored_steps);
+  const most = steps + left;
+  const told = (state: Anchoring['state']) => ({
+    ...{ runId, steps, head, last, before, guessed, state },
+  });
   for await (const step of readTrail(org, runId, last)) {
-    if (step.settled_at === null) return { runId, steps, head, last, state: 'waiting' };
-    if (step.id >= young) return { runId, steps, head, last, state: 'growing' };
-    const isSpent = steps - Number(row.anchored_steps) >= most;
-    if (isSpent) return { runId, steps, head, last, state: 'left' };
+    if (step.settled_at === null) return told('waiting');
+    if (step.id >= young) return told('growing');
+    if (steps >= most) return told('left');
+    if (step.outcome === 'lease_expired') guessed.push(step.id);
     head = trailAfter(head, step, digestText);
     last = step.id;
     steps++;
   }
-  return { runId, steps, head, last, state: 'whole' };
+  return told('whole');
 }
 
-/** A run that has grown meanwhile stays unanchored, and is gone on with from here later. */
+/**
+ * A run that has grown meanwhile stays unanchored, and is gone on with from here later. Where what
+ * was hashed is no longer so, null is refused and nothing of all is written.
+ */
 function progress(
   org: Org,
-  { runId, steps, head, last, state }: Anchoring,
+  { runId, steps, head, last, before, guessed, state }: Anchoring,
   stepCount: number,
   now: number,
 ): Statement {
   return org.statement(
-    `update runs set anchored_steps = ?3, anchored_head = ?4, anchored_last = ?5,
+    `update runs set anchored_steps = iif(anchored_last is ?9 and json_array_length(?10) = (
+         select count(*) from steps s where s.org_id = ?1 and s.run_id = ?2
+           and s.id in (select value from json_each(?10)) and s.outcome = 'lease_expired'
+       ), ?3, null),
+       anchored_head = ?4, anchored_last = ?5,
        anchored_at = iif(?6 = 'whole' and step_count = ?7, ?8, null),
        grown_at = iif(?6 = 'left' or ?6 = 'whole' and step_count = ?7, grown_at, ?8)
      where org_id = ?1 and id = ?2 and ${DUE}`,
@@ -135,6 +155,8 @@ function progress(
     state,
     stepCount,
     now,
+    before,
+    JSON.stringify(guessed),
   );
 }
 
@@ -170,22 +192,36 @@ export async function checkTrail(org: Org, run: RunId): Promise<TrailReport | un
 
 async function readAnchors(org: Org, run: RunId): Promise<TrailPoint[]> {
   const rows = await org.read(
-    `select payload from audit_entries
-     where org_id = ?1 and action = ?2 and instr(payload, ?3) > 0`,
-    ANCHOR,
+    `select action, payload from audit_entries
+     where org_id = ?1 and action in ('${ANCHOR}', '${PRUNING}') and instr(payload, ?2) > 0
+     order by seq`,
     JSON.stringify(run),
   );
-  return rows.flatMap(({ payload }) => anchorsIn(String(payload)).get(run) ?? []);
+  const anchors = new Map<string, TrailPoint[]>();
+  for (const { action, payload } of rows) take(anchors, String(action), String(payload));
+  return anchors.get(run) ?? [];
 }
 
-/** The anchors of a payload, by run. */
-function anchorsIn(payload: string): Map<string, TrailPoint> {
+/** Takes what an entry says of anchors, by run; pruning takes away those that were there. */
+function take(anchors: Map<string, TrailPoint[]>, action: string, payload: string): void {
+  if (action === ANCHOR) {
+    for (const anchor of read(ANCHORED_RUNS, payload)?.after.runs ?? []) {
+      const known = anchors.get(anchor.id);
+      if (known) known.push(anchor);
+      else anchors.set(anchor.id, [anchor]);
+    }
+  }
+  if (action === PRUNING) {
+    for (const run of read(PRUNED_RUNS, payload)?.after.runs ?? []) anchors.delete(run);
+  }
+}
+
+/** A forged payload may be any text; that it is forged is the chain's to tell. */
+function read<T>(schema: z.ZodType<T>, payload: string): T | undefined {
   try {
-    const { after } = ANCHORED_RUNS.parse(JSON.parse(payload));
-    return new Map(after.runs.map((anchor) => [anchor.id, anchor]));
+    return schema.parse(JSON.parse(payload));
   } catch {
-    // A forged payload may be any text; that it is forged is the chain's to tell.
-    return new Map();
+    return undefined;
   }
 }
 
@@ -201,10 +237,7 @@ export class TrailAudit {
 
   /** Takes the anchors of an entry. All entries come before the first step. */
   addEntry({ action, payload }: AuditEntry): void {
-    if (action !== ANCHOR || !payload) return;
-    for (const [run, anchor] of anchorsIn(payload.text)) {
-      this.#anchors.set(run, [...(this.#anchors.get(run) ?? []), anchor]);
-    }
+    if (payload) take(this.#anchors, action, payload.text);
   }
 
   /** Takes a step; those of a run come in the order of their ids. */

@@ -24,6 +24,12 @@ export type TrailStep = z.infer<typeof TRAIL_STEP>;
 /** The action of the audit entries that anchor trails. */
 export const ANCHOR = 'run.anchor';
 
+/** The action of the audit entries that tell of anchored trails whose steps retention deletes. */
+export const PRUNING = 'run.prune';
+
+/** What an audit entry of {@link PRUNING} says: what was anchored of these runs counts no more. */
+export const PRUNED_RUNS = z.object({ after: z.object({ runs: z.array(z.string()) }) });
+
 /** How far a trail had come when it was anchored. */
 export interface TrailPoint {
   /** How many steps it had. */

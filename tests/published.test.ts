@@ -334,6 +334,21 @@ describe('taking a list over', () => {
     }
   });
 
+  test('never goes below half of an earlier price step by step, of a model that is not pinned', () => {
+    const listOf = (dollars: number) =>
+      listingsOf({ prices: { input_mtok: 1, output_mtok: dollars } });
+    const earlier = inForce(takeOver(PINNED, listOf(10), NOW, false).listings);
+    const first = findRates('openai', 'm', NOW, earlier)!.output.base;
+    let catalogue = earlier;
+    for (let dollars = 10; dollars > 0.01; dollars *= 0.8) {
+      const { listings } = takeOver(catalogue, listOf(dollars), NOW, false, earlier);
+      catalogue = inForce(listings);
+      const { output } = findRates('openai', 'm', NOW, catalogue)!;
+      expect(output.base * 2).toBeGreaterThanOrEqual(first);
+    }
+    expect(findRates('openai', 'm', NOW, catalogue)!.output.base).toBeLessThan(first);
+  });
+
   test('gives a model without a price none that is zero, but for one that is named free', () => {
     const zero = { prices: { input_mtok: 0, output_mtok: 0 } };
     const { listings, heldBack } = takeOver(PINNED, listingsOf(zero), NOW, false);

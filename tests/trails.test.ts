@@ -6,13 +6,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { createAgent } from '../db/agents.ts';
-import { readChain } from '../db/audit.ts';
+import { eraseActor, readChain } from '../db/audit.ts';
 import { verifyOrg } from '../db/checkpoints.ts';
 import { type Database, openDatabase, type Value } from '../db/client.ts';
 import { reserve } from '../db/holds.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { addPolicyVersion, readAgentPolicy } from '../db/policies.ts';
+import { pruneEndedRuns, pruneOpenRuns } from '../db/retention.ts';
 import { cancelRun, completeRun, findRun, openRun, reopenRun } from '../db/runs.ts';
 import { newId } from '../db/seal.ts';
 import { settle, settlement } from '../db/settlements.ts';
@@ -24,18 +25,20 @@ import {
   checkTrail,
   findUnanchored,
   readTrail,
+  STEP_AGE_MS,
   TrailAudit,
 } from '../db/trails.ts';
 import type { AgentId, PolicyVersionId, RunId, StepId, TokenId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import { ANCHOR, type TrailStep } from '../schema/trail.ts';
-import { deploy } from './rungate.ts';
+import { type Deployment, deploy } from './rungate.ts';
 
 setDefaultTimeout(60_000);
 
 const START = Date.UTC(2030, 0, 1);
 const HOUR_MS = 3_600_000;
+const YEAR_MS = 366 * 24 * HOUR_MS;
 const LATER = START + 3 * HOUR_MS;
 const HELD = 1_000 as Nanos;
 const UNLIMITED = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
@@ -256,11 +259,105 @@ describe('the trail of a run', () => {
     expect(await stateOf(run)).toBe('anchored');
   });
 
+  test('is not found broken by a step that was made before another and written after it', async () => {
+    const run = await ended(1);
+    const now = Date.now();
+    const late = newId('step', now - 10);
+    await deny(run, now);
+    await change(
+      'update runs set closed_at = ?3 where org_id = ?1 and id = ?2',
+      run,
+      START - 10 * YEAR_MS,
+    );
+    expect(await anchorRuns(org, now)).toBe(0);
+    await change(
+      `insert into steps (
+         org_id, id, run_id, agent_id, kind, day, started_at, settled_at, asked
+       ) values (?1, ?3, ?2, ?4, 'note', '2030-01-01', 0, 0, '{}')`,
+      ...[run, late, agentId],
+    );
+    await anchorAll(now + 2 * STEP_AGE_MS);
+    expect(await stateOf(run)).toBe('anchored');
+  });
+
+  test('that never stops growing is anchored up to what is young', async () => {
+    const run = await ended(2);
+    const now = Date.now() + 2 * HOUR_MS;
+    await change(
+      `insert into steps (
+         org_id, id, run_id, agent_id, kind, day, started_at, settled_at, asked
+       ) values (?1, ?3, ?2, ?4, 'note', '2030-01-01', 0, 0, '{}')`,
+      ...[run, newId('step', now), agentId],
+    );
+    await change(
+      'update runs set closed_at = ?3 where org_id = ?1 and id = ?2',
+      run,
+      START - 10 * YEAR_MS,
+    );
+    while ((await anchorRuns(org, now)) > 0);
+    expect(await stateOf(run)).toBe('grown');
+    await anchorAll(now + 2 * HOUR_MS);
+    expect(await stateOf(run)).toBe('anchored');
+  });
+
+  test('stays proven when what Rungate did is erased from the audit trail', async () => {
+    const run = await ended(1);
+    await anchorAll();
+    await eraseActor(org, 'operator', 'system');
+    expect(await stateOf(run)).toBe('anchored');
+  });
+
+  test('is anchored with what a late answer said, or that answer comes too late', async () => {
+    const run = await open();
+    const step = await hold(run);
+    await expireHolds(db, START + HOUR_MS);
+    await completeRun(org, run, START);
+    const late = { now: LATER, spentNanos: 1 as Nanos, outcome: 'ok', answered: {} };
+    // Written between the reading of the steps and the writing of the anchor.
+    const write = org.write.bind(org);
+    const slow = Object.assign(Object.create(org) as Org, {
+      id: org.id,
+      read: org.read.bind(org),
+      statement: org.statement.bind(org),
+      write: async (...statements: Parameters<Org['write']>) => {
+        await write(settlement(org, run, step, late));
+        return await write(...statements);
+      },
+    });
+    await expect(anchorRuns(slow, LATER)).rejects.toThrow('NOT NULL');
+    expect(await stateOf(run)).toBe('unanchored');
+    await anchorAll();
+    expect(await stateOf(run)).toBe('anchored');
+  });
+
+  test('is not found broken by retention, which tells what it deletes', async () => {
+    const closed = await ended(5);
+    await anchorAll();
+    const again = await ended(3);
+    await anchorAll();
+    await change(
+      "update runs set status = 'blocked', blocked_until = 0 where org_id = ?1 and id = ?2",
+      again,
+    );
+    expect(await reopenRun(org, again, LATER)).toBe(true);
+    await change('delete from runs where org_id = ?1 and id not in (?2, ?3)', closed, again);
+    expect(await pruneEndedRuns(org, LATER, 2)).toBe(2);
+    expect([await stateOf(closed), await offline(closed)]).toEqual(['unanchored', 'unanchored']);
+    expect(await pruneOpenRuns(org, LATER, 2)).toBe(2);
+    expect([await stateOf(again), await offline(again)]).toEqual(['unanchored', 'unanchored']);
+    await cancelRun(org, 'operator', again, LATER);
+    await anchorAll(LATER + 3 * HOUR_MS);
+    expect([await stateOf(again), await offline(again)]).toEqual(['anchored', 'anchored']);
+    while ((await pruneEndedRuns(org, LATER + 9 * HOUR_MS, 50)) > 0);
+    expect([await stateOf(closed), await offline(closed)]).toEqual([undefined, undefined]);
+    expect((await verifyOrg(org, [])).ok).toBe(true);
+  });
+
   test('that is long is hashed in parts, and anchored as a whole', async () => {
     const run = await ended(1);
     const sql = `insert into steps (
         org_id, id, run_id, agent_id, kind, day, started_at, settled_at, asked
-      ) select ?1, 'stp_z' || printf('%05d', value), ?2, ?3, 'note', '2030-01-01', ?4, ?4, '{}'
+      ) select ?1, 'stp_0' || printf('%05d', value), ?2, ?3, 'note', '2030-01-01', ?4, ?4, '{}'
       from generate_series where 1`;
     const rows = Array.from({ length: 11_000 }, (_, at) => String(at).padStart(5, '0'));
     await change(
@@ -290,28 +387,34 @@ test('a call writes nothing for the anchor of its run', async () => {
   expect(row).toEqual({ anchored_at: 1, grown_at: null });
 });
 
+/** A run of two calls, from its first call to its end. */
+async function runThrough({ url, token }: Deployment, name: string): Promise<void> {
+  const headers = { authorization: `Bearer ${token}`, 'x-rungate-run-id': name };
+  const asked = { model: 'demo/demo-small', messages: [{ role: 'user', content: 'hello' }] };
+  const body = JSON.stringify({ ...asked, max_tokens: 20 });
+  for (const path of [
+    '/v1/chat/completions',
+    '/v1/chat/completions',
+    `/v1/runs/${name}/complete`,
+  ]) {
+    const response = await fetch(`${url}${path}`, { method: 'POST', headers, body });
+    expect(response.status).toBe(200);
+  }
+}
+
+/** As if all runs had ended at a time, and their steps been made long before. */
+const makeOlder = (closedAt: number) => [
+  { sql: 'update runs set closed_at = ?1', args: [closedAt] },
+  { sql: "update steps set id = 'stp_00' || substr(id, 7)", args: [] },
+];
+
 test('the command line proves trails by the database, and by an export alone', async () => {
   const deployment = await deploy({});
   try {
-    for (const name of ['one', 'two']) {
-      const headers = {
-        ...{ authorization: `Bearer ${deployment.token}`, 'content-type': 'application/json' },
-        'x-rungate-run-id': name,
-      };
-      const body = JSON.stringify({
-        ...{ model: 'demo/demo-small', max_tokens: 20 },
-        messages: [{ role: 'user', content: 'hello' }],
-      });
-      for (let at = 0; at < 2; at++) {
-        const url = `${deployment.url}/v1/chat/completions`;
-        expect((await fetch(url, { method: 'POST', headers, body })).status).toBe(200);
-      }
-      const complete = `${deployment.url}/v1/runs/${name}/complete`;
-      expect((await fetch(complete, { method: 'POST', headers })).status).toBe(200);
-    }
+    for (const name of ['one', 'two']) await runThrough(deployment, name);
     const database = await deployment.database();
     const old = Date.now() - 2 * HOUR_MS;
-    await database.write([{ sql: 'update runs set closed_at = ?1', args: [old] }]);
+    await database.write(makeOlder(old));
     const verify = (name: string) => deployment.cli('run', 'verify', name, '--org', 'acme');
     // Two ticks at once anchor once.
     await Promise.all([deployment.cli('tick'), deployment.cli('tick')]);

@@ -1,6 +1,11 @@
 /** Prices: fetches the configured list when it is due, and takes over what may be. */
 
-import { noteAttempt, replaceCatalogue, type SourceState } from '../../db/catalogues.ts';
+import {
+  noteAttempt,
+  readOldest,
+  replaceCatalogue,
+  type SourceState,
+} from '../../db/catalogues.ts';
 import { PINNED } from '../../schema/rules/catalogue.ts';
 import { InvalidPrices, MAX_PUBLISHED_BYTES, readPublished } from '../../schema/rules/published.ts';
 import { takeOver } from '../../schema/rules/refresh.ts';
@@ -121,8 +126,10 @@ async function putInForce(
   const now = services.now();
   const replaces = state?.version ?? null;
   const before = (replaces === null ? undefined : await catalogues.find(replaces)) ?? PINNED;
+  const oldest = await readOldest(db, source);
+  const earlier = oldest === undefined ? undefined : await catalogues.find(oldest);
   const published = readPublished(bytes);
-  const { listings, heldBack, ...counts } = takeOver(before, published, now, isAccepted);
+  const { listings, heldBack, ...counts } = takeOver(before, published, now, isAccepted, earlier);
   const replacement = { source, replaces, listings, heldBack, etag, now, nextAt: now + EVERY_MS };
   // Whoever was quicker has put in force what the same list comes to.
   if ((await replaceCatalogue(db, replacement)) === undefined) return undefined;

@@ -36,7 +36,8 @@ const DAY_MS = 86_400_000;
  *
  * What is charged decides what a ceiling lets through, so that a list which is wrong or was
  * tampered with must not make calls cheap: an id keeps its price where the list would charge less
- * than half of it or of the pinned price at any time to come, kind of token or size of input, where
+ * than half of it, of the pinned price or of an earlier one at any time to come, kind of token or
+ * size of input, where
  * it halves the context window, by which calls are bounded, and where the list has the id no more.
  * An id without a price gets none that is zero.
  *
@@ -44,12 +45,14 @@ const DAY_MS = 86_400_000;
  * @param published As it was read.
  * @param nowMillis Unix time.
  * @param isAccepted Whether a person has said that lower prices are right.
+ * @param earlier What was in force some weeks ago: many small steps must not lead far either.
  */
 export function takeOver(
   inForce: Catalogue,
   published: readonly Listing[],
   nowMillis: number,
   isAccepted: boolean,
+  earlier: Catalogue = inForce,
 ): Takeover {
   const kept = new Kept(inForce.listings);
   const counts = { added: 0, changed: 0 };
@@ -60,8 +63,10 @@ export function takeOver(
     const ids = listing.ids.filter((id) => {
       const before = findOffers(listing.provider, id, inForce);
       const isSame = before !== undefined && signOf(before) === sign;
-      const pinned = findOffers(listing.provider, id, PINNED);
-      if (!isSame && !isAccepted && isHeldBack(offers, before, pinned, nowMillis)) {
+      const marks = [inForce, PINNED, earlier]
+        .map((each) => findOffers(listing.provider, id, each))
+        .filter((each) => each !== undefined);
+      if (!isSame && !isAccepted && isHeldBack(offers, marks, nowMillis)) {
         heldBack.push(`${listing.provider}/${id}`);
         return false;
       }
@@ -109,11 +114,9 @@ function signOf(offers: readonly Offer[]): string {
 
 function isHeldBack(
   offers: readonly Offer[],
-  before: readonly Offer[] | undefined,
-  pinned: readonly Offer[] | undefined,
+  marks: readonly (readonly Offer[])[],
   nowMillis: number,
 ): boolean {
-  const marks = [before, pinned].filter((each) => each !== undefined);
   return timesOf([offers, ...marks], nowMillis).some((atMillis) => {
     const rates = ratesAt(offers, atMillis);
     if (!rates) return false;

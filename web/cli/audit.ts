@@ -167,7 +167,8 @@ async function verifyFile(
   const report = await verifyChain({ org, entries, checkpoints, held: held?.checkpoint }, keys);
   if (steps === undefined) return report;
   const told = await verifySteps(steps, trails);
-  return { ...report, trails: told, ok: report.ok && told.broken.length === 0 };
+  const isWhole = told.broken.length === 0 && told.absent.length === 0;
+  return { ...report, trails: told, ok: report.ok && isWhole };
 }
 
 /** The trails of an export's runs, by what was found. */
@@ -175,7 +176,7 @@ interface TrailsReport {
   readonly anchored: number;
   readonly grown: number;
   readonly unanchored: number;
-  /** Anchored runs without a step in the file: deleted, by retention or otherwise. */
+  /** Anchored runs without a step in the file, and not by retention. */
   readonly absent: readonly string[];
   readonly broken: readonly { readonly run: string; readonly message: string }[];
 }
