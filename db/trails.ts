@@ -29,8 +29,8 @@ export const STEP_AGE_MS = 30_000;
 const ORGS_PER_PAGE = 1_000;
 const RUNS_PER_ANCHOR = 50;
 const STEPS_PER_PAGE = 500;
-/** The most steps that are hashed for one anchor; a longer trail is gone on with the next time. */
-const STEPS_PER_ANCHOR = 5_000;
+/** The most steps that are hashed at once, in which no call can go on; the next time goes on with them. */
+const STEPS_PER_ANCHOR = 500;
 
 const DUE = `status <> 'open' and anchored_at is null and held_nanos = 0`;
 

@@ -441,6 +441,10 @@ test('the command line proves trails by the database, and by an export alone', a
     const short = await check();
     expect(short.code).toBe(1);
     expect(JSON.parse(short.stdout).trails.broken).toHaveLength(1);
+    const { run_id: gone } = JSON.parse(lines[0]!) as TrailStep;
+    writeFileSync(steps, lines.filter((line) => !line.includes(gone)).join('\n'));
+    const absent = await check();
+    expect([absent.code, JSON.parse(absent.stdout).trails.absent]).toEqual([1, [gone]]);
 
     await database.write([{ sql: "update steps set outcome = 'made up'", args: [] }]);
     const found = await verify('two');
