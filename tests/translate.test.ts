@@ -514,7 +514,8 @@ describe('a stream', () => {
         const completion = whole(fromMessages(), messageOf(said));
         const events = pass(fromChat(), chatChunks(completion, mixed), at)
           .split('\n\n')
-          .flatMap((event) => /^data: (.*)$/m.exec(event)?.[1] ?? [])
+          // Not by `.` and `$`, for which U+2028 ends a line too.
+          .flatMap((event) => /\ndata: ([^\n]*)/.exec(event)?.[1] ?? [])
           .map((json) => JSON.parse(json) as { type: string; index?: number })
           .filter(({ type }) => type !== 'ping');
         const order = events.map(({ type, index }) => `${type[8]}${index ?? ''}`);
