@@ -366,17 +366,24 @@ function apart(pending: Pending): Part {
 
 /** Merges what can be merged; all others stay as they are. */
 function mergeParts(group: readonly Pending[]): Part[] {
-  const alike = new Map<unknown, Map<unknown, Pending[]>>();
+  const parts: Pending[][] = [];
+  const alike: Alike = new Map();
   for (const pending of group) {
-    const { merge, key }: Partial<Merging> = 'merge' in pending.write ? pending.write : {};
-    const keys = alike.get(merge) ?? new Map<unknown, Pending[]>();
-    alike.set(merge, keys);
-    // What can't be merged is like nothing but itself.
-    const together = keys.get(key ?? pending);
-    if (together) together.push(pending);
-    else keys.set(key ?? pending, [pending]);
+    const together = 'merge' in pending.write ? findAlike(alike, pending.write) : [];
+    if (together.push(pending) === 1) parts.push(together);
   }
-  return Array.from(alike.values(), (keys) => Array.from(keys.values(), mergePart)).flat();
+  return parts.map(mergePart);
+}
+
+/** Writes that may be merged, by their kind and key. */
+type Alike = Map<unknown, Map<string, Pending[]>>;
+
+function findAlike(alike: Alike, { merge, key }: Merging): Pending[] {
+  const keys = alike.get(merge) ?? new Map<string, Pending[]>();
+  const together = keys.get(key) ?? [];
+  if (keys.size === 0) alike.set(merge, keys);
+  if (together.length === 0) keys.set(key, together);
+  return together;
 }
 
 function mergePart(pending: readonly Pending[]): Part {

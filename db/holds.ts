@@ -13,6 +13,7 @@ import {
   writeCharges,
 } from './limits.ts';
 import type { Org } from './org.ts';
+import { forSizes, inBatches, rowsOfParameters } from './rows.ts';
 import { type Ceilings, SCOPES } from './scopes.ts';
 import { newId } from './seal.ts';
 import type { Asked, Place, StepKind } from './steps.ts';
@@ -77,6 +78,7 @@ export function reserveLimited(
 
 /** Where tokens are reserved, for the trigger that replaces them by those used. */
 function tokensOf(charges: readonly Charge[], nowMillis: number): string | null {
+  if (charges.length === 0) return null;
   const charged = charges.filter(({ limit, amount }) => limit.kind === 'tokens' && amount > 0);
   const [first] = charged;
   if (!first) return null;
@@ -203,6 +205,8 @@ const MERGE: Merge<Item, LimitedReservation> = {
 
   outcomesOf(items, results) {
     if (results[0]!.changes === 0) return undefined;
+    if (items[0]!.charges.length === 0)
+      return items.map(({ id }) => ({ stepId: id, standings: [] }));
     // Each is told how its limits stood before those that came after it.
     const left = standingsIn(results);
     const outcomes = items.toReversed().map(({ id, charges }) => {
@@ -283,47 +287,30 @@ const HOLD_IN_WINDOW = `insert into spend (org_id, subject, window, held_nanos, 
   on conflict do update set
     held_nanos = held_nanos + excluded.held_nanos, step_count = step_count + excluded.step_count`;
 
-/** How many rows a statement inserts: few sizes, so that few statements are prepared. */
-const SIZES = [32, 8, 2, 1];
-
 /** Only after the statement before them has held the money. */
 function insertions(items: readonly Item[], nowMillis: number): Statement[] {
-  const statements: Statement[] = [];
   const [{ org, call }] = items as [Item, ...Item[]];
   const shared = [call.runId, call.agentId, call.kind, call.windows.day];
-  for (let at = 0; at < items.length; ) {
-    const size = SIZES.find((one) => one <= items.length - at)!;
-    const rows = items.slice(at, at + size);
-    const values = rows.flatMap((row) => [
-      row.id,
-      row.call.now,
-      row.call.heldNanos,
-      row.call.leaseExpiresAt,
-      JSON.stringify(row.call.asked),
-      tokensOf(row.charges, nowMillis),
+  const statements: Statement[] = [];
+  for (const rows of inBatches(items)) {
+    const values = rows.flatMap(({ id, call, charges }) => [
+      id,
+      call.now,
+      call.heldNanos,
+      call.leaseExpiresAt,
+      JSON.stringify(call.asked),
+      tokensOf(charges, nowMillis),
     ]);
-    statements.push(org.statement(insertionSql(size), ...shared, ...values));
-    at += size;
+    statements.push(org.statement(insertingSql(rows.length), ...shared, ...values));
   }
   return statements;
 }
 
-const FIRST_VALUE = 6;
-const ROW = [0, 1, 2, 3, 4, 5];
-const insertionSqls = new Map<number, string>();
-
-function insertionSql(size: number): string {
-  let sql = insertionSqls.get(size);
-  if (sql === undefined) {
-    const row = (at: number) => ROW.map((each) => `?${FIRST_VALUE + ROW.length * at + each}`);
-    const rows = Array.from({ length: size }, (_, at) => `(${row(at)})`);
-    sql = `insert into steps (
-        org_id, run_id, agent_id, kind, day, tallies,
-        id, started_at, held_nanos, lease_expires_at, asked, charged
-      )
-      select ?1, ?2, ?3, ?4, ?5, 1, column1, column2, column3, column4, column5, column6
-      from (values ${rows.join(', ')}) where changes() > 0`;
-    insertionSqls.set(size, sql);
-  }
-  return sql;
-}
+const insertingSql = forSizes(
+  (size) => `insert into steps (
+      org_id, run_id, agent_id, kind, day, tallies,
+      id, started_at, held_nanos, lease_expires_at, asked, charged
+    )
+    select ?1, ?2, ?3, ?4, ?5, 1, column1, column2, column3, column4, column5, column6
+    from (values ${rowsOfParameters(size, 6, 6)}) where changes() > 0`,
+);

@@ -175,7 +175,7 @@ export function newId<N extends Noun>(kind: N, nowMs: number = Date.now()): Id<N
   }
   const from = poolAt;
   poolAt += ID_ENTROPY_BYTES;
-  return formatId(kind, nowMs, pool.subarray(from, poolAt));
+  return formatId(kind, nowMs, pool, from);
 }
 
 /** A new random master key as `id:base64`, ready for {@link openMasterKeys}. */

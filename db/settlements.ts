@@ -4,6 +4,7 @@ import type { AgentId, PolicyVersionId, RunId, StepId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import type { Merge, Statement } from './client.ts';
 import type { Org } from './org.ts';
+import { forSizes, inBatches, rowsOfParameters } from './rows.ts';
 import type { Answered } from './steps.ts';
 
 /** A step that holds money, and what it counts as once it is settled. */
@@ -71,46 +72,64 @@ const MERGE: Merge<Item, void> = {
     const heldNanos = sum(items, (item) => item.hold.heldNanos);
     const spentNanos = sum(items, (item) => item.end.spentNanos);
     const month = hold.day.slice(0, 7);
+    const [statements, written] = updates(items);
     const inWindow = (subject: string, window: string) =>
       org.statement(SETTLE_WINDOW, subject, window, heldNanos, spentNanos, hold.runId);
-    return [
-      ...items.map((item, at) => settleTallied(item, at === 0)),
-      org.statement(SETTLE_RUN, hold.runId, heldNanos, spentNanos),
+    statements.push(
+      org.statement(SETTLE_RUN, hold.runId, heldNanos, spentNanos, written),
       inWindow(hold.agentId, hold.day),
       inWindow(org.id, month),
-      ...addTotals(items),
-    ];
+    );
+    addTotals(items, statements);
+    return statements;
   },
 };
 
 const sum = (items: readonly Item[], of: (item: Item) => number): number =>
   items.reduce((total, item) => total + of(item), 0);
 
-/** Each only after the one before it has been settled, so that the last one stands for all. */
-function settleTallied({ org, hold, end }: Item, isFirst: boolean): Statement {
-  return org.statement(
-    isFirst ? SETTLE_FIRST : SETTLE_NEXT,
-    hold.runId,
-    hold.stepId,
-    end.now,
-    end.spentNanos,
-    end.outcome,
-    JSON.stringify(end.answered),
-  );
+/**
+ * Each statement only after the one before it has settled all that it was to settle.
+ *
+ * @returns the statements, and how many steps the last one has to settle.
+ */
+function updates(items: readonly Item[]): [Statement[], number] {
+  const [{ org, hold }] = items as [Item, ...Item[]];
+  const statements: Statement[] = [];
+  let before = 0;
+  for (const rows of inBatches(items)) {
+    const values = rows.flatMap(({ hold: { stepId }, end }) => [
+      stepId,
+      end.now,
+      end.spentNanos,
+      end.outcome,
+      JSON.stringify(end.answered),
+    ]);
+    statements.push(org.statement(settlingSql(rows.length), hold.runId, before, ...values));
+    before = rows.length;
+  }
+  return [statements, before];
 }
 
-const SETTLE_FIRST = `update steps set
-    settled_at = ?4, spent_nanos = ?5, outcome = ?6, answered = ?7, tallies = tallies + 1
-  where org_id = ?1 and run_id = ?2 and id = ?3 and settled_at is null`;
-
-const SETTLE_NEXT = `${SETTLE_FIRST} and changes() > 0`;
+/** Settles so many steps; `changes()` is what the statement before it has settled. */
+const settlingSql = forSizes(
+  (size) => `with ends (id, settled_at, spent_nanos, outcome, answered) as (
+      values ${rowsOfParameters(size, 5, 4)}
+    )
+    update steps set settled_at = ends.settled_at, spent_nanos = ends.spent_nanos,
+      outcome = ends.outcome, answered = ends.answered, tallies = tallies + 1
+    from ends
+    where steps.org_id = ?1 and steps.run_id = ?2 and steps.id = ends.id
+      and steps.settled_at is null and (?3 = 0 or changes() = ?3)`,
+);
 
 /**
  * This and what follows is refused, by a constraint, unless the statement before it has changed
- * something: where a step is settled already, or a sum is gone, nothing is written together.
+ * what it was to change: where a step is settled already, or a sum is gone, nothing is written
+ * together.
  */
 const SETTLE_RUN = `update runs set
-    held_nanos = iif(changes() > 0, held_nanos - ?3, null), spent_nanos = spent_nanos + ?4
+    held_nanos = iif(changes() = ?5, held_nanos - ?3, null), spent_nanos = spent_nanos + ?4
   where org_id = ?1 and id = ?2`;
 
 const SETTLE_WINDOW = `update spend set
@@ -118,29 +137,46 @@ const SETTLE_WINDOW = `update spend set
     held_nanos = iif(changes() > 0, held_nanos - ?4, null), spent_nanos = spent_nanos + ?5
   where org_id = ?1 and subject = ?2 and window = ?3`;
 
-/** What analytics is told, one row for all that are alike. */
-function addTotals(items: readonly Item[]): Statement[] {
-  const alike = Map.groupBy(items, ({ hold, end }) =>
-    JSON.stringify([hold.providerKey, hold.model, latencyOf(end)]),
-  );
-  return Array.from(alike.values(), (group) => {
-    const [{ org, hold, end }] = group as [Item, ...Item[]];
-    return org.statement(
-      ADD_TOTALS,
-      hold.day,
-      hold.agentId,
-      hold.policyVersionId,
-      JSON.stringify([hold.providerKey, hold.model]),
-      latencyOf(end),
-      group.length,
-      sum(group, (item) => item.end.spentNanos),
+/** What analytics is told: one row for all that are alike. */
+function addTotals(items: readonly Item[], statements: Statement[]): void {
+  const [{ org, hold }] = items as [Item, ...Item[]];
+  for (const alike of alikeOf(items)) {
+    const { model, latencyMs, calls, spentNanos } = alike;
+    const { day, agentId, policyVersionId } = hold;
+    statements.push(
+      org.statement(ADD_TOTALS, day, agentId, policyVersionId, model, latencyMs, calls, spentNanos),
     );
-  });
+  }
 }
 
-/** To two digits, as the rows of totals have it. */
-const latencyOf = ({ answered }: Settlement): number =>
-  Number((answered.latencyMs ?? 0).toExponential(1));
+interface Total {
+  /** A JSON array of the provider key and the model. */
+  readonly model: string;
+  /** To two digits, as the rows of totals have it. */
+  readonly latencyMs: number;
+  calls: number;
+  spentNanos: number;
+}
+
+function alikeOf(items: readonly Item[]): Iterable<Total> {
+  const totals = new Map<string, Total>();
+  for (const { hold, end } of items) {
+    const model = JSON.stringify([hold.providerKey, hold.model]);
+    const latencyMs = twoDigits(end.answered.latencyMs ?? 0);
+    const key = `${latencyMs} ${model}`;
+    const total = totals.get(key) ?? { model, latencyMs, calls: 0, spentNanos: 0 };
+    total.calls += 1;
+    total.spentNanos += end.spentNanos;
+    totals.set(key, total);
+  }
+  return totals.values();
+}
+
+function twoDigits(latencyMs: number): number {
+  return latencyMs < 100 && Number.isInteger(latencyMs)
+    ? latencyMs
+    : Number(latencyMs.toExponential(1));
+}
 
 const ADD_TOTALS = `insert into call_totals (
     org_id, day, agent_id, policy_version_id, model, latency_ms, calls, spent_nanos

@@ -28,33 +28,33 @@ export interface Place {
 export interface Asked {
   readonly endpoint: string;
   readonly tokenId: TokenId;
-  readonly provider?: string;
+  readonly provider?: string | undefined;
   /** The name of the provider key that the call goes out with. */
-  readonly providerKey?: string;
+  readonly providerKey?: string | undefined;
   /** The model as the upstream is asked for it. */
-  readonly model?: string;
-  readonly requestDigest?: string;
+  readonly model?: string | undefined;
+  readonly requestDigest?: string | undefined;
   /** The output limit sent upstream where it was lowered, tokens per choice. */
-  readonly outputLimit?: number;
+  readonly outputLimit?: number | undefined;
   /** The version of the price catalogue that the call is charged by. */
-  readonly catalogue?: string;
+  readonly catalogue?: string | undefined;
 }
 
 /** What was answered, as far as the trail keeps it. */
 export interface Answered {
-  readonly httpStatus?: number;
-  readonly servedModel?: string;
-  readonly serviceTier?: string;
+  readonly httpStatus?: number | undefined;
+  readonly servedModel?: string | undefined;
+  readonly serviceTier?: string | undefined;
   /** Counts that are not zero. */
-  readonly usage?: Partial<Usage>;
+  readonly usage?: Partial<Usage> | undefined;
   /** Whether the cost is an upper estimate, because the upstream did not report the usage. */
-  readonly estimated?: boolean;
-  readonly firstByteMs?: number;
-  readonly latencyMs?: number;
-  readonly responseDigest?: string;
-  readonly upstreamRequestId?: string;
+  readonly estimated?: boolean | undefined;
+  readonly firstByteMs?: number | undefined;
+  readonly latencyMs?: number | undefined;
+  readonly responseDigest?: string | undefined;
+  readonly upstreamRequestId?: string | undefined;
   /** Of a denial: what was decided, and why. */
-  readonly detail?: object;
+  readonly detail?: object | undefined;
 }
 
 /** A step that costs nothing and is over at once: a denial, a note. */

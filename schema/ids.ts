@@ -64,13 +64,18 @@ export const ID_ENTROPY_BYTES = 10;
  * 16 base32 digits of entropy (the ULID layout, in lower case).
  *
  * @param millis Unix time in milliseconds.
- * @param entropy At least {@link ID_ENTROPY_BYTES} random bytes.
+ * @param entropy At least {@link ID_ENTROPY_BYTES} random bytes from `at` on.
  */
-export function formatId<N extends Noun>(kind: N, millis: number, entropy: Uint8Array): Id<N> {
+export function formatId<N extends Noun>(
+  kind: N,
+  millis: number,
+  entropy: Uint8Array,
+  at = 0,
+): Id<N> {
   const high = Math.floor(millis / 2 ** 20);
   const time =
     pair(high / 2 ** 20) + pair(high >> 10) + pair(high) + pair(millis >> 10) + pair(millis);
-  return (PREFIXES[kind] + time + base32(entropy, 0) + base32(entropy, 5)) as Id<N>;
+  return (PREFIXES[kind] + time + base32(entropy, at) + base32(entropy, at + 5)) as Id<N>;
 }
 
 /** Whether a string has the shape of an id of this kind. */

@@ -19,7 +19,7 @@ import { addUsage, NO_USAGE, readCount, type Usage } from '../../schema/usage.ts
 import { readMessageCalls } from './calls-messages.ts';
 import type { Endpoint, Meter } from './contract.ts';
 import { freeRow, limitMember } from './openai.ts';
-import { memberOf, parseEvent, readingOf, textOf } from './reading.ts';
+import { memberOf, parseEvent, textOf } from './reading.ts';
 
 /** An image is scaled to at most 4,784 visual tokens; a few more frame it. */
 const IMAGE_TOKENS = 5_000;
@@ -249,10 +249,10 @@ function meterMessage(): Meter {
       if (value?.type === 'message_stop') complete = true;
       return 'pass';
     },
-    reading: () => {
-      const seen = { ...named, serviceTier: tierServed(reported), usage: toUsage(reported) };
-      return readingOf(seen, complete);
-    },
+    reading: () => ({
+      ...named,
+      ...{ serviceTier: tierServed(reported), usage: toUsage(reported), complete },
+    }),
   };
 }
 

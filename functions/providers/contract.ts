@@ -52,19 +52,19 @@ export interface MeterOptions {
 
 /** What an answer said about itself, as far as it has been seen. */
 export interface Reading {
-  readonly model?: string;
+  readonly model?: string | undefined;
   /** As `costOf` takes it. */
-  readonly serviceTier?: string;
-  readonly responseId?: string;
+  readonly serviceTier?: string | undefined;
+  readonly responseId?: string | undefined;
   /** Ids of the output items of a response that the upstream keeps. */
-  readonly itemIds?: readonly string[];
+  readonly itemIds?: readonly string[] | undefined;
   /**
    * Of a stream that breaks: what had been reported until then, which is less than was consumed.
    * Of one that was complete: all of it.
    */
-  readonly usage?: Usage;
+  readonly usage?: Usage | undefined;
   /** The status of a response that has one, such as `in_progress`. */
-  readonly status?: string;
+  readonly status?: string | undefined;
   /** Whether the answer reached its end: the terminal event, or a body that is final. */
   readonly complete: boolean;
 }

@@ -22,8 +22,8 @@ import type { Rates } from '../../schema/rules/catalogue.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
 import { readChatCalls } from './calls-chat.ts';
-import type { Endpoint, Meter, MeterOptions } from './contract.ts';
-import { freeMeter, memberOf, parseEvent, readingOf, textOf } from './reading.ts';
+import type { Endpoint, Meter, MeterOptions, Reading } from './contract.ts';
+import { freeMeter, memberOf, parseEvent, textOf } from './reading.ts';
 
 /**
  * Members by which a host would run something upstream, choose another model or add a fee. None
@@ -203,8 +203,10 @@ function mayHoldUsage(data: string): boolean {
   return false;
 }
 
+type Seen = Pick<Reading, 'model' | 'serviceTier' | 'responseId' | 'usage'>;
+
 function meterChat(hasOutput: boolean, options: MeterOptions): Meter {
-  let seen: ReturnType<typeof readChat> = {};
+  let seen: Seen = {};
   let complete = false;
   let isFirst = true;
   return {
@@ -218,27 +220,33 @@ function meterChat(hasOutput: boolean, options: MeterOptions): Meter {
         const value = parseEvent(data);
         if (!value) return 'pass';
         isFirst = false;
-        seen = { ...seen, ...readChat(value, hasOutput) };
+        seen = newest(seen, readChat(value, hasOutput));
         if (options.askedUsage && isUsageOnly(value)) return 'swallow';
       }
       return 'pass';
     },
-    reading: () => readingOf(seen, complete),
+    reading: () => ({ ...seen, complete }),
   };
 }
 
-function readChat(value: JsonObject, hasOutput: boolean) {
-  const usage =
-    readChatUsage(value.usage, hasOutput) ??
-    readChatUsage(memberOf(value, 'x_groq').usage, hasOutput);
-  const model = textOf(value, 'model');
-  const serviceTier = textOf(value, 'service_tier');
-  const responseId = textOf(value, 'id');
+function readChat(value: JsonObject, hasOutput: boolean): Seen {
   return {
-    ...(model === undefined ? {} : { model }),
-    ...(serviceTier === undefined ? {} : { serviceTier }),
-    ...(responseId === undefined ? {} : { responseId }),
-    ...(usage === undefined ? {} : { usage }),
+    model: textOf(value, 'model'),
+    serviceTier: textOf(value, 'service_tier'),
+    responseId: textOf(value, 'id'),
+    usage:
+      readChatUsage(value.usage, hasOutput) ??
+      readChatUsage(memberOf(value, 'x_groq').usage, hasOutput),
+  };
+}
+
+/** What a chunk doesn't say stays as those before it said. */
+function newest(before: Seen, now: Seen): Seen {
+  return {
+    model: now.model ?? before.model,
+    serviceTier: now.serviceTier ?? before.serviceTier,
+    responseId: now.responseId ?? before.responseId,
+    usage: now.usage ?? before.usage,
   };
 }
 

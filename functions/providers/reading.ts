@@ -1,8 +1,8 @@
-/** Parts that meters share: parsing an event, and readings without empty members. */
+/** Parts that meters share: parsing an event, and members of a sane type. */
 
 import type { Json, JsonObject } from '../../schema/json.ts';
 import { isObject } from '../../schema/rules/bound.ts';
-import type { Meter, Reading } from './contract.ts';
+import type { Meter } from './contract.ts';
 
 /** An event's data as an object; undefined for anything else, which is the caller's to read. */
 export function parseEvent(data: string): JsonObject | undefined {
@@ -24,16 +24,6 @@ export function memberOf(value: JsonObject, key: string): JsonObject {
 export function textOf(value: JsonObject, key: string): string | undefined {
   const member = value[key];
   return typeof member === 'string' && member.length <= 512 ? member : undefined;
-}
-
-type Loose = {
-  readonly [key in Exclude<keyof Reading, 'complete'>]?: Reading[key] | undefined;
-};
-
-/** A reading without the members that were never seen. */
-export function readingOf(seen: Loose, complete: boolean): Reading {
-  const known = Object.entries(seen).filter(([, value]) => value !== undefined);
-  return { ...Object.fromEntries(known), complete };
 }
 
 /** For answers that cost nothing. */

@@ -19,7 +19,7 @@ import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
 import { readResponseCalls } from './calls-responses.ts';
 import type { Endpoint, Meter, Reading } from './contract.ts';
 import { addImage, freeRow, limitMember } from './openai.ts';
-import { memberOf, parseEvent, readingOf, textOf } from './reading.ts';
+import { memberOf, parseEvent, textOf } from './reading.ts';
 
 /** Tools that the caller runs. */
 const CLIENT_TOOLS = new Set([
@@ -281,7 +281,7 @@ function meterResponse(): Meter {
       }
       return 'pass';
     },
-    reading: () => readingOf(seen, FINAL.has(seen.status ?? '')),
+    reading: () => ({ ...seen, complete: FINAL.has(seen.status ?? '') }),
   };
 }
 

@@ -1,5 +1,7 @@
 /** Which headers pass in either direction; everything that identifies or routes is ours to set. */
 
+import { Memo } from '../../db/memo.ts';
+
 /** Hop-by-hop headers (RFC 9110, section 7.6.1) and those that frame or encode a message. */
 const HOP_BY_HOP = [
   'connection',
@@ -67,9 +69,25 @@ const NOT_DOWNSTREAM = new Set([
 
 const NOT_DOWNSTREAM_PREFIXES = ['x-rungate-', 'access-control-', 'cf-'];
 
+const MAX_REMEMBERED_NAMES = 1_000;
+
+/** Whether a header passes, by its name; the same few come with every call. */
+function passing(
+  dropped: ReadonlySet<string>,
+  prefixes: readonly string[],
+): (name: string) => boolean {
+  const known = new Memo<boolean>(MAX_REMEMBERED_NAMES);
+  const passes = (name: string) =>
+    !dropped.has(name) && !prefixes.some((prefix) => name.startsWith(prefix));
+  return (name) => known.get(name) ?? known.set(name, passes(name));
+}
+
+const passesUpstream = passing(NOT_UPSTREAM, NOT_UPSTREAM_PREFIXES);
+const passesDownstream = passing(NOT_DOWNSTREAM, NOT_DOWNSTREAM_PREFIXES);
+
 /** The headers that go upstream, credentials not yet among them. */
 export function upstreamHeaders(headers: Headers): Record<string, string> {
-  const sent = filtered(headers, NOT_UPSTREAM, NOT_UPSTREAM_PREFIXES);
+  const sent = filtered(headers, passesUpstream);
   sent['accept-encoding'] = 'identity';
   return sent;
 }
@@ -79,7 +97,7 @@ const MIN_SECRET_CHARS = 8;
 
 /** The upstream's headers that reach the caller; none that repeats the provider's credential. */
 export function downstreamHeaders(headers: Headers, secret: string): Record<string, string> {
-  const passed = filtered(headers, NOT_DOWNSTREAM, NOT_DOWNSTREAM_PREFIXES);
+  const passed = filtered(headers, passesDownstream);
   for (const name in passed) if (holds(passed[name]!, secret)) delete passed[name];
   return passed;
 }
@@ -103,17 +121,11 @@ export function holds(text: string, secret: string): boolean {
 }
 
 /** A plain object: making a `Headers` of each header costs several times as much. */
-function filtered(
-  headers: Headers,
-  dropped: ReadonlySet<string>,
-  prefixes: readonly string[],
-): Record<string, string> {
+function filtered(headers: Headers, passes: (name: string) => boolean): Record<string, string> {
   const named = connectionNames(headers.get('connection'));
   const kept: Record<string, string> = Object.create(null);
   headers.forEach((value, name) => {
-    if (dropped.has(name) || named?.has(name)) return;
-    for (const prefix of prefixes) if (name.startsWith(prefix)) return;
-    kept[name] = value;
+    if (passes(name) && !named?.has(name)) kept[name] = value;
   });
   return kept;
 }

@@ -181,10 +181,10 @@ function askedOf(call: Paced, outputLimit: number | null): Asked {
     tokenId: credential.tokenId,
     provider: key.provider,
     providerKey: key.name,
-    ...(model === null ? {} : { model }),
-    ...(isTold ? { requestDigest } : {}),
-    ...(outputLimit === null ? {} : { outputLimit }),
-    ...(rates ? { catalogue: rates.catalogue } : {}),
+    model: model ?? undefined,
+    requestDigest: isTold ? requestDigest : undefined,
+    outputLimit: outputLimit ?? undefined,
+    catalogue: rates?.catalogue,
   };
 }
 

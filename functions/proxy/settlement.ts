@@ -91,15 +91,15 @@ function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): 
   const isTold = end.responseDigest !== undefined && keepsDigests(call.version.policy);
   const now = call.services.now();
   const answered: Answered = {
-    ...(end.httpStatus === undefined ? {} : { httpStatus: end.httpStatus }),
-    ...(reading?.model === undefined ? {} : { servedModel: reading.model }),
-    ...(reading?.serviceTier === undefined ? {} : { serviceTier: reading.serviceTier }),
-    ...(charge.usage ? { usage: withoutZeros(charge.usage) } : {}),
-    ...(charge.estimated ? { estimated: true } : {}),
-    ...(end.firstByteMs === undefined ? {} : { firstByteMs: end.firstByteMs }),
+    httpStatus: end.httpStatus,
+    servedModel: reading?.model,
+    serviceTier: reading?.serviceTier,
+    usage: charge.usage && withoutZeros(charge.usage),
+    estimated: charge.estimated || undefined,
+    firstByteMs: end.firstByteMs,
     latencyMs: now - startedAt,
-    ...(isTold ? { responseDigest: end.responseDigest! } : {}),
-    ...(end.upstreamRequestId ? { upstreamRequestId: end.upstreamRequestId.slice(0, 200) } : {}),
+    responseDigest: isTold ? end.responseDigest : undefined,
+    upstreamRequestId: end.upstreamRequestId?.slice(0, 200) || undefined,
   };
   return { now, spentNanos: charge.spentNanos, outcome: end.outcome, answered };
 }

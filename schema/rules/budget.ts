@@ -35,6 +35,16 @@ export interface Windows {
 
 /** The windows that an amount spent at a moment (Unix milliseconds) counts in. */
 export function windowsOf(millis: number): Windows {
+  const dayStarts = last.dayEnds - DAY_MS;
+  if (millis < dayStarts || millis >= last.dayEnds) last = findWindows(millis);
+  return last;
+}
+
+const DAY_MS = 86_400_000;
+/** Those that were asked for last: calls come in the order of time. */
+let last = findWindows(0);
+
+function findWindows(millis: number): Windows {
   const moment = new Date(millis);
   const [year, month, date] = [moment.getUTCFullYear(), moment.getUTCMonth(), moment.getUTCDate()];
   const day = moment.toISOString().slice(0, 10);

@@ -43,7 +43,9 @@ const THOUSAND = 1_000;
  * @returns At most {@link MAX_NANOS}.
  */
 export function costOf(usage: Usage, rates: Rates, serviceTier?: string): Nanos {
-  const tokens = [...inputProducts(usage, rates), ...outputProducts(usage, rates)];
+  const tokens: Product[] = [];
+  addInput(tokens, usage, rates);
+  addOutput(tokens, usage, rates);
   return charge(tokens, tierPercent(serviceTier), searchFees(usage, rates));
 }
 
@@ -107,7 +109,7 @@ function charge(tokens: readonly Product[], percent: number, searches: readonly 
   return cap(Number((exact + unit - 1n) / unit));
 }
 
-function inputProducts(usage: Usage, rates: Rates): readonly Product[] {
+function addInput(products: Product[], usage: Usage, rates: Rates): void {
   const all = usage.inputTokens;
   const { cacheReadTokens, cacheWriteTokens, cacheWrite1hTokens } = usage;
   // Cached audio is counted both as cached and as audio: what is cached is not charged again.
@@ -115,25 +117,28 @@ function inputProducts(usage: Usage, rates: Rates): readonly Product[] {
   const audio = Math.min(usage.inputAudioTokens, fresh);
   const images = Math.min(usage.inputImageTokens, fresh - audio);
   const hasMedia = usage.inputAudioTokens > 0 || usage.inputImageTokens > 0;
-  return [
-    [fresh - audio - images, priceAt(rates.input, all)],
-    [audio, priceAt(rates.inputAudio, all)],
-    [images, priceAt(rates.inputImage, all)],
-    [cacheReadTokens, priceAt(hasMedia ? rates.cacheReadMedia : rates.cacheRead, all)],
-    [cacheWriteTokens, priceAt(rates.cacheWrite, all)],
-    [cacheWrite1hTokens, priceAt(rates.cacheWrite1h, all)],
-  ];
+  const add = (units: number, price: TokenPrice) => addProduct(products, units, price, all);
+  add(fresh - audio - images, rates.input);
+  add(audio, rates.inputAudio);
+  add(images, rates.inputImage);
+  add(cacheReadTokens, hasMedia ? rates.cacheReadMedia : rates.cacheRead);
+  add(cacheWriteTokens, rates.cacheWrite);
+  add(cacheWrite1hTokens, rates.cacheWrite1h);
 }
 
-function outputProducts(usage: Usage, rates: Rates): readonly Product[] {
+function addOutput(products: Product[], usage: Usage, rates: Rates): void {
   const { inputTokens, reasoningTokens, outputAudioTokens, outputImageTokens } = usage;
   const special = reasoningTokens + outputAudioTokens + outputImageTokens;
-  return [
-    [rest(usage.outputTokens, special), priceAt(rates.output, inputTokens)],
-    [reasoningTokens, priceAt(rates.reasoning, inputTokens)],
-    [outputAudioTokens, priceAt(rates.outputAudio, inputTokens)],
-    [outputImageTokens, priceAt(rates.outputImage, inputTokens)],
-  ];
+  const add = (units: number, price: TokenPrice) => addProduct(products, units, price, inputTokens);
+  add(rest(usage.outputTokens, special), rates.output);
+  add(reasoningTokens, rates.reasoning);
+  add(outputAudioTokens, rates.outputAudio);
+  add(outputImageTokens, rates.outputImage);
+}
+
+/** Of most kinds of tokens a call has none. */
+function addProduct(products: Product[], units: number, price: TokenPrice, size: number): void {
+  if (units !== 0) products.push([units, priceAt(price, size)]);
 }
 
 function cap(amount: number): Nanos {
