@@ -44,36 +44,29 @@ export interface Standing {
 /**
  * Writes the step and holds its money, in one conditional write: only while the run is open,
  * `spent + held + bound <= ceiling` in every scope, and what the decision was based on still
- * stands.
+ * stands, and every charge fits its limit. The charges are counted in the same transaction; a call
+ * that is not let in counts nothing.
  *
- * @returns the step, durable; or `undefined` when nothing was written.
+ * @param charges What the call takes of its limits, where it has any.
+ * @param nowMillis The moment that windows end at: the present one, since a body may take long.
  */
-export async function reserve(org: Org, call: Reservation): Promise<StepId | undefined> {
-  const item = { org, id: newId('step'), call, charges: [], nowMillis: call.now };
-  return (await org.merge(MERGE, item)).stepId;
+export function reserve(
+  org: Org,
+  call: Reservation,
+  charges: readonly Charge[] = NO_CHARGES,
+  nowMillis = call.now,
+): Promise<Reserved> {
+  return org.merge(MERGE, { org, id: newId('step'), call, charges, nowMillis });
 }
 
-/** What came of a call that limits apply to. */
-export interface LimitedReservation {
+const NO_CHARGES: readonly Charge[] = [];
+
+/** What came of a call. */
+export interface Reserved {
   /** The step, durable; `undefined` when nothing was written. */
   readonly stepId: StepId | undefined;
   /** How the limits stand: with the call, or as they were when it was not let in. */
   readonly standings: readonly LimitStanding[];
-}
-
-/**
- * As {@link reserve}, and only if every charge fits its limit. The charges are counted in the same
- * transaction; a call that is not let in counts nothing.
- *
- * @param nowMillis The moment that windows end at: the present one, since a body may take long.
- */
-export function reserveLimited(
-  org: Org,
-  call: Reservation,
-  charges: readonly Charge[],
-  nowMillis: number,
-): Promise<LimitedReservation> {
-  return org.merge(MERGE, { org, id: newId('step'), call, charges, nowMillis });
 }
 
 /** Where tokens are reserved, for the trigger that replaces them by those used. */
@@ -154,7 +147,7 @@ interface Item {
  * Calls on one run that go by the same facts: let out together if there is room for all of them,
  * since then there is room for each. The sums are written once for all.
  */
-const MERGE: Merge<Item, LimitedReservation> = {
+const MERGE: Merge<Item, Reserved> = {
   keyOf({ org, call, charges }) {
     const { runId, kind, windows, standing, ceilings } = call;
     const { tokenId, revision, windowSince } = standing;

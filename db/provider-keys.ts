@@ -3,6 +3,7 @@
 import type { OrgId, ProviderKeyId } from '../schema/ids.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import type { Row, Statement } from './client.ts';
+import { Memo } from './memo.ts';
 import type { Org } from './org.ts';
 import { type Page, readPage, type Window } from './page.ts';
 import {
@@ -45,9 +46,13 @@ export function secretContext(
     column: 'secret',
     row: key.id,
     provider: key.provider,
-    host: key.baseUrl === '' ? '' : new URL(key.baseUrl).host,
+    host: hosts.get(key.baseUrl) ?? hosts.set(key.baseUrl, hostOf(key.baseUrl)),
   };
 }
+
+const hosts = new Memo<string>(1_000);
+
+const hostOf = (url: string): string => (url === '' ? '' : new URL(url).host);
 
 /** Every key of an org, the oldest first. */
 export async function readProviderKeys(org: Org): Promise<ProviderKey[]> {

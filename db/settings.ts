@@ -21,9 +21,9 @@ const remembered = new Memo<Settings>(1_000);
  * The org's settings. `revision` comes from the org's row, read in the same call, and every change
  * raises it: what is remembered can't be older than that row.
  */
-export async function readSettings(org: Org, revision: number): Promise<Settings> {
+export function readSettings(org: Org, revision: number): Settings | Promise<Settings> {
   const key = `${org.id}/${revision}`;
-  return remembered.get(key) ?? remembered.set(key, await loadSettings(org));
+  return remembered.get(key) ?? loadSettings(org).then((settings) => remembered.set(key, settings));
 }
 
 async function loadSettings(org: Org): Promise<Settings> {

@@ -34,8 +34,8 @@ export interface Settlement {
  * its lease had run out while the call was still going: then what is known now replaces the estimate,
  * until the trail is anchored.
  */
-export async function settle(org: Org, hold: Hold, end: Settlement): Promise<void> {
-  await org.merge(MERGE, { org, hold, end });
+export function settle(org: Org, hold: Hold, end: Settlement): Promise<void> {
+  return org.merge(MERGE, { org, hold, end });
 }
 
 /** What {@link settle} writes, for a transaction that holds more; the sums follow by triggers. */

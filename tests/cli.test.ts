@@ -486,7 +486,7 @@ async function addCall(
     'select o.revision from agents a join orgs o on o.id = a.org_id where a.org_id = ?1',
   );
   const named = { provider: 'openai', providerKey: 'openai', model: 'gpt-5' };
-  const step = await reserve(org, {
+  const { stepId } = await reserve(org, {
     ...{ runId: run, agentId: agent, windows: windowsOf(now), now, kind: 'model_call', ceilings },
     ...{ heldNanos: nanos(heldNanos), leaseExpiresAt: Date.now() + DAY_MS },
     asked: { endpoint: 'chat/completions', tokenId, ...named, requestDigest: 'd' },
@@ -495,7 +495,7 @@ async function addCall(
   if (spentNanos === null) return;
   const usage = estimated ? { inputTokens: 56 } : { inputTokens: 120, outputTokens: 34 };
   await org.write(
-    settlement(org, run, step!, {
+    settlement(org, run, stepId!, {
       ...{ now: now + 10, spentNanos: nanos(spentNanos), outcome: 'ok' },
       answered: {
         ...{ httpStatus: 200, servedModel: 'gpt-5-2026', latencyMs: 812, usage, estimated },

@@ -481,13 +481,13 @@ describe('a call in flight', () => {
   }
 
   async function hold(now: number): Promise<StepId> {
-    const step = await reserve(org, {
+    const { stepId } = await reserve(org, {
       ...{ kind: 'model_call', runId: run.id, agentId: run.agentId, windows: windowsOf(now), now },
       ...{ heldNanos: HELD, leaseExpiresAt: now + LEASE_MS, asked: { endpoint: 'x', tokenId } },
       ceilings: { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined },
       standing: { tokenId, revision: 1, windowSince: null },
     });
-    return step!;
+    return stepId!;
   }
 
   const holdOf = (stepId: StepId, now: number): Hold => ({

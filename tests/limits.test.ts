@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { type Database, openDatabase } from '../db/client.ts';
-import { reserveLimited } from '../db/holds.ts';
+import { reserve } from '../db/holds.ts';
 import { type Charge, countUse, pruneSlots } from '../db/limits.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg } from '../db/org.ts';
@@ -427,7 +427,7 @@ async function ledger(deployment: Deployment) {
   const { tokenId, revision } = credential;
   const ceilings = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
   const hold = (charge: Charge, now: number) =>
-    reserveLimited(
+    reserve(
       org,
       {
         ...{ kind: 'model_call', runId, agentId: agent, now, windows: windowsOf(now) },

@@ -9,7 +9,7 @@ import { createAgent } from '../db/agents.ts';
 import { drawLines } from '../db/alerts.ts';
 import { type Database, DatabaseError, openDatabase, type Row } from '../db/client.ts';
 import { deleteOrg } from '../db/deletion.ts';
-import { type LimitedReservation, reserve, reserveLimited } from '../db/holds.ts';
+import { reserve } from '../db/holds.ts';
 import type { Charge } from '../db/limits.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
@@ -336,10 +336,7 @@ class Side {
       const isCounted = each.kind === 0 || !['requests', 'same_request'].includes(limit.kind);
       return { limit, amount: limit.kind === 'tokens' ? tokens : Number(isCounted) };
     });
-    const { stepId, standings }: LimitedReservation =
-      charges.length > 0
-        ? await reserveLimited(this.org, call, charges, this.#now)
-        : { stepId: await reserve(this.org, call), standings: [] };
+    const { stepId, standings } = await reserve(this.org, call, charges, this.#now);
     // A gate is not settled as a call is.
     if (stepId && KINDS[each.kind] !== 'gate')
       this.#keep(stepId, each, nanos, { ...key, model: asked }, windows.day);
@@ -585,7 +582,7 @@ class Ground {
       standing: { tokenId, revision: 1, windowSince: null },
     };
     const charges = [{ limit, amount: 1 }];
-    return (await reserveLimited(this.org, call, charges, nowMillis)).stepId !== undefined;
+    return (await reserve(this.org, call, charges, nowMillis)).stepId !== undefined;
   }
 
   /** @returns the step as it must be written; its id where it was. */
@@ -604,8 +601,7 @@ class Ground {
       standing: { tokenId, revision, windowSince: since },
     };
     const charges = chargesOf(each);
-    const taken = charges.length > 0 ? reserveLimited(this.org, call, charges, START) : undefined;
-    const id = taken ? (await taken).stepId : await reserve(this.org, call);
+    const { stepId: id } = await reserve(this.org, call, charges, START);
     const step = { run_id: runId, kind, day: windows.day, started_at: now, held_nanos: nanos };
     return { id, step: { id, ...step } };
   }

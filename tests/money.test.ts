@@ -711,13 +711,14 @@ class Ledger {
       ...{ isSettled: false, isExpired: false, spentNanos: 0 },
     };
     const tokenId = this.#tokens[run % AGENTS]!;
-    hold.id = await reserve(this.#org, {
+    const { stepId } = await reserve(this.#org, {
       ...{ kind: 'model_call', runId: this.#runs[run]!, agentId: this.#agents[run % AGENTS]! },
       ...{ windows, now, leaseExpiresAt },
       ...{ heldNanos: nanos as Nanos, ceilings: this.#limits },
       standing: { tokenId, revision: 1, windowSince: null },
       asked: { endpoint: 'chat', tokenId },
     });
+    hold.id = stepId;
     return hold;
   }
 

@@ -9,7 +9,7 @@ import { deleteOrg, deleteRows } from '../db/deletion.ts';
 import { claimDeliveries, type Due, finishDelivery, releaseDelivery } from '../db/deliveries.ts';
 import { countExport, exportTables, listCaptured } from '../db/export.ts';
 import { decideGate, readGate, searchGates, tellExpiry, useGate } from '../db/gates.ts';
-import { type Reservation, reserve, reserveLimited } from '../db/holds.ts';
+import { type Reservation, reserve } from '../db/holds.ts';
 import { acceptInvitationOf } from '../db/invitations.ts';
 import type { Charge } from '../db/limits.ts';
 import { acceptOwnership, readOffer } from '../db/members.ts';
@@ -172,16 +172,20 @@ const onRuns: Readonly<Record<string, Act['run']>> = {
   },
   async reserve(_, org) {
     const call = await callOn(org);
-    await settleAll(org, call, [await reserve(org, call)]);
+    await settleAll(org, call, [(await reserve(org, call)).stepId]);
   },
   async reserveTogether(_, org) {
     const call = await callOn(org);
-    await settleAll(org, call, await Promise.all([reserve(org, call), reserve(org, call)]));
+    const reserved = await Promise.all([reserve(org, call), reserve(org, call)]);
+    await settleAll(
+      org,
+      call,
+      reserved.map(({ stepId }) => stepId),
+    );
   },
   async reserveLimited(_, org) {
     const call = await callOn(org);
-    const take = async () =>
-      (await reserveLimited(org, call, chargesOn(org, call), call.now)).stepId;
+    const take = async () => (await reserve(org, call, chargesOn(org, call))).stepId;
     const first = await take();
     await settleAll(org, call, [first, ...(await Promise.all([take(), take()]))]);
   },

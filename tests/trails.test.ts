@@ -80,12 +80,12 @@ async function open(): Promise<RunId> {
 const placeOf = (runId: RunId, now: number) => ({ runId, windows: windowsOf(now), now });
 
 async function hold(runId: RunId, now = START): Promise<StepId> {
-  const step = await reserve(org, {
+  const { stepId } = await reserve(org, {
     ...{ ...placeOf(runId, now), agentId, kind: 'model_call', heldNanos: HELD },
     ...{ leaseExpiresAt: now + 15_000, asked: { endpoint: 'chat', tokenId }, ceilings: UNLIMITED },
     standing: { tokenId, revision: 1, windowSince: null },
   });
-  return step!;
+  return stepId!;
 }
 
 async function call(runId: RunId, spentNanos: number, now = START): Promise<StepId> {

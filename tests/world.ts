@@ -472,13 +472,13 @@ async function fly(org: Org, runId: RunId, agentId: AgentId, tokenId: TokenId): 
     'select o.revision from orgs o join runs r on r.org_id = o.id where r.org_id = ?1 limit 1',
   ))!;
   const ceilings = { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined };
-  const step = await reserve(org, {
+  const { stepId } = await reserve(org, {
     ...{ ...place, agentId, kind: 'model_call', heldNanos: 1 as Nanos },
     leaseExpiresAt: now + 86_400_000,
     ...{ asked: { endpoint: 'made', tokenId }, ceilings },
     standing: { tokenId, revision: Number(revision), windowSince: null },
   });
-  if (!step) throw new Error('nothing was reserved');
+  if (!stepId) throw new Error('nothing was reserved');
   await Bun.sleep(2);
   await recordReport(org, {
     ...{ ...place, tokenId, key: 'made', outcome: 'ok', startedAt: now, latencyMs: 1 },

@@ -3,21 +3,27 @@
 import { EgressError, type EgressErrorCode, type EgressInit } from './exchange.ts';
 
 const MAX_TIMER_MS = 2 ** 31 - 1;
+const GAVE_UP = 'The caller gave up.';
+
+const gaveUp = (): EgressError => new EgressError('aborted', GAVE_UP);
 
 /** The one timer of an exchange, moved forward from phase to phase, and the way to end it early. */
 export class Deadline {
   reason: EgressError | undefined;
   readonly #stops: ((reason: EgressError) => void)[] = [];
   readonly #caller: AbortSignal | undefined;
+  readonly #isHeard: boolean;
   #code: EgressErrorCode = 'timeout_connect';
   #dueMs = Number.POSITIVE_INFINITY;
   #timerDueMs = Number.POSITIVE_INFINITY;
   #timer: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(caller: AbortSignal | undefined) {
-    if (caller?.aborted) throw new EgressError('aborted', 'The caller gave up.');
+  /** @param isHeard Whether the transport hears the caller by itself, and fails when he gives up. */
+  constructor(caller: AbortSignal | undefined, isHeard = false) {
+    if (caller?.aborted) throw gaveUp();
     this.#caller = caller;
-    caller?.addEventListener('abort', this.abandon);
+    this.#isHeard = isHeard;
+    if (!isHeard) caller?.addEventListener('abort', this.abandon);
   }
 
   /** Gives the exchange this long until the next call; a running timer is kept if it fits. */
@@ -44,14 +50,14 @@ export class Deadline {
     for (const stop of this.#stops) stop(this.reason);
   }
 
-  readonly abandon = (): void => this.end('aborted', 'The caller gave up.');
+  readonly abandon = (): void => this.end('aborted', GAVE_UP);
 
   /** The exchange is over: nothing is left to time or to listen to. */
   close(): void {
     clearTimeout(this.#timer);
     this.#dueMs = Number.POSITIVE_INFINITY;
     this.#timerDueMs = Number.NEGATIVE_INFINITY;
-    this.#caller?.removeEventListener('abort', this.abandon);
+    if (!this.#isHeard) this.#caller?.removeEventListener('abort', this.abandon);
   }
 
   /** Closes, and says why: a runtime's own error only counts when there was no reason of ours. */
@@ -59,6 +65,7 @@ export class Deadline {
     this.close();
     if (this.reason !== undefined) return this.reason;
     if (error instanceof EgressError) return error;
+    if (this.#caller?.aborted) return gaveUp();
     const message = error instanceof Error ? error.message : String(error);
     return new EgressError(code, message, { cause: error });
   }

@@ -11,7 +11,7 @@ export async function sendDirect(
   init: EgressInit,
   maxBytes: number,
 ): Promise<EgressResponse> {
-  const deadline = new Deadline(callerOf(init));
+  const deadline = new Deadline(callerOf(init), init.controller !== undefined);
   const controller = init.controller ?? new AbortController();
   deadline.onEnd((reason) => controller.abort(reason));
   deadline.expect('timeout_first_byte', init.timeouts.connectMs + init.timeouts.firstByteMs);

@@ -1,5 +1,6 @@
 /** One attempt: the call goes to one upstream, with the provider's credential in place of the caller's. */
 
+import { Memo } from '../../db/memo.ts';
 import { secretContext } from '../../db/provider-keys.ts';
 import { Refusal } from '../../schema/errors.ts';
 import { authHeaders } from '../../schema/providers.ts';
@@ -125,8 +126,12 @@ function upstreamUrl({ key, endpoint, resourceId }: Held, query: string): URL {
     endpoint,
     params: resourceId === undefined ? {} : { id: resourceId },
   });
-  return new URL(`${key.baseUrl.replace(/\/+$/, '')}/${path}${query}`);
+  const href = `${key.baseUrl.replace(/\/+$/, '')}/${path}${query}`;
+  return urls.get(href) ?? urls.set(href, new URL(href));
 }
+
+/** Few, and each is called over and over. */
+const urls = new Memo<URL>(1_000);
 
 /** The built-in upstream is in this very process: nothing leaves. */
 async function sendToDemo(call: Held, headers: Record<string, string>): Promise<EgressResponse> {

@@ -22,15 +22,15 @@ export interface BodyLimits {
  * @throws {Refusal} `body_too_large` over a cap; `invalid_body` for another encoding, for
  *   compressed data that is cut short or corrupt, and for a body that breaks off.
  */
-export async function readBody(request: Request, limits: BodyLimits): Promise<Bytes> {
+export function readBody(request: Request, limits: BodyLimits): Promise<Bytes> {
   const encoding = request.headers.get('content-encoding')?.trim().toLowerCase() || 'identity';
   const decode = DECODERS.get(encoding);
   if (decode === undefined) throw unsupported(encoding);
   const { maxEncodedBytes, maxDecodedBytes } = limits;
   const isPlain = encoding === 'identity';
   const cap = isPlain ? Math.min(maxEncodedBytes, maxDecodedBytes) : maxEncodedBytes;
-  const bytes = await readWhole(request, cap);
-  return decode(bytes, maxDecodedBytes);
+  const reading = readWhole(request, cap);
+  return isPlain ? reading : reading.then((bytes) => decode(bytes, maxDecodedBytes));
 }
 
 type Decode = (bytes: Bytes, maxBytes: number) => Bytes | Promise<Bytes>;

@@ -114,15 +114,26 @@ function denyRoute(call: Governed): Promise<never> {
 }
 
 /** State that an upstream keeps is open only to the agent that made it. */
-async function findKept(call: Governed): Promise<KeptResponse | undefined> {
-  const { org, agent, endpoint, body } = call;
-  if (endpoint?.path.startsWith('responses/') && call.resourceId !== undefined) {
-    const kept = await findResponse(org, agent.id, call.resourceId);
-    return kept ?? deny(call, 'not_found', 'This agent has made no response with that id.', {});
+function findKept(call: Governed): KeptResponse | undefined | Promise<KeptResponse | undefined> {
+  const { endpoint, resourceId, body } = call;
+  if (endpoint?.path.startsWith('responses/') && resourceId !== undefined) {
+    return findNamed(call, resourceId);
   }
   if (isGiven(body?.value.conversation)) return denyConversation(call);
-  if (body) await checkReferences(call, body.value);
-  const previous = body?.value.previous_response_id;
+  const isFirst = (body?.value.previous_response_id ?? null) === null;
+  const isReferring = !isFirst || endpoint?.name === 'responses.create';
+  return body && isReferring ? findPrevious(call, body.value) : undefined;
+}
+
+async function findNamed(call: Governed, id: string): Promise<KeptResponse> {
+  const kept = await findResponse(call.org, call.agent.id, id);
+  return kept ?? deny(call, 'not_found', 'This agent has made no response with that id.', {});
+}
+
+async function findPrevious(call: Governed, body: JsonObject): Promise<KeptResponse | undefined> {
+  const { org, agent } = call;
+  await checkReferences(call, body);
+  const previous = body.previous_response_id;
   if (previous === undefined || previous === null) return undefined;
   if (typeof previous !== 'string') throw invalid('previous_response_id', 'must be a string');
   const kept = await findResponse(org, agent.id, previous);
@@ -157,12 +168,12 @@ function denyConversation(call: Governed): Promise<never> {
   });
 }
 
-async function findTarget(
+function findTarget(
   call: Governed,
   endpoint: Endpoint,
   settings: Settings,
   kept: KeptResponse | undefined,
-): Promise<Chosen> {
+): Chosen | Promise<never> {
   const asked = call.body?.value.model;
   const candidates = settings.keys.flatMap((key) => candidate(key, endpoint, kept));
   const isNamed = typeof asked === 'string' && asked.length <= MAX_MODEL_LENGTH;
@@ -271,7 +282,7 @@ function tariffOf(
 }
 
 /** What the call costs; a model without a price has the policy's explicit one, or is refused. */
-async function priceOf(call: Governed, target: Chosen, settings: Settings): Promise<Rates> {
+function priceOf(call: Governed, target: Chosen, settings: Settings): Rates | Promise<never> {
   const { key, provider } = target;
   const model = target.model ?? '';
   const rates = tariffOf(call, settings, provider, key, model);

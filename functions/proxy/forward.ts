@@ -43,19 +43,22 @@ export async function forward(first: Held): Promise<Answer> {
   }
 }
 
-/** Hands the answer on; settles a call without one and refuses. */
-async function conclude(
+/** Hands the answer on, or gives up. */
+function conclude(
   { first, attempts }: Journey,
   { translation }: Leg,
   held: Held,
   outcome: Exchange | Unanswered,
-): Promise<Answer> {
-  if ('error' in outcome) {
-    await settleHold(held, endOf(held, outcome));
-    throw interruption(held.flight.ended, held.run.name) ?? refusalOf(held, outcome.error);
-  }
+): Answer | Promise<never> {
+  if ('error' in outcome) return giveUp(held, outcome);
   const { endpoint, body, bytes } = first;
   const upstreamEndpoint = held.endpoint;
   const answer = { ...held, endpoint, body, bytes, upstreamEndpoint, attempts, ...outcome };
   return translation ? { ...answer, translation } : answer;
+}
+
+/** Settles a call without an answer and refuses. */
+async function giveUp(held: Held, outcome: Unanswered): Promise<never> {
+  await settleHold(held, endOf(held, outcome));
+  throw interruption(held.flight.ended, held.run.name) ?? refusalOf(held, outcome.error);
 }

@@ -91,29 +91,35 @@ export interface Consequence {
   readonly parkedId?: ParkedId;
 }
 
+/** What follows where nobody is asked: allowed calls are remembered as the run's. */
+export function consequenceOf(
+  { org, run, services }: Answer,
+  verdict: Exclude<Verdict, { effect: 'ask' }>,
+): Consequence {
+  if (verdict.effect === 'deny' || verdict.callIds.length === 0) return NOTHING;
+  return { statements: releasedCalls(org, { runId: run.id }, verdict.callIds, services.now()) };
+}
+
+const NOTHING: Consequence = { statements: [] };
+
 /**
- * What follows from a verdict: allowed calls are remembered as the run's, and an answer that waits
- * is parked with a gate for each call that is asked about.
+ * What follows where people are asked: the answer is parked, with a gate for each call that they are
+ * asked about.
  *
  * @throws {SealError}
  */
-export async function consequenceOf(
+export async function parkingOf(
   answer: Answer,
-  verdict: Verdict,
-  parked: () => Omit<ParkedAnswer, 'callIds'>,
+  { asked, callIds }: Extract<Verdict, { effect: 'ask' }>,
+  parked: Omit<ParkedAnswer, 'callIds'>,
 ): Promise<Consequence> {
-  const { org, run, services } = answer;
-  if (verdict.effect === 'deny') return { statements: [] };
+  const { org, services } = answer;
   const now = services.now();
-  if (verdict.effect === 'allow') {
-    return { statements: releasedCalls(org, { runId: run.id }, verdict.callIds, now) };
-  }
   const vault = await openVault(org, services.master);
   const parkedId = newParkedId(now);
-  const { asked, callIds } = verdict;
   const expiresAt = Math.min(...asked.map(({ ask }) => now + ask.expiresAfterS * 1_000));
   const place = { ...placeOf(answer), stepId: answer.stepId, expiresAt };
-  const { headers, ...answered } = parked();
+  const { headers, ...answered } = parked;
   const kept = { ...answered, headers: lastingHeaders(headers), callIds };
   const statements = await parking(org, vault, parkedId, place, kept, now);
   for (const one of asked) statements.push(...(await opening(answer, vault, parkedId, one, now)));

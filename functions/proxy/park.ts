@@ -68,8 +68,11 @@ type Stand =
     };
 
 /** Finds the answer that is parked for the same request of the same run. */
-export async function findWaiting(call: Permitted): Promise<Waiting | undefined> {
-  if (!asksPeople(call.version.policy)) return undefined;
+export function findWaiting(call: Permitted): undefined | Promise<Waiting | undefined> {
+  return asksPeople(call.version.policy) ? findOwn(call) : undefined;
+}
+
+async function findOwn(call: Permitted): Promise<Waiting | undefined> {
   const parkedId = await findParked(call.org, placeOf(call), call.startedAt);
   // Nothing is held that would confirm remembered facts: they are read anew.
   if (parkedId !== undefined && call.isRemembered) throw new Outdated();

@@ -1,7 +1,7 @@
 /** Step 6: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
 import { drawLines } from '../../db/alerts.ts';
-import { type Reservation, reserve, reserveLimited } from '../../db/holds.ts';
+import { reserve } from '../../db/holds.ts';
 import { blockRun, readRun } from '../../db/runs.ts';
 import { type Ceilings, readScopes } from '../../db/scopes.ts';
 import type { Asked } from '../../db/steps.ts';
@@ -83,7 +83,7 @@ export async function reserveBudget(call: Paced): Promise<Held> {
   return denyHeld(call, undefined);
 }
 
-async function firstAttempt(call: Paced): Promise<Attempt> {
+function firstAttempt(call: Paced): Attempt | Promise<never> {
   const { endpoint, body, rates } = call;
   if (!rates || !body) return { bound: NO_COST, outputLimit: null };
   const bound = endpoint.bound(body.value, call.bytes.length, rates);
@@ -123,7 +123,8 @@ async function hold(
   const prepared = prepare(call, attempt);
   const now = call.services.now();
   const leaseExpiresAt = now + LEASE_MS;
-  const { stepId, pace } = await write(call, bound, now, {
+  const charges = chargesOf(call, bound);
+  const reservation = {
     kind: call.stepKind ?? 'model_call',
     runId: call.run.id,
     agentId: call.agent.id,
@@ -138,9 +139,11 @@ async function hold(
       windowSince: call.windowSince,
     },
     ceilings,
-  });
-  if (!stepId) return { pace };
+  } as const;
   const { org, run, credential, services } = call;
+  const { stepId, standings } = await reserve(org, reservation, charges, now);
+  const pace = charges.length > 0 ? { charges, standings, now } : undefined;
+  if (!stepId) return { pace };
   const kept = {
     runId: run.id,
     stepId,
@@ -158,20 +161,6 @@ async function hold(
 }
 
 const NO_STATES: readonly LimitState[] = [];
-
-async function write(
-  call: Paced,
-  bound: Bound,
-  now: number,
-  reservation: Reservation,
-): Promise<{ stepId: StepId | undefined; pace: Pace | undefined }> {
-  if (call.limits.length === 0) {
-    return { stepId: await reserve(call.org, reservation), pace: undefined };
-  }
-  const charges = chargesOf(call, bound);
-  const { stepId, standings } = await reserveLimited(call.org, reservation, charges, now);
-  return { stepId, pace: { charges, standings, now } };
-}
 
 function askedOf(call: Paced, outputLimit: number | null): Asked {
   const { credential, endpoint, key, model, requestDigest, rates } = call;

@@ -13,11 +13,15 @@ import { deny } from './deny.ts';
  *
  * @throws {Refusal} `permission_denied`.
  */
-export async function checkResults(call: Permitted): Promise<void> {
-  const { endpoint, body, org, run, version, credential, services } = call;
+export function checkResults(call: Permitted): undefined | Promise<void> {
+  const { endpoint, body, version } = call;
   if (!body || !governsTools(version.policy)) return;
   const results = toolResults(endpoint, body.value);
-  if (results.length === 0) return;
+  return results.length === 0 ? undefined : check(call, results);
+}
+
+async function check(call: Permitted, results: ReturnType<typeof toolResults>): Promise<void> {
+  const { org, run, version, credential, services } = call;
   const ids = [...new Set(results.map(({ id }) => id))];
   const unreleased = await findUnreleased(org, run.id, ids);
   const [first] = unreleased;

@@ -2,6 +2,7 @@
 
 import { capture } from '../../db/captures.ts';
 import type { Statement } from '../../db/client.ts';
+import type { KeptResponse } from '../../db/responses.ts';
 import { digest } from '../../db/seal.ts';
 import { readStep } from '../../db/steps.ts';
 import { concat } from '../../schema/bytes.ts';
@@ -16,12 +17,19 @@ import { SseTooLarge } from '../../schema/sse.ts';
 import { respond } from '../edge.ts';
 import { EgressError } from '../egress.ts';
 import type { Meter, Reading } from '../providers/contract.ts';
-import { Untranslatable } from '../providers/translate/contract.ts';
+import { type Translation, Untranslatable } from '../providers/translate/contract.ts';
 import { captured, keepsBodies } from './capture.ts';
 import { Course } from './course.ts';
 import { deny } from './deny.ts';
 import type { Answer } from './forward.ts';
-import { type Consequence, consequenceOf, judgeCalls, judgeKept, type Verdict } from './gate.ts';
+import {
+  type Consequence,
+  consequenceOf,
+  judgeCalls,
+  judgeKept,
+  parkingOf,
+  type Verdict,
+} from './gate.ts';
 import { downstreamHeaders, holds, withoutSecret } from './headers.ts';
 import { errorEvent, interruption } from './interrupt.ts';
 import { answerParked, joinParked, preferenceHeaders, prefersAsync, waitInStream } from './park.ts';
@@ -88,7 +96,9 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
     responseDigest: digest(known),
     ...(keepsBodies(answer.version.policy) ? { response: capture(known) } : {}),
   };
-  const bytes = await translated(answer, end, known);
+  const bytes = answer.translation
+    ? await translated(answer, answer.translation, end, known)
+    : known;
   // Errors too: not every client looks at the status before it looks for calls.
   const isJudged = isGoverned(answer) && !(isError && isPage(answer));
   const verdict = isJudged ? judgeWhole(answer, bytes) : ALLOWED;
@@ -103,13 +113,13 @@ function isPage({ upstream }: Answer): boolean {
 /** The answer in the caller's dialect; one that can't be said in it is settled and refused. */
 async function translated(
   answer: Answer,
+  translation: Translation,
   end: End,
   bytes: Uint8Array<ArrayBuffer>,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const { translation, upstream } = answer;
-  if (!translation) return bytes;
+  const { status } = answer.upstream;
   try {
-    return end.isFree ? translation.error(upstream.status, bytes) : translation.answer(bytes);
+    return end.isFree ? translation.error(status, bytes) : translation.answer(bytes);
   } catch (error) {
     await finish(answer, end);
     throw error instanceof Untranslatable ? unsayable(answer, error) : error;
@@ -158,7 +168,10 @@ async function finishWith(
   complete: () => Complete,
 ): Promise<Consequence> {
   try {
-    const consequence = await consequenceOf(answer, verdict, complete);
+    const consequence =
+      verdict.effect === 'ask'
+        ? await parkingOf(answer, verdict, complete())
+        : consequenceOf(answer, verdict);
     await finish(answer, end, ...consequence.statements);
     return consequence;
   } catch (error) {
@@ -306,19 +319,30 @@ function outcomeOf(error: unknown, { flight }: Answer): string {
  * Settles, or leaves the hold of a response still being made in the background to whoever fetches
  * it; one that was fetched settles the step that made it.
  */
-async function finish(answer: Answer, end: End, ...also: Statement[]): Promise<void> {
-  const { flight, services, kept, org, endpoint } = answer;
+function finish(answer: Answer, end: End, ...also: Statement[]): Promise<void> {
+  const { kept, endpoint } = answer;
   const reading = end.reading!;
   const bound = [...bindResponse(answer, reading), ...also];
-  if (isPending(answer, reading)) {
-    const bodies = keepsBodies(answer.version.policy) ? await captured(answer, end.response) : [];
-    return flight.handOver(BACKGROUND_LEASE_MS, services.now(), ...bodies, ...bound);
-  }
+  if (isPending(answer, reading)) return handOver(answer, end, bound);
   const isFetched = kept && endpoint.name !== 'responses.create';
+  return isFetched ? finishFetched(answer, kept, end, bound) : settleHold(answer, end, ...bound);
+}
+
+async function handOver(answer: Answer, end: End, also: readonly Statement[]): Promise<void> {
+  const { flight, services, version } = answer;
+  const bodies = keepsBodies(version.policy) ? await captured(answer, end.response) : [];
+  return flight.handOver(BACKGROUND_LEASE_MS, services.now(), ...bodies, ...also);
+}
+
+async function finishFetched(
+  answer: Answer,
+  { runId, stepId }: KeptResponse,
+  end: End,
+  also: readonly Statement[],
+): Promise<void> {
   // The call itself must settle even so; the maker's hold is then left to its lease.
-  const reads = isFetched && readStep(org, kept.runId, kept.stepId).catch(() => undefined);
-  const maker = (await reads) || undefined;
-  await settleHold(answer, end, ...bound, ...(maker ? await settleKept(answer, maker, end) : []));
+  const maker = await readStep(answer.org, runId, stepId).catch(() => undefined);
+  await settleHold(answer, end, ...also, ...(maker ? await settleKept(answer, maker, end) : []));
 }
 
 function isPending({ body, rates }: Answer, { status, responseId }: Reading): boolean {

@@ -40,10 +40,11 @@ interface Charge {
 }
 
 /** Settles a call's hold, durably, together with what else the answer changes. */
-export async function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
+export function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
   const final = settlementOf(call, end, chargeFor(call, end), call.startedAt);
-  const kept = keepsBodies(call.version.policy) ? await captured(call, end.response) : [];
-  await call.flight.settle(final, ...kept, ...also);
+  if (!keepsBodies(call.version.policy)) return call.flight.settle(final, ...also);
+  const keeping = captured(call, end.response);
+  return keeping.then((kept) => call.flight.settle(final, ...kept, ...also));
 }
 
 /** Binds a response that the upstream keeps to the agent that made it. */
