@@ -1,6 +1,6 @@
 /** Many rows in one statement: of few sizes, so that few statements are prepared. */
 
-const SIZES = [32, 8, 2, 1];
+const SIZES = [32, 16, 8, 4, 2, 1];
 
 /** Cuts rows into batches for which there are statements. */
 export function* inBatches<T>(rows: readonly T[]): Generator<readonly T[]> {

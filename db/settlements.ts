@@ -161,13 +161,19 @@ interface Total {
 function alikeOf(items: readonly Item[]): Iterable<Total> {
   const totals = new Map<string, Total>();
   for (const { hold, end } of items) {
-    const model = JSON.stringify([hold.providerKey, hold.model]);
+    const { providerKey, model } = hold;
     const latencyMs = twoDigits(end.answered.latencyMs ?? 0);
-    const key = `${latencyMs} ${model}`;
-    const total = totals.get(key) ?? { model, latencyMs, calls: 0, spentNanos: 0 };
+    // The name of a key is never empty and holds no space; that of a model may be anything.
+    const named = model === null ? '' : `=${model}`;
+    const key = `${latencyMs} ${providerKey ?? ''} ${named}`;
+    let total = totals.get(key);
+    if (!total) {
+      const pair = JSON.stringify([providerKey, model]);
+      total = { model: pair, latencyMs, calls: 0, spentNanos: 0 };
+      totals.set(key, total);
+    }
     total.calls += 1;
     total.spentNanos += end.spentNanos;
-    totals.set(key, total);
   }
   return totals.values();
 }

@@ -10,12 +10,12 @@ import { bun, LISTENING, type Started, TARGETS, YARDSTICK } from './targets.ts';
 
 const PATH = '/v1/chat/completions';
 const CONNECTIONS = [1, 16, 64];
-const FULL = { rounds: 5, budgetMs: 190_000, sliceMs: 1_000 };
-const QUICK = { rounds: 3, budgetMs: 40_000, sliceMs: 300 };
+const FULL = { rounds: 5, budgetMs: 190_000, sliceMs: 1_000, heatingMs: 2_000 };
+const QUICK = { rounds: 3, budgetMs: 40_000, sliceMs: 300, heatingMs: 1_000 };
 /** The part of a slice that runs before anything is counted. */
 const WARMUP_SHARE = 0.2;
-/** What compiles the hot code of every target before the first round. */
-const HEATING = { connections: 16, warmupMs: 0, durationMs: 400 };
+/** At which the hot code of every target is compiled before the first round. */
+const HEATING_CONNECTIONS = 64;
 
 /** Whether the processes may end now. */
 let finished = false;
@@ -150,7 +150,8 @@ async function main(): Promise<void> {
     const contestant = { name, ...started, expectedBytes: new Map(await Promise.all(lengths)) };
     contestants.push(contestant);
     for (const payload of payloads) {
-      await measure(load, contestant, { payload, connections: HEATING.connections }, HEATING);
+      const heating = { warmupMs: 0, durationMs: pace.heatingMs };
+      await measure(load, contestant, { payload, connections: HEATING_CONNECTIONS }, heating);
     }
   }
   const rows = await race(load, contestants, cells, pace);
