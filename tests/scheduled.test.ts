@@ -148,7 +148,10 @@ describe('idle runs', () => {
     expect(events.map(({ data }) => JSON.parse(String(data)))).toMatchObject([
       { runId: idle.id, run: 'idle', reason: 'idle', policy: 'test/v1', spentNanos: 0 },
     ]);
-    await services.db.write([{ sql: 'update runs set held_nanos = 0', args: [] }]);
+    // Else a later tick would complete them too, and tell so.
+    await services.db.write([
+      { sql: `update runs set held_nanos = 0, status = 'completed'`, args: [] },
+    ]);
   });
 });
 

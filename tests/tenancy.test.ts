@@ -90,7 +90,7 @@ describe('a foreign id', () => {
     const ratio = (medianOf(foreign) / medianOf(missing)).toFixed(3);
     console.log(`${attempts} attempts on ${TARGETS.length} places; foreign/missing: ${ratio}`);
     expect(problems.slice(0, 20)).toEqual([]);
-  });
+  }, 300_000);
 });
 
 const medianOf = (values: readonly number[]): number =>
@@ -102,5 +102,5 @@ describe('a statement', () => {
     console.log(stdout.trim().split('\n').at(-1));
     const told = code === 0 ? '' : stdout;
     expect({ code, told, stderr }).toEqual({ code: 0, told: '', stderr: '' });
-  });
+  }, 300_000);
 });
