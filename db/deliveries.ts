@@ -9,13 +9,24 @@ import { forOrg, type Org } from './org.ts';
 import { announce } from './outbox.ts';
 import { type Listing, type Page, readPage, readPages, type Window } from './page.ts';
 import { newId, type Sealed, type WrappedKey } from './seal.ts';
-import { abandonDeliveries, findWebhook, type Webhook } from './webhooks.ts';
+import {
+  abandonDeliveries,
+  abandonRest,
+  BATCH,
+  findWebhook,
+  pause,
+  type Webhook,
+} from './webhooks.ts';
 
 /** At most this many deliveries to one endpoint are under way at once, over all processes. */
 export const PER_WEBHOOK = 4;
 /** And to one that nothing has got through to for {@link SLOWED_MS}. */
 const PER_FAILING_WEBHOOK = 1;
 const SLOWED_MS = 60_000;
+/** An org with this many under way gets one for each endpoint: slow ones leave room for the rest. */
+const CROWDED = 32;
+/** At most this many deliveries of one org are under way at once, so that others find room. */
+export const PER_ORG = 2 * CROWDED;
 /** An endpoint that nothing has got through to for this long is disabled at the next dead letter. */
 export const FAILING_MS = 5 * 86_400_000;
 /** The most events that one replay sends again. */
@@ -49,33 +60,71 @@ export interface Claim {
   readonly limit: number;
 }
 
+/** How many deliveries to the endpoint `w` are under way, and how many of its org. */
 const BUSY = `(
   select count(*) from deliveries l
   where l.webhook_id = w.id and l.leased_by is not null and l.next_at > ?1
 )`;
-const ROOM = `iif(w.failing_since <= ?1 - ${SLOWED_MS}, ${PER_FAILING_WEBHOOK}, ${PER_WEBHOOK})`;
+const BUSY_OF_ORG = `(
+  select count(*) from webhooks o
+  join deliveries l indexed by deliveries_leased on l.webhook_id = o.id and l.leased_by is not null
+  where o.org_id = w.org_id and l.next_at > ?1
+)`;
+const roomOf = (busyOfOrg: string) => `case ${busyOfOrg} / ${CROWDED}
+  when 0 then iif(w.failing_since <= ?1 - ${SLOWED_MS}, ${PER_FAILING_WEBHOOK}, ${PER_WEBHOOK})
+  when 1 then 1
+  else 0
+end`;
 
 /**
- * Claims what is due, the longest due first, and no more per endpoint than may be under way at
- * once. A lease that has run out is due again: its process is gone.
+ * What is due, each with its place among those of its endpoint, then of its org: what is under way
+ * comes before it. An endpoint's own few rows are looked up one endpoint at a time, so that no
+ * backlog is read over.
+ */
+const DUE = `with busy as materialized (
+  select webhook_id, org_id, count(*) as count from deliveries indexed by deliveries_leased
+  where leased_by is not null and next_at > ?1 group by webhook_id
+), busy_orgs as materialized (
+  select org_id, sum(count) as count from busy group by org_id
+), free as materialized (
+  select w.id, w.org_id, coalesce(b.count, 0) as busy, coalesce(o.count, 0) as busy_of_org,
+    ${roomOf('coalesce(o.count, 0)')} as room
+  from webhooks w left join busy b on b.webhook_id = w.id left join busy_orgs o using (org_id)
+  where w.status = 'enabled' and busy < room
+), due as (
+  select d.id, f.org_id, d.next_at, f.busy_of_org, f.room,
+    f.busy + row_number() over (partition by f.id order by d.next_at) as place
+  from free f cross join deliveries d on d.id in (
+    select id from deliveries
+    where webhook_id = f.id and status = 'pending' and next_at <= ?1
+    order by next_at limit ${PER_WEBHOOK}
+  )
+), placed as (
+  select id, next_at,
+    busy_of_org + row_number() over (partition by org_id order by place, next_at) as place
+  from due where place <= room
+)`;
+
+/**
+ * Claims what is due: first for orgs and endpoints that have the fewest under way, then the longest
+ * due, and no more per org and per endpoint than may be under way at once. A lease that has run out
+ * is due again: its process is gone.
  */
 export async function claimDeliveries(db: Database, claim: Claim): Promise<Due[]> {
   const { now, limit } = claim;
-  // An endpoint's own few rows are looked up one endpoint at a time: no backlog is read over.
   const rows = await db.read(
-    `select d.id, d.org_id, d.webhook_id, d.next_at, d.attempts,
+    `${DUE}
+     select d.id, d.org_id, d.webhook_id, d.next_at, d.attempts,
        w.url, w.secret, iif(w.previous_until > ?1, w.previous_secret, null) as previous_secret,
        k.wrapped, e.id as event_id, e.type, e.data, e.created_at, e.only_webhook_id
-     from webhooks w
-     join deliveries d on d.id in (
-       select id from deliveries
-       where webhook_id = w.id and status = 'pending' and next_at <= ?1
-       order by next_at limit ${PER_WEBHOOK}
-     )
-     join events e on e.id = d.event_id
-     join org_keys k on k.org_id = w.org_id
-     where w.status = 'enabled' and ${BUSY} < ${ROOM}
-     order by d.next_at limit ?2`,
+     from (
+       select id, place from placed where place <= ${PER_ORG} order by place, next_at limit ?2
+     ) p
+     cross join deliveries d on d.id = p.id
+     cross join webhooks w on w.id = d.webhook_id
+     cross join events e on e.id = d.event_id
+     cross join org_keys k on k.org_id = d.org_id
+     order by p.place, d.next_at`,
     [now, limit],
   );
   if (rows.length === 0) return [];
@@ -83,13 +132,14 @@ export async function claimDeliveries(db: Database, claim: Claim): Promise<Due[]
   return rows.filter((_, at) => results[at]!.changes > 0).map((row) => toDue(row, claim));
 }
 
-/** Takes the lease unless another process was faster, or the endpoint has become busy. */
+/** Takes the lease unless another process was faster, or the endpoint or its org has become busy. */
 function leaseStatement(row: Row, { by, now, leaseMs }: Claim): Statement {
   return {
     sql: `update deliveries set leased_by = ?4, next_at = ?5
       where org_id = ?3 and id = ?2 and status = 'pending' and next_at = ?6 and exists (
         select 1 from webhooks w
-        where w.id = deliveries.webhook_id and w.status = 'enabled' and ${BUSY} < ${ROOM}
+        where w.id = deliveries.webhook_id and w.status = 'enabled'
+          and ${BUSY} < ${roomOf(BUSY_OF_ORG)}
       )`,
     args: [now, row.id!, row.org_id!, by, now + leaseMs, row.next_at!],
   };
@@ -158,12 +208,13 @@ export async function finishDelivery(
 ): Promise<boolean> {
   const org = forOrg(db, due.orgId);
   const endedAt = attempt.startedAt + attempt.durationMs;
-  const [ended] = await org.write(
+  const [ended, , , , , abandoned] = await org.write(
     endStatement(org, due, attempt, next, endedAt),
     attemptStatement(org, due, attempt),
     healthStatement(org, due, next, endedAt),
-    ...(next.status === 'dead' ? disabling(org, due.webhookId, next.gone, endedAt) : []),
+    ...(next.status === 'dead' ? disabling(org, due, next.gone, endedAt) : []),
   );
+  if (abandoned) await abandonRest(org, due.webhookId, endedAt, abandoned);
   return ended!.changes > 0;
 }
 
@@ -210,20 +261,23 @@ function healthStatement(org: Org, { webhookId }: Due, next: Next, now: number):
   );
 }
 
-function disabling(org: Org, id: WebhookId, gone: boolean, now: number): Statement[] {
+/** An answer that the endpoint is gone tells nothing of where it has moved to meanwhile. */
+function disabling(org: Org, { webhookId, url }: Due, gone: boolean, now: number): Statement[] {
   const reason = gone ? 'gone' : 'failing';
   return [
     org.statement(
       `update webhooks set status = 'disabled', disabled_reason = ?3, updated_at = ?4
-       where org_id = ?1 and id = ?2 and status = 'enabled' and (?5 or failing_since <= ?6)`,
-      id,
+       where org_id = ?1 and id = ?2 and status = 'enabled'
+         and iif(?5, url = ?7, failing_since <= ?6)`,
+      webhookId,
       reason,
       now,
       gone ? 1 : 0,
       now - FAILING_MS,
+      url,
     ),
-    announce(org, 'webhook.disabled', { webhookId: id, reason }, now, { ifChanged: true }),
-    abandonDeliveries(org, id, now),
+    announce(org, 'webhook.disabled', { webhookId, reason }, now, { ifChanged: true }),
+    abandonDeliveries(org, webhookId, now),
   ];
 }
 
@@ -362,7 +416,7 @@ export async function redeliver(
 ): Promise<DeliveryId | undefined> {
   const former = await readDelivery(org, id);
   if (!former) return undefined;
-  requireEnabled(await findWebhook(org, former.webhookId));
+  requireEnabled((await findWebhook(org, former.webhookId))?.status);
   const now = Date.now();
   const again = newId('delivery', now);
   await org.write(
@@ -386,41 +440,86 @@ export interface Stretch {
   readonly to: number;
 }
 
+/** What a replay has come to. */
+export interface Replayed {
+  /** How many events are due again. */
+  readonly count: number;
+  /** From when on to replay the rest of the window; null when there is no more. */
+  readonly nextFrom: number | null;
+}
+
 /**
  * Sends an endpoint everything again that happened in a window and that it subscribes to, the
- * oldest first and at most {@link MAX_REPLAYED} events, except what is still due to it.
+ * oldest first and at most {@link MAX_REPLAYED} events, except what is still due to it. This takes
+ * many short transactions, between which calls go on; the first has the entry of the audit trail.
  *
- * @returns how many events.
  * @throws {Refusal} `invalid_request` when the endpoint is disabled.
  */
 export async function replayEvents(
   org: Org,
   actor: Actor,
-  webhook: Webhook,
+  { id, status }: Pick<Webhook, 'id' | 'status'>,
   { from, to }: Stretch,
-): Promise<number> {
-  requireEnabled(webhook);
+): Promise<Replayed> {
+  requireEnabled(status);
+  await org.write(auditEntry(org, actor, 'webhook.redeliver', id, { from, to }));
+  let count = 0;
+  let next: Position | undefined = { at: from, id: '' };
+  while (next && count <= MAX_REPLAYED - BATCH) {
+    const happened = await readStretch(org, id, next, to);
+    const due = happened.slice(0, BATCH).filter((event) => event.is_due === 1);
+    if (due.length > 0) count += await replay(org, id, due);
+    const rest: Row | undefined = happened[BATCH];
+    next = rest && { at: rest.created_at as number, id: rest.id as EventId };
+    if (next) await pause();
+  }
+  return { count, nextFrom: next?.at ?? null };
+}
+
+/** Where among an org's events: when the first of the rest happened, and which it is. */
+interface Position {
+  readonly at: number;
+  readonly id: EventId | '';
+}
+
+/** The next events, whether or not they are to be sent, and the one after them. */
+function readStretch(org: Org, id: WebhookId, from: Position, to: number) {
+  return org.read(
+    `select e.id, e.created_at,
+       e.only_webhook_id is null
+         and exists (select 1 from json_each(w.events) where value in ('*', e.type))
+         and not exists (
+           select 1 from deliveries p indexed by deliveries_of_event
+           where p.event_id = e.id and p.webhook_id = w.id and p.status = 'pending'
+         ) as is_due
+     from webhooks w join events e on e.org_id = w.org_id
+     where w.org_id = ?1 and w.id = ?2 and e.created_at >= ?3 and e.created_at < ?5
+       and (e.created_at > ?3 or e.id >= ?4)
+     order by e.created_at, e.id limit ${BATCH + 1}`,
+    id,
+    from.at,
+    from.id,
+    to,
+  );
+}
+
+/** Has events sent again, unless another replay was faster. @returns how many. */
+async function replay(org: Org, id: WebhookId, events: readonly Row[]): Promise<number> {
   const now = Date.now();
   const [inserted] = await org.write(
     org.statement(
       `insert into deliveries (org_id, id, webhook_id, event_id, cause, next_at, created_at)
-       select ?1, 'dlv_' || ?3 || lower(hex(randomblob(8))), w.id, e.id, 'replay', ?4, ?4
-       from webhooks w join events e on e.org_id = w.org_id
-       where w.org_id = ?1 and w.id = ?2 and e.created_at >= ?5 and e.created_at < ?6
-         and e.only_webhook_id is null
-         and exists (select 1 from json_each(w.events) where value in ('*', e.type))
-         and not exists (
-           select 1 from deliveries p
-           where p.event_id = e.id and p.webhook_id = w.id and p.status = 'pending'
-         )
-       order by e.created_at, e.id limit ${MAX_REPLAYED}`,
-      webhook.id,
+       select ?1, 'dlv_' || ?3 || lower(hex(randomblob(8))), w.id, e.value, 'replay', ?4, ?4
+       from webhooks w, json_each(?5) e
+       where w.org_id = ?1 and w.id = ?2 and w.status = 'enabled' and not exists (
+         select 1 from deliveries p indexed by deliveries_of_event
+         where p.event_id = e.value and p.webhook_id = w.id and p.status = 'pending'
+       )`,
+      id,
       timeDigits(newId('delivery', now)),
       now,
-      from,
-      to,
+      JSON.stringify(events.map((event) => event.id)),
     ),
-    auditEntry(org, actor, 'webhook.redeliver', webhook.id, { from, to }),
   );
   return inserted!.changes;
 }
@@ -441,7 +540,7 @@ export async function sendTestEvent(
   webhook: Webhook,
   type: EventType,
 ): Promise<EventId> {
-  requireEnabled(webhook);
+  requireEnabled(webhook.status);
   const now = Date.now();
   const id = newId('event', now);
   await org.write(
@@ -459,8 +558,8 @@ export async function sendTestEvent(
   return id;
 }
 
-function requireEnabled(webhook: Webhook | undefined): void {
-  if (webhook?.status === 'enabled') return;
+function requireEnabled(status: Webhook['status'] | undefined): void {
+  if (status === 'enabled') return;
   throw new Refusal('invalid_request', 'The webhook is disabled: enable it first.');
 }
 

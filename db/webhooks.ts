@@ -56,6 +56,8 @@ export interface ShownSecret {
 
 /** The most endpoints of an org. */
 export const MAX_WEBHOOKS = 100;
+/** The most deliveries of one transaction: it takes a few milliseconds, in which no call can go on. */
+export const BATCH = 200;
 
 /** Where a webhook's secrets belong; both columns share it, since one moves to the other. */
 export function webhookSecretContext(org: OrgId, id: WebhookId): SealContext {
@@ -112,7 +114,6 @@ export async function createWebhook(
   actor: Actor,
   wanted: NewWebhook,
 ): Promise<ShownSecret> {
-  await checkCount(org);
   const id = newId('webhook');
   const { secret, sealed, count } = await newSecret(org, master, id);
   const { url, events, description } = wanted;
@@ -120,7 +121,8 @@ export async function createWebhook(
   const insertion = org.statement(
     `insert into webhooks (
        org_id, id, url, description, events, secret, secret_hash, created_by, created_at, updated_at
-     ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)`,
+     ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9
+     where (select count(*) from webhooks where org_id = ?1) < ${MAX_WEBHOOKS}`,
     id,
     url,
     description,
@@ -130,13 +132,17 @@ export async function createWebhook(
     actorName(actor),
     now,
   );
-  const entry = auditEntry(org, actor, 'webhook.create', id, { url, events });
-  await writeUnique(org, count, insertion, entry);
-  return { id, secret };
+  const entry = auditEntry(...([org, actor, 'webhook.create', id, { url, events }] as const), {
+    ifChanged: true,
+  });
+  const [, inserted] = await writeUnique(org, count, insertion, entry);
+  if (inserted!.changes > 0) return { id, secret };
+  throw new Refusal('invalid_request', `An org can have at most ${MAX_WEBHOOKS} webhooks.`);
 }
 
 /**
- * Changes an endpoint; enabling it again forgets its failures.
+ * Changes what is given of an endpoint and leaves the rest as it is by then; enabling it again
+ * forgets its failures.
  *
  * @returns whether there is such an endpoint.
  * @throws {Refusal} `invalid_request` when another endpoint has the URL.
@@ -149,62 +155,116 @@ export async function updateWebhook(
 ): Promise<boolean> {
   const present = await findWebhook(org, id);
   if (!present) return false;
-  const { url, events, description, status } = { ...present, ...change };
-  const update = org.statement(
-    `update webhooks set url = ?3, events = ?4, description = ?5, status = ?6, updated_at = ?7,
-       disabled_reason = case
-         when ?6 = 'enabled' then null when status = 'enabled' then 'by_hand' else disabled_reason
-       end,
-       failing_since = iif(status = 'disabled' and ?6 = 'enabled', null, failing_since)
-     where org_id = ?1 and id = ?2`,
-    id,
-    url,
-    JSON.stringify(events),
-    description,
-    status,
-    Date.now(),
-  );
+  const { status } = change;
+  const now = Date.now();
+  // What was due when it was disabled is given up by now, even if the process that did so has ended.
+  if (status === 'enabled') await abandonRest(org, id, now);
   const before = Object.fromEntries(
     Object.keys(change).map((key) => [key, present[key as keyof WebhookChange]]),
   );
   const circumstances = { before, ifChanged: true };
   const entry = auditEntry(org, actor, 'webhook.update', id, change, circumstances);
-  const ended = status === 'disabled' ? [abandonDeliveries(org, id, Date.now())] : [];
-  const [updated] = await writeUnique(org, update, entry, ...ended);
+  const ended = status === 'disabled' ? [abandonDeliveries(org, id, now)] : [];
+  const update = updateStatement(org, id, change, now);
+  const [updated, , abandoned] = await writeUnique(org, update, entry, ...ended);
+  if (abandoned) await abandonRest(org, id, now, abandoned);
   return updated!.changes > 0;
 }
 
-/** The statement by which what is due to a disabled endpoint is given up. */
+function updateStatement(org: Org, id: WebhookId, change: WebhookChange, now: number): Statement {
+  const { url = null, events, description = null, status = null } = change;
+  return org.statement(
+    `update webhooks set url = coalesce(?3, url), events = coalesce(?4, events),
+       description = coalesce(?5, description), status = coalesce(?6, status), updated_at = ?7,
+       disabled_reason = case
+         when ?6 = 'enabled' then null
+         when ?6 = 'disabled' and status = 'enabled' then 'by_hand'
+         else disabled_reason
+       end,
+       failing_since = iif(status = 'disabled' and ?6 = 'enabled', null, failing_since)
+     where org_id = ?1 and id = ?2`,
+    id,
+    url,
+    events ? JSON.stringify(events) : null,
+    description,
+    status,
+    now,
+  );
+}
+
+/** The statement by which what is due to a disabled endpoint is given up, as far as it fits. */
 export function abandonDeliveries(org: Org, id: WebhookId, now: number): Statement {
   return org.statement(
     `update deliveries set
        status = 'dead', reason = 'webhook_disabled', leased_by = null, ended_at = ?3
-     where org_id = ?1 and webhook_id = ?2 and status = 'pending' and exists (
-       select 1 from webhooks where org_id = ?1 and id = ?2 and status = 'disabled'
-     )`,
+     where org_id = ?1 and id in (
+       select id from deliveries where webhook_id = ?2 and status = 'pending' limit ${BATCH}
+     ) and exists (select 1 from webhooks where org_id = ?1 and id = ?2 and status = 'disabled')`,
     id,
     now,
   );
 }
 
-/** Deletes an endpoint with everything that was delivered to it. @returns whether it was there. */
+/** Gives up what did not fit, in further transactions; none of it is sent meanwhile. */
+export async function abandonRest(
+  org: Org,
+  id: WebhookId,
+  now: number,
+  before: Pick<Result, 'changes'> = { changes: BATCH },
+): Promise<void> {
+  for (let { changes } = before; changes === BATCH; ) {
+    await pause();
+    const [abandoned] = await org.write(abandonDeliveries(org, id, now));
+    changes = abandoned!.changes;
+  }
+}
+
+/** Lets what waits go on between two transactions of long work. */
+export function pause(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 0));
+}
+
+/**
+ * Deletes an endpoint with everything that was delivered to it. The deliveries go first, many at a
+ * time, while nothing more is sent to it; the rest goes in the transaction that it ends with.
+ *
+ * @returns whether it was there.
+ */
 export async function deleteWebhook(org: Org, actor: Actor, id: WebhookId): Promise<boolean> {
   const present = await findWebhook(org, id);
   if (!present) return false;
   const { url, events } = present;
   const before = { url, events };
-  const [, , deleted] = await org.write(
+  await org.write(
     org.statement(
-      `delete from delivery_attempts where org_id = ?1 and delivery_id in (
-         select id from deliveries where org_id = ?1 and webhook_id = ?2
-       )`,
+      `update webhooks set status = 'disabled', disabled_reason = 'by_hand'
+       where org_id = ?1 and id = ?2 and status = 'enabled'`,
       id,
     ),
-    org.statement('delete from deliveries where org_id = ?1 and webhook_id = ?2', id),
+  );
+  while (await deleteSome(org, id)) await pause();
+  const [, , deleted] = await org.write(
+    ...deletion(org, id, -1),
     org.statement('delete from webhooks where org_id = ?1 and id = ?2', id),
     auditEntry(org, actor, 'webhook.delete', id, undefined, { before, ifChanged: true }),
   );
   return deleted!.changes > 0;
+}
+
+/** Deletes deliveries of an endpoint. @returns whether there may be more. */
+async function deleteSome(org: Org, id: WebhookId): Promise<boolean> {
+  const [, deleted] = await org.write(...deletion(org, id, BATCH));
+  return deleted!.changes === BATCH;
+}
+
+/** @param limit The most deliveries; -1 for all. */
+function deletion(org: Org, id: WebhookId, limit: number): Statement[] {
+  const some = `select id from deliveries
+    where org_id = ?1 and webhook_id = ?2 order by id limit ?3`;
+  return [
+    `delete from delivery_attempts where org_id = ?1 and delivery_id in (${some})`,
+    `delete from deliveries where org_id = ?1 and id in (${some})`,
+  ].map((sql) => org.statement(sql, id, limit));
 }
 
 /** A secret just rotated. */
@@ -269,12 +329,6 @@ async function newSecret(org: Org, master: MasterKeys, id: WebhookId): Promise<N
   const sealed = await seal(master, String(orgKey?.wrapped), context, secret);
   const count = org.statement('update org_keys set seals = seals + 1 where org_id = ?1');
   return { secret, sealed, count };
-}
-
-async function checkCount(org: Org): Promise<void> {
-  const row = await org.first('select count(*) as count from webhooks where org_id = ?1');
-  if (Number(row?.count) < MAX_WEBHOOKS) return;
-  throw new Refusal('invalid_request', `An org can have at most ${MAX_WEBHOOKS} webhooks.`);
 }
 
 async function writeUnique(org: Org, ...statements: Statement[]): Promise<readonly Result[]> {

@@ -4,6 +4,8 @@ import { z } from 'zod';
 
 const id = z.string().min(1).max(300);
 const name = z.string().max(300);
+/** As long as the rules for tools let one be. */
+const tool = z.string().max(512);
 const at = z.iso.datetime();
 
 const RUN_ID = 'run_01j9z0c4m2n8v5x7b3k6w1q0ta';
@@ -37,7 +39,7 @@ const gate = z.object({
   gateId: id.describe('The gate that waits for a decision.').meta({ examples: [GATE_ID] }),
   runId,
   agentId,
-  tool: name.describe('The tool that the agent wants to call.').meta({
+  tool: tool.describe('The tool that the agent wants to call.').meta({
     examples: ['issue_refund'],
   }),
   rule: z

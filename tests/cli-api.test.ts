@@ -332,6 +332,38 @@ describe('the same in both ways', () => {
     );
   });
 
+  test('changes of a webhook, and what a delivery came to, in words', async () => {
+    const add = ['webhooks', 'add', `${rungate.url}/none`, '--description', 'old'];
+    const { id } = await json<{ id: string }>(add);
+    const url = `${rungate.url}/moved`;
+    const update = ['webhooks', 'update', id];
+    expect(await json<object>([...update, '--url', url, '--event', 'run.started'])).toEqual({
+      ...{ id, url, events: ['run.started'], description: 'old' },
+    });
+    const said = await json<object>([...update, '--description', 'new']);
+    expect(said).toMatchObject({ url, events: ['run.started'], description: 'new' });
+    for (const [wrong, told] of [
+      [[], 'Give what is to change'],
+      [['--event', 'run.none'], '--event must be'],
+      [['--url', 'https://10.0.0.1/'], 'must be https'],
+    ] as const) {
+      expect((await failure([...update, ...wrong])).stderr).toContain(told);
+    }
+    await json(['webhooks', 'test', id]);
+    const attempted = async () => {
+      for (;;) {
+        const [one] = await json<{ id: string; attempts: number }[]>([
+          ...['webhooks', 'deliveries', '--webhook', id],
+        ]);
+        if (one!.attempts > 0) return one!.id;
+      }
+    };
+    const { stdout } = await remote(['webhooks', 'delivery', await attempted()]);
+    expect(stdout).toContain(`endpoint  ${id}\nstatus    pending\nnext      `);
+    expect(stdout).toMatch(/\n1\. \S+Z http_401, \d+ ms\n {3}\{"error":/);
+    await json(['webhooks', 'remove', id]);
+  });
+
   test('agents and their tokens', async () => {
     for (const verb of ['suspend', 'resume']) {
       const args = ['agent', verb, 'other'];

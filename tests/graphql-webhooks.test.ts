@@ -272,8 +272,8 @@ describe('deliveries', () => {
     expect(await read({ webhookId, cause: 'REDELIVERY' })).toHaveLength(1);
     expect(await read({ webhookId, eventType: 'run.blocked' })).toEqual([]);
     const replay = { webhookId, from: new Date(Date.now() - 60_000).toISOString() };
-    const replayed = await run('webhookReplay', replay, 'replayed hasMore');
-    expect(replayed).toMatchObject({ hasMore: false, errors: [] });
+    const replayed = await run('webhookReplay', replay, 'replayed hasMore nextFrom');
+    expect(replayed).toMatchObject({ hasMore: false, nextFrom: null, errors: [] });
   });
 
   test('of a disabled webhook are neither tried nor sent again', async () => {

@@ -11,8 +11,11 @@ import {
 } from 'bun:test';
 import { type Database, openDatabase } from '../db/client.ts';
 import {
+  claimDeliveries,
   type DeliveryLog,
   type DeliverySearch,
+  MAX_REPLAYED,
+  PER_ORG,
   pageDeliveries,
   readDelivery,
   redeliver,
@@ -24,9 +27,11 @@ import { forOrg, type Org } from '../db/org.ts';
 import { createOrg, findOrg } from '../db/orgs.ts';
 import { announce } from '../db/outbox.ts';
 import {
+  BATCH,
   createWebhook,
   deleteWebhook,
   findWebhook,
+  MAX_WEBHOOKS,
   pageWebhooks,
   rotateWebhookSecret,
   updateWebhook,
@@ -86,6 +91,16 @@ afterEach(async () => {
 function subscribe(path = '', events: readonly string[] = ['*'], to = receiver) {
   const wanted = { url: `${to.url}/${path}`, events, description: '' };
   return createWebhook(org, services.master, 'operator', wanted);
+}
+
+/** An endpoint of another org, which a test deletes by itself. */
+async function subscribeOther(name: string, path: string) {
+  const { db, master } = services;
+  const { id: orgId } = await createOrg(db, master, 'operator', name, `${path}@example.com`);
+  const other = forOrg(db, orgId);
+  const wanted = { url: `${receiver.url}/${path}`, events: ['*'], description: '' };
+  const { id } = await createWebhook(other, master, 'operator', wanted);
+  return { other, id };
 }
 
 /** Announces that many changes of the account, in one transaction each. */
@@ -214,6 +229,14 @@ describe('an event', () => {
   });
 });
 
+test('an approval of a tool with the longest name that is let through keeps to its schema', () => {
+  for (const type of EVENT_TYPES.filter((name) => name.startsWith('approval.'))) {
+    const isTaken = (length: number) =>
+      EVENTS[type].safeParse({ ...exampleOf(type), tool: 'x'.repeat(length) }).success;
+    expect([type, isTaken(512), isTaken(513)]).toEqual([type, true, false]);
+  }
+});
+
 test('the schema of every event is published, each field described', async () => {
   const request = new Request('http://rungate/schemas/events.json');
   const response = await makeApp(services)(request, { address: '127.0.0.1' });
@@ -248,6 +271,110 @@ describe('an endpoint', () => {
     expect(receiver.received.filter(({ path }) => path === '/slow')).toHaveLength(4);
     wake();
     expect(await settled(slow.id)).toHaveLength(20);
+  });
+
+  test('that is slow, as are all seventy of its org, holds up no other org', async () => {
+    const { promise: asleep, resolve: wake } = Promise.withResolvers<void>();
+    receiver.answer = async ({ path }) => {
+      if (path.startsWith('/slow')) await asleep;
+      return new Response();
+    };
+    for (let at = 0; at < 70; at++) await subscribe(`slow-${at}`);
+    const { other, id } = await subscribeOther('Patient', 'fast');
+    try {
+      await happen(4);
+      await receiver.until(({ length }) => length >= PER_ORG);
+      await other.write(announce(other, 'account.updated', CHANGE, Date.now()));
+      await receiver.until((all) => all.some(({ path }) => path === '/fast'), 5_000);
+      expect(receiver.received.filter(({ path }) => path !== '/fast')).toHaveLength(PER_ORG);
+    } finally {
+      wake();
+      await deleteWebhook(other, 'operator', id);
+    }
+  });
+
+  test('that is slow, as are fifteen more of its org, leaves room to the next one', async () => {
+    const { promise: asleep, resolve: wake } = Promise.withResolvers<void>();
+    receiver.answer = async ({ path }) => {
+      if (path.startsWith('/slow')) await asleep;
+      return new Response();
+    };
+    for (let at = 0; at < 16; at++) await subscribe(`slow-${at}`);
+    try {
+      await happen(4);
+      await receiver.until(({ length }) => length >= PER_ORG / 2);
+      const { id } = await subscribe('fast');
+      await happen(4);
+      await receiver.until((all) => all.filter(({ path }) => path === '/fast').length === 4, 5_000);
+      expect(await settled(id)).toHaveLength(4);
+    } finally {
+      wake();
+    }
+  });
+
+  test('or an org with fewer deliveries under way gets the next one', async () => {
+    const { other, id } = await subscribeOther('Fair', 'other');
+    const first = await subscribe('first');
+    const second = await subscribe('second');
+    const start = Date.now() + 120 * DAY_MS;
+    await happen(6, start);
+    await other.write(announce(other, 'account.updated', CHANGE, start + 1_000));
+    const claim = async (limit: number) => {
+      const asked = { by: 'test', now: start + 2_000, leaseMs: 15_000, limit };
+      return (await claimDeliveries(services.db, asked)).map(({ webhookId }) => webhookId);
+    };
+    const [one, next] = await claim(2);
+    expect(next).toBe(id);
+    const [another] = await claim(1);
+    expect([one!, another!].sort()).toEqual([first.id, second.id].sort());
+    expect(await claim(100)).toHaveLength(6);
+    await deleteWebhook(other, 'operator', id);
+  });
+
+  test('that has moved is not disabled by a 410 from where it was', async () => {
+    const { id } = await subscribe('old');
+    receiver.answer = async ({ path }) => {
+      if (path !== '/old') return new Response();
+      await updateWebhook(org, 'operator', id, { url: `${receiver.url}/new` });
+      return new Response(null, { status: 410 });
+    };
+    await happen();
+    await settled(id);
+    expect(await findWebhook(org, id)).toMatchObject({ status: 'enabled', disabledReason: null });
+    await happen();
+    await receiver.until((all) => all.some(({ path }) => path === '/new'));
+  });
+
+  test('keeps what two changes at once make of it', async () => {
+    const { id } = await subscribe('before');
+    const url = `${receiver.url}/after`;
+    await Promise.all([
+      updateWebhook(org, 'operator', id, { url }),
+      updateWebhook(org, 'operator', id, { events: ['run.started'] }),
+      updateWebhook(org, 'operator', id, { description: 'both' }),
+    ]);
+    const changed = { url, events: ['run.started'], description: 'both', status: 'enabled' };
+    expect(await findWebhook(org, id)).toMatchObject(changed);
+  });
+
+  test('is not enabled by a new description when it was disabled meanwhile', async () => {
+    const { id } = await subscribe();
+    await Promise.all([
+      updateWebhook(org, 'operator', id, { status: 'disabled' }),
+      updateWebhook(org, 'operator', id, { description: 'new' }),
+    ]);
+    const disabled = { status: 'disabled', disabledReason: 'by_hand', description: 'new' };
+    expect(await findWebhook(org, id)).toMatchObject(disabled);
+  });
+
+  test('beyond the hundredth of an org is refused, also when many are made at once', async () => {
+    for (let at = 0; at < MAX_WEBHOOKS - 2; at++) await subscribe(String(at));
+    const made = await Promise.allSettled(['a', 'b', 'c', 'd', 'e'].map((path) => subscribe(path)));
+    const refused = made.filter(({ status }) => status === 'rejected');
+    expect(refused.map((each) => String((each as PromiseRejectedResult).reason))).toEqual(
+      Array(3).fill(expect.stringContaining(`at most ${MAX_WEBHOOKS} webhooks`)),
+    );
+    expect((await pageWebhooks(org, {}, WHOLE)).items).toHaveLength(MAX_WEBHOOKS);
   });
 
   test('that answers 410 is disabled, what is due is given up, and others are told', async () => {
@@ -430,6 +557,40 @@ describe('a delivery that fails', () => {
   });
 });
 
+describe('a lease', () => {
+  /** Deliveries whose clock goes on by so much as soon as they have claimed something. */
+  const late = (byMs: number, parts: Partial<Services> = {}) => {
+    const start = Date.now() + 150 * DAY_MS;
+    let readings = 0;
+    const now = () => (readings++ === 0 ? start : start + byMs);
+    return { start, deliveries: new Deliveries({ ...services, ...parts, now }) };
+  };
+
+  test('that has ended before the request leaves sends nothing, so that the next one is alone', async () => {
+    const { id } = await subscribe();
+    const { start, deliveries } = late(20_000);
+    await happen(1, start);
+    await deliveries.run(10_000);
+    await deliveries.stop(0);
+    expect(receiver.received).toHaveLength(1);
+    expect(await deliveriesOf(id)).toMatchObject([{ status: 'delivered', attempts: 1 }]);
+  });
+
+  test('that is almost over leaves the endpoint only what is left of it', async () => {
+    await subscribe();
+    const allowed: number[] = [];
+    const egress: Services['egress'] = (url, request) => {
+      allowed.push(request.timeouts.firstByteMs);
+      return services.egress(url, request);
+    };
+    const { start, deliveries } = late(10_000, { egress });
+    await happen(1, start);
+    await deliveries.run(10_000);
+    await deliveries.stop(0);
+    expect(allowed).toEqual([3_000]);
+  });
+});
+
 test('deliveries are listed by an index, of the whole org as of one endpoint', async () => {
   const db = await deployment.database();
   let listing: Parameters<Database['read']> | undefined;
@@ -477,11 +638,84 @@ describe('by hand', () => {
     const { id } = await subscribe('', ['account.updated', 'agent.created']);
     const webhook = (await findWebhook(org, id))!;
     const window = { from: from + 60_000, to: from + 180_000 };
-    expect(await replayEvents(org, 'operator', webhook, window)).toBe(2);
-    expect(await replayEvents(org, 'operator', webhook, window)).toBe(0);
+    expect(await replayEvents(org, 'operator', webhook, window)).toEqual({
+      count: 2,
+      nextFrom: null,
+    });
+    expect(await replayEvents(org, 'operator', webhook, window)).toEqual({
+      count: 0,
+      nextFrom: null,
+    });
     services.deliveries.nudge();
     expect((await settled(id)).map(({ cause }) => cause)).toEqual(['replay', 'replay']);
   });
+
+  test('a window of more events than a replay sends is gone on with where it ended', async () => {
+    const { db, id } = await subscribeApart();
+    const from = Date.now() + 200 * DAY_MS;
+    await happenMany(db, MAX_REPLAYED + 50, from);
+    const own = forOrg(db, org.id);
+    const webhook = (await findWebhook(own, id))!;
+    const window = { from, to: from + DAY_MS };
+    const first = await replayEvents(own, 'operator', webhook, window);
+    expect(first).toEqual({ count: MAX_REPLAYED, nextFrom: from + MAX_REPLAYED });
+    const rest = await replayEvents(own, 'operator', webhook, { ...window, from: first.nextFrom! });
+    expect(rest).toEqual({ count: 50, nextFrom: null });
+    await deleteWebhook(own, 'operator', id);
+    await db.close();
+  });
+
+  test('many deliveries are made, given up and deleted in short transactions', async () => {
+    const { db, id } = await subscribeApart();
+    const from = Date.now() + 201 * DAY_MS;
+    await happenMany(db, 1_000, from);
+    let most = 0;
+    const write: Database['write'] = async (statements) => {
+      const results = await db.write(statements);
+      most = Math.max(most, ...results.map(({ changes }) => changes));
+      return results;
+    };
+    const own = forOrg({ ...db, write }, org.id);
+    const webhook = (await findWebhook(own, id))!;
+    const steps = [
+      () => replayEvents(own, 'operator', webhook, { from, to: from + DAY_MS }),
+      () => updateWebhook(own, 'operator', id, { status: 'disabled' }),
+      () => deleteWebhook(own, 'operator', id),
+    ];
+    for (const [step, left] of [1_000, 0, 0].entries()) {
+      await steps[step]!();
+      const pending = await pageDeliveries(own, { webhookId: id, status: 'pending' }, WHOLE);
+      expect([step, pending.items.length, most]).toEqual([step, left, BATCH]);
+      most = 0;
+    }
+    expect(await deliveriesOf(id)).toEqual([]);
+    await db.close();
+  });
+
+  test('an endpoint is enabled without what was left due when it was disabled', async () => {
+    const { id } = await subscribe();
+    await happen(1, Date.now() + 210 * DAY_MS);
+    const sql = `update webhooks set status = 'disabled' where id = ?1`;
+    await services.db.write([{ sql, args: [id] }]);
+    await updateWebhook(org, 'operator', id, { status: 'enabled' });
+    expect(await deliveriesOf(id)).toMatchObject([{ status: 'dead', reason: 'webhook_disabled' }]);
+  });
+
+  /** An endpoint, and a connection by which nothing that is due to it is noticed. */
+  async function subscribeApart() {
+    const { id } = await subscribe('apart', ['account.updated']);
+    return { db: await deployment.database(), id };
+  }
+
+  /** Announces changes a millisecond apart that no endpoint is told of. */
+  async function happenMany(db: Database, count: number, from: number): Promise<void> {
+    const sql = `insert into events (org_id, id, type, data, created_at, only_webhook_id)
+      select ?1, 'evt_many' || (?4 + value), 'account.updated', ?3, ?4 + value, 'none'
+      from generate_series(0, ?2 - 1)`;
+    await db.write([{ sql, args: [org.id, count, JSON.stringify(CHANGE), from] }]);
+    const shown = 'update events set only_webhook_id = null where only_webhook_id = ?1';
+    await db.write([{ sql: shown, args: ['none'] }]);
+  }
 
   test('a test event goes to one endpoint, of any type, and says that it tells of nothing', async () => {
     const { id, secret } = await subscribe('one', ['run.started']);
@@ -699,6 +933,10 @@ describe('at the command line', () => {
     const [{ id }] = (await settled(made.id)) as [DeliveryLog];
     const { out: delivery } = await run('webhooks', 'delivery', id);
     expect(delivery).toMatchObject({ cause: 'test', status: 'delivered', log: [{ number: 1 }] });
+    const shown = await deployment.cli('webhooks', 'delivery', id, '--org', 'acme');
+    expect(shown.stdout).toMatch(
+      /\nstatus {4}delivered\n(.*\n)+.*delivered, HTTP 200, \d+ ms\n {3}thanks\n/,
+    );
     const again = await run('webhooks', 'redeliver', id);
     expect(again.out.id).toStartWith('dlv_');
     expect((await run('webhooks', 'remove', made.id)).code).toBe(0);

@@ -27,6 +27,10 @@ import type { Log } from '../log.ts';
 export const DELIVERY_TIMEOUT_MS = 10_000;
 /** Longer than an attempt with its writing can take, so that no other process sends beside it. */
 export const DELIVERY_LEASE_MS = DELIVERY_TIMEOUT_MS + 5_000;
+/** How much of a lease is left for writing what came of the attempt. */
+const WRITE_MS = 2_000;
+/** An endpoint that would get less time than this is not asked. */
+const MIN_TIMEOUT_MS = 1_000;
 const CONNECT_MS = 5_000;
 const IDLE_MS = 2_000;
 /** How many deliveries a process has under way at once. */
@@ -221,13 +225,15 @@ export class Deliveries {
     if (next.status === 'pending') this.#wake(next.at);
   }
 
-  /** @returns no answer when this process is about to end. */
+  /** @returns no answer when this process is about to end, or the lease is. */
   async #attempt(due: Due, controller: AbortController, startedAt: number) {
     let headers: Record<string, string> = {};
     try {
       const body = await this.#bodyOf(due);
       headers = await this.#headersOf(due, body, startedAt);
-      const answer = await this.#send(due.url, body, headers, controller);
+      const timeoutMs = timeoutOf(due, this.#parts.now());
+      if (timeoutMs < MIN_TIMEOUT_MS) return { headers, answer: undefined };
+      const answer = await this.#send(due.url, body, headers, controller, timeoutMs);
       const isOurs = answer.outcome === 'aborted' && this.#isStopped;
       return { headers, answer: isOurs ? undefined : answer };
     } catch (error) {
@@ -276,19 +282,20 @@ export class Deliveries {
     body: string,
     headers: Readonly<Record<string, string>>,
     controller: AbortController,
+    timeoutMs: number,
   ): Promise<Answer> {
     let isLate = false;
     const timer = setTimeout(() => {
       isLate = true;
       controller.abort();
-    }, DELIVERY_TIMEOUT_MS);
+    }, timeoutMs);
     try {
       const response = await this.#parts.egress(new URL(url), {
         method: 'POST',
         headers,
         body: new TextEncoder().encode(body),
         signal: controller.signal,
-        timeouts: { connectMs: CONNECT_MS, firstByteMs: DELIVERY_TIMEOUT_MS, idleMs: IDLE_MS },
+        timeouts: { connectMs: CONNECT_MS, firstByteMs: timeoutMs, idleMs: IDLE_MS },
       });
       const responseBody = await readBeginning(response.body);
       const outcome = isSuccess(response) ? 'delivered' : `http_${response.status}`;
@@ -300,6 +307,11 @@ export class Deliveries {
       clearTimeout(timer);
     }
   }
+}
+
+/** Once the lease has ended another process sends, so that no attempt may last until then. */
+function timeoutOf({ leasedUntil }: Due, now: number): number {
+  return Math.min(DELIVERY_TIMEOUT_MS, leasedUntil - now - WRITE_MS);
 }
 
 function isSuccess({ status }: EgressResponse): boolean {

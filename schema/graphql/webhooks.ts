@@ -300,12 +300,14 @@ builder.relayMutationField(
           throw new UserError('INVALID', ['from'], 'The window must begin before its end.');
         }
         const webhook = await present(context, webhookId);
-        const replayed = await store.deliveries.replayEvents(org, actor, webhook, stretch);
-        return { replayed, hasMore: replayed === store.deliveries.MAX_REPLAYED };
+        const replay = await store.deliveries.replayEvents(org, actor, webhook, stretch);
+        const { count: replayed, nextFrom } = replay;
+        return { replayed, hasMore: nextFrom !== null, nextFrom };
       }),
   },
   payloadOf('webhookReplay', {
     replayed: ['Count', 'How many events are due again.'],
     hasMore: ['Boolean', 'Whether there may be more: then replay the rest of the window too.'],
+    nextFrom: ['DateTime', 'From when on to replay the rest; null when there is no more.'],
   }),
 );

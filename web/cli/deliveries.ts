@@ -25,6 +25,9 @@ export interface DeliveryLog extends Delivery {
     readonly startedAt: string;
     readonly durationMs: number;
     readonly outcome: string;
+    readonly responseStatus: number | null;
+    /** The beginning of it. */
+    readonly responseBody: string | null;
   }[];
 }
 

@@ -6,7 +6,7 @@ import { type EventType, isEventType, subscriptionSchema } from '../../schema/ev
 import { isId, type WebhookId } from '../../schema/ids.ts';
 import { DEFAULT_GRACE_S, judgeEndpoint, MAX_GRACE_S } from '../../schema/webhook.ts';
 import { type Api, type ApiOptions, type Connection, PAGE_INFO, readList, withApi } from './api.ts';
-import { type Delivery, readDeliveries, readDelivery } from './deliveries.ts';
+import { type Delivery, type DeliveryLog, readDeliveries, readDelivery } from './deliveries.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
 import { addApiCommand, addGroup, integerBetween, parseName } from './options.ts';
 import { printNote, printResult } from './output.ts';
@@ -15,6 +15,12 @@ import { alignTable, type Column } from './table.ts';
 interface AddOptions extends ApiOptions {
   readonly event: readonly string[];
   readonly description: string;
+}
+
+interface UpdateOptions extends ApiOptions {
+  readonly url?: string;
+  readonly event: readonly string[];
+  readonly description?: string;
 }
 
 interface RotateOptions extends ApiOptions {
@@ -62,6 +68,11 @@ function addEndpointCommands(webhooks: Command): void {
     .option('--event <type>', 'a type of event, or *; may be given again', collect, [])
     .option('--description <text>', 'what it is for', parseName, '')
     .action(add);
+  addOne(webhooks, 'update', 'change what is given of an endpoint, and leave the rest')
+    .option('--url <url>', 'where events go from now on', parseName)
+    .option('--event <type>', 'a type of event, or *; may be given again', collect, [])
+    .option('--description <text>', 'what it is for')
+    .action(update);
   addOne(webhooks, 'rotate', 'print a new secret once; the present one signs too for a while')
     .option(
       '--grace <seconds>',
@@ -175,17 +186,52 @@ interface Created {
 }
 
 async function add(url: string, options: AddOptions): Promise<void> {
-  const events = subscriptionSchema.safeParse(options.event.length > 0 ? options.event : ['*']);
-  const problem = events.error?.issues[0]?.message;
-  if (!events.success) throw new Failure(EXIT_USAGE, `--event ${problem}.`);
-  const input = { url, events: events.data, description: options.description };
+  const events = readEvents(options.event.length > 0 ? options.event : ['*']);
+  const input = { url, events, description: options.description };
   const { webhookCreate } = await withApi(options, async (api) => {
-    const wrong = api.egressAllow && judgeEndpoint(url, api.egressAllow);
-    if (wrong) throw new Failure(EXIT_USAGE, `The URL ${wrong}.`);
+    checkUrl(api, url);
     return await api.run<Created>(CREATE, { input });
   });
   const { webhook, secret } = webhookCreate;
   printResult({ id: webhook.id, secret }, [webhook.id, secret], options);
+}
+
+function readEvents(types: readonly string[]): readonly string[] {
+  const events = subscriptionSchema.safeParse(types);
+  if (events.success) return events.data;
+  throw new Failure(EXIT_USAGE, `--event ${events.error.issues[0]?.message}.`);
+}
+
+function checkUrl({ egressAllow }: Api, url: string): void {
+  const wrong = egressAllow && judgeEndpoint(url, egressAllow);
+  if (wrong) throw new Failure(EXIT_USAGE, `The URL ${wrong}.`);
+}
+
+const UPDATE = `mutation Update($input: WebhookUpdateInput!) {
+  webhookUpdate(input: $input) {
+    webhook { id url events description } errors { code field message }
+  }
+}`;
+
+interface Updated {
+  readonly webhookUpdate: {
+    readonly webhook: Pick<Webhook, 'id' | 'url' | 'events' | 'description'>;
+  };
+}
+
+async function update(text: string, options: UpdateOptions): Promise<void> {
+  const { url, event, description } = options;
+  const events = event.length > 0 ? readEvents(event) : undefined;
+  if (url === undefined && events === undefined && description === undefined) {
+    throw new Failure(EXIT_USAGE, 'Give what is to change: --url, --event or --description.');
+  }
+  const { webhookUpdate } = await withWebhook(text, options, async (api, webhookId) => {
+    if (url !== undefined) checkUrl(api, url);
+    return await api.run<Updated>(UPDATE, { input: { webhookId, url, events, description } });
+  });
+  const { webhook } = webhookUpdate;
+  const lines = [webhook.id, webhook.url, webhook.events.join(' '), webhook.description];
+  printResult(webhook, lines.filter(Boolean), options);
 }
 
 const ROTATE = `mutation Rotate($webhookId: WebhookID!, $graceS: Count) {
@@ -270,7 +316,7 @@ async function showDeliveries(options: ListOptions): Promise<void> {
     each.createdAt,
     each.eventType,
     String(each.attempts),
-    each.reason ? `${each.status} (${each.reason})` : each.status,
+    statusOf(each),
   ]);
   printResult(deliveries, alignTable(DELIVERIES, cells), options);
 }
@@ -280,11 +326,23 @@ async function showDelivery(id: string, options: ApiOptions): Promise<void> {
     isId('delivery', id) ? await readDelivery(api, id) : undefined,
   );
   if (!found) throw missingDelivery(id);
-  const lines = found.log.map(({ number, startedAt, durationMs, outcome }) => {
-    return `${number}. ${startedAt} ${outcome}, ${durationMs} ms`;
-  });
-  printResult(found, [found.body, ...lines], options);
+  printResult(found, deliveryLines(found), options);
 }
+
+function deliveryLines(delivery: DeliveryLog): string[] {
+  const { webhookId, nextAt, body, log } = delivery;
+  const next = nextAt === null ? [] : [`next      ${nextAt}`];
+  const attempts = log.flatMap(({ number, startedAt, durationMs, outcome, ...response }) => {
+    const { responseStatus, responseBody } = response;
+    const told = outcome === 'delivered' ? `${outcome}, HTTP ${responseStatus}` : outcome;
+    const line = `${number}. ${startedAt} ${told}, ${durationMs} ms`;
+    const said = (responseBody ?? '').split(/\r?\n/).filter(Boolean);
+    return [line, ...said.map((text) => `   ${text}`)];
+  });
+  return [`endpoint  ${webhookId}`, `status    ${statusOf(delivery)}`, ...next, body, ...attempts];
+}
+
+const statusOf = ({ status, reason }: Delivery) => (reason ? `${status} (${reason})` : status);
 
 const missingDelivery = (id: string) =>
   new Failure(EXIT_FAILED, `There is no delivery "${id}" here.`);
@@ -308,12 +366,12 @@ async function again(id: string, options: ApiOptions): Promise<void> {
 
 const REPLAY = `mutation Replay($webhookId: WebhookID!, $from: DateTime!, $to: DateTime) {
   webhookReplay(input: { webhookId: $webhookId, from: $from, to: $to }) {
-    replayed hasMore errors { code field message }
+    replayed nextFrom errors { code field message }
   }
 }`;
 
 interface Replayed {
-  readonly webhookReplay: { readonly replayed: number; readonly hasMore: boolean };
+  readonly webhookReplay: { readonly replayed: number; readonly nextFrom: string | null };
 }
 
 async function replay(text: string, options: ReplayOptions): Promise<void> {
@@ -322,9 +380,9 @@ async function replay(text: string, options: ReplayOptions): Promise<void> {
   const { webhookReplay } = await withWebhook(text, options, (api, webhookId) =>
     api.run<Replayed>(REPLAY, { webhookId, from, to }),
   );
-  const { replayed, hasMore } = webhookReplay;
-  printResult({ replayed }, [`${replayed} event(s) are due again`], options);
-  if (hasMore) printNote('there may be more: replay the rest of the window too.');
+  const { replayed, nextFrom } = webhookReplay;
+  printResult({ replayed, nextFrom }, [`${replayed} event(s) are due again`], options);
+  if (nextFrom) printNote(`there may be more: replay the rest with --from ${nextFrom}.`);
 }
 
 async function withWebhook<T>(
