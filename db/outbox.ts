@@ -53,18 +53,6 @@ export interface Watcher {
 
 /** The same database, which also says when it has been given something to deliver. */
 export function watchOutbox(db: Database, { onEvent, onSettlement }: Watcher): Database {
-  let newest: Promise<unknown> | undefined;
-  let isWatching = false;
-  /** Writes end in the order in which they were asked for, so that one is watched for many. */
-  const watch = async () => {
-    isWatching = true;
-    for (let watched = newest; watched; watched = newest) {
-      newest = undefined;
-      await watched.catch(() => {});
-      onSettlement();
-    }
-    isWatching = false;
-  };
   return {
     ...db,
     write(statements) {
@@ -82,8 +70,7 @@ export function watchOutbox(db: Database, { onEvent, onSettlement }: Watcher): D
     },
     merge(merge, item) {
       const written = db.merge(merge, item);
-      newest = written;
-      if (!isWatching) void watch();
+      written.then(onSettlement, () => {});
       return written;
     },
   };

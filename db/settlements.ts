@@ -179,7 +179,7 @@ function alikeOf(items: readonly Item[]): Iterable<Total> {
 }
 
 function twoDigits(latencyMs: number): number {
-  return latencyMs < 100 && Number.isInteger(latencyMs)
+  return Math.abs(latencyMs) < 100 && Number.isInteger(latencyMs)
     ? latencyMs
     : Number(latencyMs.toExponential(1));
 }

@@ -1,5 +1,6 @@
 /** The entry for Bun: listens, and shuts down without losing a call. */
 
+import http from 'node:http';
 import process from 'node:process';
 import { makeApp } from './app.ts';
 import { boot, shutDown } from './boot.ts';
@@ -17,13 +18,16 @@ const SHUTDOWN_LIMIT_MS = 30_000;
 const INSIST_MS = 1_000;
 /** How long a connection may be idle while a request is read, and once its answer is there. */
 const IDLE_S = 10;
-/** Above our own limit, which answers in the caller's dialect. */
+/** Above our own limits, which answer in the caller's dialect. */
 const MAX_BODY_BYTES = 128 * 1024 * 1024;
+const MAX_HEADER_BYTES = 1024 * 1024;
 
 /** Starts the server. */
 export function listen(services: Services): Listening {
   const { config } = services;
   const answer = makeApp(services);
+  // Bun's server goes by the setting of Node's.
+  Object.assign(http, { maxHeaderSize: MAX_HEADER_BYTES });
   const server = Bun.serve({
     hostname: config.host,
     port: config.port,

@@ -29,10 +29,10 @@ export async function govern(
   return onFacts(call, async (call) => {
     const governed = await resolveRun(call); //                                 402, 403: the run it belongs to
     const permitted = await decide(governed); //                                403: what the policy says
-    const waiting = await findWaiting(permitted); //                            the same request, asked about before
-    if (waiting) return answerParked(waiting); //                               202, 403: until people have decided
-    await checkResults(permitted); //                                           403: results of calls it was never given
-    const paced = limitRate(permitted); //                                      the limits it counts against
+    const asked = await findWaiting(permitted); //                              the same request, asked about before
+    if ('parkedId' in asked) return answerParked(asked); //                     202, 403: until people have decided
+    const checked = await checkResults(asked); //                               403: results of calls it was never given
+    const paced = limitRate(checked); //                                        the limits it counts against
     const held = await reserveBudget(paced); //                                 402, 429: money and limits, durably held
     const answer = await forward(held); //                                      502: the upstream
     return settle(answer); //                                                   the real cost, before the last byte

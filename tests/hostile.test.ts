@@ -646,6 +646,20 @@ describe('framing', () => {
     });
   }
 
+  test.each([33_000, 100_000, 200_000])(
+    'of %d characters are refused in the dialect',
+    async (length) => {
+      const value = 'a'.repeat(length / 4);
+      const headers = Object.fromEntries(['a', 'b', 'c', 'd'].map((name) => [`x-${name}`, value]));
+      const told = await ask(CHAT, bodyOf(CHAT), headers);
+      expect(told.status).toBe(400);
+      expect(JSON.parse(told.text).error.rungate).toMatchObject({
+        ...{ code: 'invalid_request', field: 'headers' },
+      });
+      expect(told.forwarded).toBe(0);
+    },
+  );
+
   test('folded, bare and endless header lines are refused', async () => {
     const { token } = deployment;
     const rest = `Content-Length: ${body.length}\r\n\r\n${body}`;

@@ -291,6 +291,7 @@ describe('the tables of the README', () => {
     const limits: [shown: string, path: string, constant: RegExp][] = [
       ['32 MiB as sent', 'functions/proxy/call.ts', /maxEncodedBytes: 32 \* 1024 \* 1024/],
       ['64 MiB decoded', 'functions/proxy/call.ts', /maxDecodedBytes: 64 \* 1024 \* 1024/],
+      ['32 KiB in all', 'functions/proxy/call.ts', /MAX_HEADERS_CHARS = 32 \* 1024/],
       ['| 64 MiB |', 'functions/proxy/settle.ts', /MAX_ANSWER_BYTES = 64 \* 1024 \* 1024/],
       ['| 32 MiB |', 'functions/proxy/meter.ts', /MAX_EVENT_BYTES = 32 \* 1024 \* 1024/],
       ['10 s, 600 s, 300 s', 'functions/proxy/attempt.ts', /10_000, .*600_000, .*300_000/],

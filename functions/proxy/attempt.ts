@@ -127,10 +127,11 @@ function upstreamUrl({ key, endpoint, resourceId }: Held, query: string): URL {
     params: resourceId === undefined ? {} : { id: resourceId },
   });
   const href = `${key.baseUrl.replace(/\/+$/, '')}/${path}${query}`;
-  return urls.get(href) ?? urls.set(href, new URL(href));
+  const isFixed = query === '' && resourceId === undefined;
+  return isFixed ? (urls.get(href) ?? urls.set(href, new URL(href))) : new URL(href);
 }
 
-/** Few, and each is called over and over. */
+/** Those that say nothing of one call: few, and each is called over and over. */
 const urls = new Memo<URL>(1_000);
 
 /** The built-in upstream is in this very process: nothing leaves. */

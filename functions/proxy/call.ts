@@ -35,6 +35,7 @@ const NO_BYTES = new Uint8Array(0);
  */
 export async function readCall(caller: Caller): Promise<Call> {
   const { request } = caller;
+  refuseLong(request.headers);
   const { path, query, run } = splitUrl(request.url);
   const found = findEndpoint(request.method, path, dialectOf(request));
   const endpoint = found?.endpoint;
@@ -51,6 +52,19 @@ export async function readCall(caller: Caller): Promise<Call> {
     requestDigest: body ? digest(bytes) : null,
     runName: nameRun(request.headers, run && decodeRun(run), body?.value),
   };
+}
+
+/** Far above what any client sends, and below what servers behind us take. */
+const MAX_HEADERS_CHARS = 32 * 1024;
+
+function refuseLong(headers: Headers): void {
+  let chars = 0;
+  headers.forEach((value, name) => {
+    chars += name.length + value.length;
+  });
+  if (chars <= MAX_HEADERS_CHARS) return;
+  const message = `The headers of a call may have ${MAX_HEADERS_CHARS} characters in all.`;
+  throw new Refusal('invalid_request', message, { field: 'headers', asked: chars });
 }
 
 /**

@@ -56,6 +56,13 @@ export interface Waiting {
   readonly passed: Uint8Array;
 }
 
+declare const unparked: unique symbol;
+
+/** A call that no answer is parked for. */
+export interface Unparked extends Permitted {
+  readonly [unparked]: true;
+}
+
 /** How a parked answer stands for a request. */
 type Stand =
   | { readonly kind: 'released'; readonly answer: ParkedAnswer }
@@ -68,15 +75,15 @@ type Stand =
     };
 
 /** Finds the answer that is parked for the same request of the same run. */
-export function findWaiting(call: Permitted): undefined | Promise<Waiting | undefined> {
-  return asksPeople(call.version.policy) ? findOwn(call) : undefined;
+export function findWaiting(call: Permitted): Unparked | Promise<Waiting | Unparked> {
+  return asksPeople(call.version.policy) ? findOwn(call) : (call as Unparked);
 }
 
-async function findOwn(call: Permitted): Promise<Waiting | undefined> {
+async function findOwn(call: Permitted): Promise<Waiting | Unparked> {
   const parkedId = await findParked(call.org, placeOf(call), call.startedAt);
   // Nothing is held that would confirm remembered facts: they are read anew.
   if (parkedId !== undefined && call.isRemembered) throw new Outdated();
-  return parkedId === undefined ? undefined : { call, parkedId, passed: NOTHING };
+  return parkedId === undefined ? (call as Unparked) : { call, parkedId, passed: NOTHING };
 }
 
 /**

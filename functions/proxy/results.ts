@@ -6,6 +6,7 @@ import { toolResults } from '../providers/results.ts';
 import { Outdated } from './authenticate.ts';
 import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
+import type { Unparked } from './park.ts';
 
 /**
  * Flags results of calls that the run was never given on its trail, once each; or refuses them,
@@ -13,11 +14,19 @@ import { deny } from './deny.ts';
  *
  * @throws {Refusal} `permission_denied`.
  */
-export function checkResults(call: Permitted): undefined | Promise<void> {
+export function checkResults(call: Unparked): Checked | Promise<Checked> {
   const { endpoint, body, version } = call;
-  if (!body || !governsTools(version.policy)) return;
+  const checked = call as Checked;
+  if (!body || !governsTools(version.policy)) return checked;
   const results = toolResults(endpoint, body.value);
-  return results.length === 0 ? undefined : check(call, results);
+  return results.length === 0 ? checked : check(call, results).then(() => checked);
+}
+
+declare const checked: unique symbol;
+
+/** A call that brings no results of tools but those that may pass. */
+export interface Checked extends Unparked {
+  readonly [checked]: true;
 }
 
 async function check(call: Permitted, results: ReturnType<typeof toolResults>): Promise<void> {

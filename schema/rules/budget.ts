@@ -35,8 +35,8 @@ export interface Windows {
 
 /** The windows that an amount spent at a moment (Unix milliseconds) counts in. */
 export function windowsOf(millis: number): Windows {
-  const dayStarts = last.dayEnds - DAY_MS;
-  if (millis < dayStarts || millis >= last.dayEnds) last = findWindows(millis);
+  const isSame = millis >= last.dayEnds - DAY_MS && millis < last.dayEnds;
+  if (!isSame) last = findWindows(millis);
   return last;
 }
 

@@ -84,6 +84,7 @@ describe('a report', () => {
     );
     expect(row.ratio).toEqual({ median: 0.7, min: 0.5, max: 0.9 });
     expect(row.addedP50Micros).toEqual({ median: 7.5, min: 5, max: 10 });
+    expect(row.p50Ratio).toEqual({ median: 1.75, min: 1.5, max: 2 });
     expect(row.addedP99Micros).toEqual({ median: 15, min: 10, max: 20 });
     expect(row.errors).toBe(2);
   });

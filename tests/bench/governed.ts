@@ -17,7 +17,7 @@ import { type Call, readCall } from '../../functions/proxy/call.ts';
 import { decide } from '../../functions/proxy/decide.ts';
 import { forward } from '../../functions/proxy/forward.ts';
 import { limitRate } from '../../functions/proxy/pace.ts';
-import { findWaiting } from '../../functions/proxy/park.ts';
+import { answerParked, findWaiting } from '../../functions/proxy/park.ts';
 import { reserveBudget } from '../../functions/proxy/reserve.ts';
 import { checkResults } from '../../functions/proxy/results.ts';
 import { resolveRun } from '../../functions/proxy/run.ts';
@@ -135,10 +135,11 @@ function cutOff(cut: Cut, services: Services, { upstream }: StageOptions) {
     if (cut === 'run') return pass(request, call.bytes);
     const permitted = await decide(governed);
     if (cut === 'decide') return pass(request, call.bytes);
-    await findWaiting(permitted);
-    await checkResults(permitted);
+    const asked = await findWaiting(permitted);
+    if ('parkedId' in asked) return answerParked(asked);
+    const checked = await checkResults(asked);
     if (cut === 'gate') return pass(request, call.bytes);
-    const held = await reserveBudget(limitRate(permitted));
+    const held = await reserveBudget(limitRate(checked));
     if (cut === 'hold') {
       const response = await pass(request, held.outgoing);
       await settleHold(held, { outcome: 'ok', isFree: true });

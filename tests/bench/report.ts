@@ -20,6 +20,9 @@ export interface Row {
   /** What the target adds to the yardstick's latency; below zero where it is faster. */
   readonly addedP50Micros: Spread;
   readonly addedP99Micros: Spread;
+  /** Latency in relation to the yardstick's. */
+  readonly p50Ratio: Spread;
+  readonly p99Ratio: Spread;
   readonly errors: number;
 }
 
@@ -52,11 +55,16 @@ export function compare(
     ratio: spread(pairs.map(({ own, bare }) => rate(own) / rate(bare))),
     addedP50Micros: spread(pairs.map(({ own, bare }) => own.p50Micros - bare.p50Micros)),
     addedP99Micros: spread(pairs.map(({ own, bare }) => own.p99Micros - bare.p99Micros)),
+    p50Ratio: spread(pairs.map(({ own, bare }) => own.p50Micros / bare.p50Micros)),
+    p99Ratio: spread(pairs.map(({ own, bare }) => own.p99Micros / bare.p99Micros)),
     errors: outcomes.reduce((sum, { errors }) => sum + errors, 0),
   };
 }
 
-const HEADINGS = ['payload', 'conn', 'target', 'req/s', 'ratio', '+p50 µs', '+p99 µs', 'errors'];
+const HEADINGS = [
+  ...['payload', 'conn', 'target', 'req/s', 'ratio'],
+  ...['+p50 µs', 'p50 ratio', '+p99 µs', 'p99 ratio', 'errors'],
+];
 
 /** Rows as an aligned table: each number is a median, with the smallest and largest of a round. */
 export function table(rows: readonly Row[]): string {
@@ -86,7 +94,9 @@ function cells(row: Row): string[] {
     show(row.requestsPerSecond, 0),
     show(row.ratio, 2),
     show(row.addedP50Micros, 0),
+    row.p50Ratio.median.toFixed(2),
     show(row.addedP99Micros, 0),
+    row.p99Ratio.median.toFixed(2),
     String(row.errors),
   ];
 }

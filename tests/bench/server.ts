@@ -30,6 +30,7 @@ const STAGES: Readonly<Record<string, (options: StageOptions) => Stage | Promise
   decide: governed('decide'),
   gate: governed('gate', GATED),
   hold: governed('hold'),
+  forward: governed('forward'),
   limit: governed('hold', LIMITED),
   rungate: governed('whole'),
   limited: governed('whole', LIMITED),

@@ -43,6 +43,7 @@ export const TARGETS: readonly Target[] = [
   stage('+ policy', 'decide'),
   stage('+ gates (normal)', 'gate', 'normal'),
   stage('+ hold, settle (normal)', 'hold', 'normal'),
+  stage('+ forward (normal)', 'forward', 'normal'),
   stage('+ limits (normal)', 'limit', 'normal'),
   stage('rungate (normal)', 'rungate', 'normal'),
   stage('rungate, limits (normal)', 'limited', 'normal'),
