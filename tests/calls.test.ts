@@ -4,6 +4,7 @@ import { describe, expect, test } from 'bun:test';
 import fc from 'fast-check';
 import type { Endpoint, ProposedCall } from '../functions/providers/contract.ts';
 import { ENDPOINTS } from '../functions/providers/endpoints.ts';
+import { mendHalves } from '../functions/providers/halves.ts';
 import { toolResults } from '../functions/providers/results.ts';
 import { sourcesOf } from '../functions/providers/source.ts';
 import { Screen } from '../functions/proxy/screen.ts';
@@ -197,6 +198,130 @@ describe('where readers could read several calls', () => {
       '[{"type":"tool_use","id":"t","name":"f","input":{ "n" : 12345678901234567890}}]';
     const [call] = readerOf('messages').body(encoder.encode(`{"content":${content}}`));
     expect(call!.argsText).toBe('{ "n" : 12345678901234567890}');
+  });
+});
+
+/** An event of each dialect that says a piece of text, given as the JSON of a string. */
+const SAYING: Readonly<Record<Form['endpoint'], (text: string) => string>> = {
+  'chat.completions': (text) =>
+    `{"choices":[{"index":0,"delta":{"content":${text},"tool_calls":null,"function_call":null}}]}`,
+  'responses.create': (text) =>
+    `{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":${text}}`,
+  messages: (text) =>
+    `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":${text}}}`,
+};
+const DIALECTS = Object.entries(SAYING) as [Form['endpoint'], (text: string) => string][];
+
+/** Answers that are text alone, or nearly. */
+const WHOLE: Readonly<Record<Form['endpoint'], (text: string) => string>> = {
+  'chat.completions': (text) => `{"choices":[{"message":{"content":${text},"tool_calls":[]}}]}`,
+  'responses.create': (text) =>
+    `{"output":[{"type":"message","content":[{"type":"output_text","text":${text}}]}]}`,
+  messages: (text) => `{"content":[{"type":"text","text":${text}}]}`,
+};
+
+/** Half of a character where what stands there finds a call, or belongs to one. */
+const HALVED: readonly (readonly [what: string, Form['endpoint'], data: string])[] = [
+  ['a key', 'chat.completions', '{"choices":[{"delta":{"tool_\\ud83dcalls":[]}}]}'],
+  ['a key of a text', 'messages', '{"type":"a","delta":{"\\ud83d":"text"}}'],
+  ['a type', 'messages', '{"type":"a","content":[{"type":"tool_\\ud83duse"}]}'],
+  ['an id', 'responses.create', '{"type":"response.output_text.delta","item_id":"\\ud83d"}'],
+  [
+    'a name',
+    'chat.completions',
+    '{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"name":"f\\ud83d"}}]}}]}',
+  ],
+  [
+    'arguments',
+    'chat.completions',
+    '{"choices":[{"delta":{"function_call":{"arguments":"\\ud83d"}}}]}',
+  ],
+  [
+    'arguments of a response',
+    'responses.create',
+    '{"type":"response.function_call_arguments.delta","delta":"\\ud83d"}',
+  ],
+  [
+    'the input of a block',
+    'messages',
+    '{"type":"content_block_delta","index":0,"delta":{"partial_json":"\\ud83d"}}',
+  ],
+  [
+    'a text beside a call',
+    'chat.completions',
+    '{"choices":[{"delta":{"content":"\\ud83d","tool_calls":[{"index":0}]}}]}',
+  ],
+  [
+    'a text beside a call whose key is escaped',
+    'chat.completions',
+    '{"choices":[{"delta":{"content":"\\ud83d","tool\\u005fcalls":[{"index":0}]}}]}',
+  ],
+  ['a text that speaks of calls', 'messages', '{"delta":{"text":"\\ud83d tool_use"}}'],
+  ['a text of an object that repeats', 'messages', '{"delta":{"text":"\\ud83d"},"delta":{}}'],
+];
+
+describe('half of a character', () => {
+  test.each(DIALECTS)('%s: may end and begin texts, whatever follows', (endpoint, say) => {
+    const [form] = FORMS.filter((each) => each.endpoint === endpoint);
+    const text = fc.string({ unit: fc.constantFrom('😀', 'é', 'a', '\\', '"', '\ufffd') });
+    fc.assert(
+      fc.property(text, (whole) => {
+        const units = Array.from({ length: whole.length }, (_, at) => JSON.stringify(whole[at]));
+        const said = units.map((unit) => `data: ${say(unit)}\n\n`).join('');
+        const calls = proposalsOf(form!, 1, 0);
+        const policy = policySchema.parse({ tools: { deny: form!.names('drop_table') } });
+        const screen = new Screen(readerOf(endpoint), (name) => judgeName(policy, name));
+        expect(decoder.decode(screen.push(encoder.encode(said)))).toBe(said);
+        for (const { text } of framesOf(endpoint, calls)) screen.push(encoder.encode(text));
+        const found = screen.end().calls;
+        expect(screen.fault).toBeUndefined();
+        expect(told(found)).toEqual(expected(calls));
+      }),
+    );
+  });
+
+  test.each(DIALECTS)('%s: may end a text of an answer without calls', (endpoint) => {
+    const reader = readerOf(endpoint);
+    expect(reader.body(encoder.encode(WHOLE[endpoint]('"cut \\ud83d"')))).toEqual([]);
+    expect(reader.fault).toBeUndefined();
+  });
+
+  test.each(HALVED)('in %s keeps an answer of %s from passing', (_, endpoint, data) => {
+    const reader = readerOf(endpoint);
+    reader.event({ event: '', data, start: 0, end: data.length });
+    expect(reader.fault).toBeString();
+    const whole = readerOf(endpoint);
+    whole.body(encoder.encode(data));
+    expect(whole.fault).toBeString();
+  });
+
+  test('in an event that its name gives to a call keeps an answer from passing', () => {
+    const reader = readerOf('responses.create');
+    const data = '{"delta":"\\ud83d"}';
+    const event = 'response.function_call_arguments.delta';
+    reader.event({ event, data, start: 0, end: data.length });
+    expect(reader.fault).toBeString();
+  });
+
+  test('in bytes that are not UTF-8 keeps an answer from passing', () => {
+    const reader = readerOf('messages');
+    reader.body(Uint8Array.from([...encoder.encode('{"a":"\\ud83d'), 0xff, 0x22, 0x7d]));
+    expect(reader.fault).toBeString();
+  });
+
+  test('becomes U+FFFD, and nothing else changes', () => {
+    const unit = fc.constantFrom('\ud83d', '\ude00', '\\', 'u', '"', 'é', '\n', '\ud800\udc00');
+    fc.assert(
+      fc.property(fc.array(fc.string({ unit })), (texts) => {
+        const mended = mendHalves(encoder.encode(JSON.stringify({ texts })), () => true);
+        const whole = texts.map((text) => text.replace(/\p{Surrogate}/gu, '\ufffd'));
+        const isWhole = texts.every((text, at) => text === whole[at]);
+        expect(mended && JSON.parse(decoder.decode(mended))).toEqual(
+          isWhole ? undefined : { texts: whole },
+        );
+      }),
+      { numRuns: 500 },
+    );
   });
 });
 

@@ -152,6 +152,19 @@ describe('a request', () => {
     );
   });
 
+  test('that chooses from no tools is refused, or chooses nothing', () => {
+    fc.assert(
+      fc.property(chatRequest, choice, fc.boolean(), (request, tool_choice, isEmpty) => {
+        const { tools: _, tool_choice: __, parallel_tool_calls: ___, ...rest } = request;
+        const asked = tidy({ ...rest, tool_choice, ...(isEmpty ? { tools: [] } : {}) });
+        const there = () => over(chat, asked);
+        if (tool_choice === 'auto' || tool_choice === 'none') {
+          expect(over(messages, there(), { model: 'asked' })).toEqual(rest);
+        } else expect(there).toThrow(expect.objectContaining({ field: 'tool_choice' }));
+      }),
+    );
+  });
+
   test('keeps every digit of numbers in arguments and schemas', () => {
     const exact = '{"id":12345678901234567890,"share":0.10,"tiny":1e-400,"zero":-0}';
     const said = JSON.stringify(exact);
@@ -216,6 +229,8 @@ const LOST: readonly (readonly [from: 'chat' | 'messages', members: object, fiel
   ['chat', { temperature: 1.5 }, 'temperature'],
   ['chat', { service_tier: 'flex' }, 'service_tier'],
   ['chat', { functions: [{ name: 'f' }] }, 'functions'],
+  ['chat', { tool_choice: { type: 'function', function: { name: 'f' } } }, 'tool_choice'],
+  ['chat', { tool_choice: 'required', tools: [] }, 'tool_choice'],
   ['chat', { tools: [{ type: 'custom', custom: { name: 'f' } }] }, 'tools[].type'],
   ['chat', withPart({ type: 'input_audio', input_audio: {} }), 'messages[].content[].type'],
   ['chat', withPart({ type: 'file', file: {} }), 'messages[].content[].type'],
@@ -232,6 +247,8 @@ const LOST: readonly (readonly [from: 'chat' | 'messages', members: object, fiel
   ['chat', { messages: [...USER, { role: 'assistant', content: 'b' }] }, 'messages'],
   ['chat', { messages: [...USER, { role: 'system', content: 'b' }] }, 'messages[].role'],
   ['chat', { messages: [{ role: 'user', content: 'a', name: 'Ann' }] }, 'messages[].name'],
+  ['messages', { tool_choice: { type: 'tool', name: 'f' } }, 'tool_choice'],
+  ['messages', { tool_choice: { type: 'any' }, tools: [] }, 'tool_choice'],
   ['messages', { top_k: 5 }, 'top_k'],
   ['messages', { thinking: { type: 'enabled', budget_tokens: 1024 } }, 'thinking'],
   ['messages', { mcp_servers: [{}] }, 'mcp_servers'],
@@ -304,14 +321,36 @@ function messageOf({ said, calls, input, output, cached, cut }: Said): JsonObjec
   });
 }
 
+const block: fc.Arbitrary<JsonObject> = fc.oneof(
+  textPart,
+  call.map(({ id, name, args }) => ({ type: 'tool_use', id, name, input: args })),
+);
+
+/** Blocks with texts that follow one another put together, for chat has one text. */
+function joined(blocks: readonly JsonObject[]): JsonObject[] {
+  const said = blocks.flatMap(({ text: part }) => part ?? []).join('');
+  const uses = blocks.filter(({ type }) => type === 'tool_use');
+  return said === '' ? uses : [{ type: 'text', text: said }, ...uses];
+}
+
+/** A completion whose message calls a function as chat did before `tool_calls`. */
+function withFormerCall(
+  completion: JsonObject,
+  { name, args }: { name: string; args: JsonObject },
+) {
+  const [first] = completion.choices as JsonObject[];
+  const function_call = { name, arguments: JSON.stringify(args) };
+  const message = { ...(first!.message as JsonObject), function_call };
+  return { ...completion, choices: [{ ...first!, message }] };
+}
+
 const data = (value: object, event?: string) =>
   `${event ? `event: ${event}\n` : ''}data: ${JSON.stringify(value)}\n\n`;
 
 /** Cuts a text into pieces of at most three characters, none of them empty. */
 const pieces = (whole: string): string[] => whole.match(/[\s\S]{1,3}/gu) ?? [];
 
-function messageEvents(said: Said): string {
-  const message = messageOf(said);
+function messageEvents(message: JsonObject): string {
   const { usage, stop_reason } = message as { usage: JsonObject; stop_reason: string };
   const events: object[] = [
     {
@@ -374,6 +413,7 @@ function chatChunks(completion: JsonObject, mixed: boolean): string {
     chunk({ role: 'assistant', content: '' }),
     ...pieces(String(message.content ?? '')).map((content) => chunk({ content })),
     ...ordered.map((part) => chunk({ tool_calls: [part] })),
+    ...(message.function_call ? [chunk({ function_call: message.function_call })] : []),
     chunk({}, finish_reason),
     data({ ...head, object: 'chat.completion.chunk', choices: [], usage }),
     'data: [DONE]\n\n',
@@ -430,6 +470,45 @@ describe('an answer', () => {
     );
   });
 
+  test('of messages is the same blocks in the same order, or is refused, whole or streamed', () => {
+    fc.assert(
+      fc.property(answer, fc.array(block, { maxLength: 5 }), cuts, (said, blocks, at) => {
+        const message = tidy({ ...messageOf(said), content: blocks });
+        const content = message.content as JsonObject[];
+        const there = () => whole(fromMessages(), message);
+        const streamed = () => pass(fromMessages(), messageEvents(message), at);
+        const firstUse = content.findIndex(({ type }) => type === 'tool_use');
+        if (firstUse >= 0 && content.slice(firstUse).some(({ type }) => type === 'text')) {
+          expect(there).toThrow(Untranslatable);
+          expect(streamed).toThrow(Untranslatable);
+          return;
+        }
+        expect(streamed).not.toThrow();
+        expect(whole(fromChat(), there())).toEqual({ ...message, content: joined(content) });
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test('of chat comes back from messages as it was, or is refused, whole or streamed', () => {
+    fc.assert(
+      fc.property(answer, optional(call), cuts, fc.boolean(), (said, former, at, mixed) => {
+        const completion = whole(fromMessages(), messageOf(said));
+        const asked = former === undefined ? completion : withFormerCall(completion, former);
+        const there = () => whole(fromChat(), asked);
+        const streamed = () => pass(fromChat(), chatChunks(asked, mixed), at);
+        if (former !== undefined) {
+          expect(there).toThrow(Untranslatable);
+          expect(streamed).toThrow(Untranslatable);
+          return;
+        }
+        expect(streamed).not.toThrow();
+        expect(whole(fromMessages(), there())).toEqual(completion);
+      }),
+      { numRuns: 200 },
+    );
+  });
+
   test('keeps every digit of numbers in arguments, either way', () => {
     const input = '{"id":12345678901234567890,"share":0.10}';
     const message = `{"id":"m","model":"s","content":[{"type":"tool_use","id":"c","name":"f","input":${input}}]}`;
@@ -475,7 +554,7 @@ describe('a stream', () => {
     await fc.assert(
       fc.asyncProperty(answer, cuts, fc.boolean(), async (said, at, isAsked) => {
         const uncut = { ...said, cut: false };
-        const translated = pass(fromMessages(isAsked), messageEvents(uncut), at);
+        const translated = pass(fromMessages(isAsked), messageEvents(messageOf(uncut)), at);
         const read = await readByOpenAi(translated);
         const expected = whole(
           fromMessages(),

@@ -1,9 +1,17 @@
 /** Reading the tool calls of an answer so that no client can read another call than was judged. */
 
-import { fold, InvalidJson, type Json, type JsonObject, parseStrict } from '../../schema/json.ts';
+import {
+  fold,
+  InvalidJson,
+  type Json,
+  type JsonObject,
+  parseStrict,
+  type StrictBody,
+} from '../../schema/json.ts';
 import { isObject } from '../../schema/rules/bound.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import type { CallReader, ProposedCall } from './contract.ts';
+import { mendHalves } from './halves.ts';
 import { parseEvent } from './reading.ts';
 import { sourcesOf } from './source.ts';
 
@@ -52,6 +60,8 @@ const KEYS = new Set([
   ...['content_block', 'partial_json'],
 ]);
 const LONGEST_KEY = 16;
+/** Those of them that hold plain text too, where no call is near. */
+const TEXTS = new Set(['content', 'delta']);
 
 /**
  * Turns away keys that are spelled almost like those by which calls are found: some decoders take
@@ -130,7 +140,8 @@ export class StrictReader implements CallReader {
   }
 
   #take(bytes: Uint8Array, event: string | undefined): readonly string[] {
-    return this.#attempt(() => this.#gatherer.take(readPassage(bytes, event))) ?? NONE;
+    const { hint } = this.#gatherer;
+    return this.#attempt(() => this.#gatherer.take(readPassage(bytes, event, hint))) ?? NONE;
   }
 
   /** Some clients take each `data` line for an event of its own. */
@@ -150,8 +161,8 @@ export class StrictReader implements CallReader {
   }
 }
 
-function readPassage(bytes: Uint8Array, event: string | undefined): Passage {
-  const { value, text } = parse(bytes);
+function readPassage(bytes: Uint8Array, event: string | undefined, hint: RegExp): Passage {
+  const { value, text } = parse(bytes, event, hint);
   let sources: ReadonlyMap<Json, string> | undefined;
   return {
     value,
@@ -163,13 +174,37 @@ function readPassage(bytes: Uint8Array, event: string | undefined): Passage {
   };
 }
 
-function parse(bytes: Uint8Array) {
+function parse(bytes: Uint8Array, event: string | undefined, hint: RegExp): StrictBody {
   try {
     return parseStrict(bytes, KEYS);
   } catch (error) {
-    if (error instanceof InvalidJson) throw new Unreadable('its JSON can be read in several ways');
+    if (!(error instanceof InvalidJson)) throw error;
+    const mended = event !== undefined && hint.test(event) ? undefined : mend(bytes, hint);
+    if (mended) return mended;
+    throw new Unreadable('its JSON can be read in several ways');
+  }
+}
+
+/**
+ * Reads what is strict JSON but for halves of characters in its plain text, where a delta ends or
+ * a limit cut it. Clients read such a text in several ways or drop the event, so that nothing in
+ * it may have to do with a call.
+ */
+function mend(bytes: Uint8Array, hint: RegExp): StrictBody | undefined {
+  const mended = mendHalves(bytes, (key) => !KEYS.has(key) || TEXTS.has(key));
+  if (!mended) return undefined;
+  try {
+    const body = parseStrict(mended, KEYS);
+    return hint.test(JSON.stringify(body.value, given)) ? undefined : body;
+  } catch (error) {
+    if (error instanceof InvalidJson) return undefined;
     throw error;
   }
+}
+
+/** Leaves out what proposes nothing, such as `"tool_calls":null`. */
+function given(_key: string, value: Json): Json | undefined {
+  return value === null || (Array.isArray(value) && value.length === 0) ? undefined : value;
 }
 
 /**

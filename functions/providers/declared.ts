@@ -1,8 +1,8 @@
 /** The tools that a request declares or names, in every dialect, and who runs each of them. */
 
-import type { Json, JsonObject } from '../../schema/json.ts';
+import { fold, type Json, type JsonObject } from '../../schema/json.ts';
 import { isGiven, isObject, readList } from '../../schema/rules/bound.ts';
-import type { HostedTool } from '../../schema/rules/hosted.ts';
+import type { HostedTool, Unasked } from '../../schema/rules/hosted.ts';
 import { memberOf } from './reading.ts';
 
 /** A tool that a request declares or names. */
@@ -89,13 +89,63 @@ function responseTool(tool: Json, field: string): Declared[] {
   const type = typeOf(tool) ?? 'function';
   if (type === 'function' || type === 'custom') return [byName(tool, field)];
   if (type === 'namespace') return responseTools(tool.tools, `${field}.tools`);
-  if (type === 'mcp')
-    return [mcpTool(tool.server_label, tool.server_url ?? tool.connector_id, field)];
+  if (type === 'mcp') return [mcpOfResponses(tool, field)];
+  if (fold(type) === 'mcp') return [{ field, hosted: { type, unasked: ANY } }];
   if (type === 'shell' && memberOf(tool, 'environment').type === 'local') {
     return [{ field, name: 'shell' }];
   }
   const name = NAMELESS.get(type);
   return [name === undefined ? { field, hosted: { type } } : { field, name }];
+}
+
+function mcpOfResponses(tool: JsonObject, field: string): Declared {
+  const { hosted } = mcpTool(tool.server_label, tool.server_url ?? tool.connector_id, field);
+  const unasked = unaskedOf(tool);
+  return { field, hosted: { ...hosted, ...(unasked ? { unasked } : {}) } };
+}
+
+/** Keys of an MCP server that say which of its tools run without a word to the caller. */
+const MCP_KEYS: ReadonlySet<string> = new Set([
+  ...['server_label', 'allowed_tools', 'require_approval'],
+]);
+const APPROVAL_KEYS: ReadonlySet<string> = new Set(['always', 'never']);
+const FILTER_KEYS: ReadonlySet<string> = new Set(['tool_names']);
+const ANY: Unasked = { except: [] };
+
+/**
+ * The tools of a server that the upstream runs without asking; undefined where it asks about each,
+ * as it does unless told otherwise. What is not plain to read leaves every tool unasked.
+ */
+function unaskedOf(tool: JsonObject): Unasked | undefined {
+  if (Object.keys(tool).some((key) => !MCP_KEYS.has(key) && MCP_KEYS.has(fold(key)))) return ANY;
+  const approval = tool.require_approval ?? 'always';
+  if (approval === 'always') return undefined;
+  const { names, except } = isObject(approval) ? unaskedBy(approval) : ANY;
+  if (names) return { names, except };
+  const allowed = namesIn(tool.allowed_tools);
+  return { except, ...(allowed && { names: allowed.filter((name) => !except.includes(name)) }) };
+}
+
+/**
+ * With `never` alone, the upstream asks about what that does not name. With `always` given, nobody
+ * says what becomes of the tools that neither names.
+ */
+function unaskedBy(approval: JsonObject): Unasked {
+  const isPlain = Object.keys(approval).every((key) => APPROVAL_KEYS.has(key));
+  const { always = null, never = null } = approval;
+  const unasked = never === null ? [] : namesIn(never);
+  if (!isPlain || !unasked) return ANY;
+  if (always === null) return unasked.length > 0 ? { names: unasked, except: [] } : ANY;
+  const asked = namesIn(always) ?? [];
+  return { except: asked.filter((name) => !unasked.includes(name)) };
+}
+
+/** The names of a list or of a filter; undefined where it may pick others than those it names. */
+function namesIn(filter: Json | undefined): readonly string[] | undefined {
+  const isPlain = isObject(filter) && Object.keys(filter).every((key) => FILTER_KEYS.has(key));
+  const list = isPlain ? filter.tool_names : filter;
+  if (!Array.isArray(list) || list.length === 0) return undefined;
+  return list.every((name) => typeof name === 'string') ? list : undefined;
 }
 
 function declaredInMessages(body: JsonObject): Declared[] {
@@ -128,8 +178,8 @@ function byName(tool: Json, field: string): Declared {
   return { field, name: typeof name === 'string' ? name : '' };
 }
 
-function mcpTool(label: Json | undefined, place: Json | undefined, field: string): Declared {
-  const hosted = {
+function mcpTool(label: Json | undefined, place: Json | undefined, field: string) {
+  const hosted: HostedTool = {
     type: 'mcp',
     ...(typeof label === 'string' ? { label } : {}),
     ...(typeof place === 'string' ? { place } : {}),

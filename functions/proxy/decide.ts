@@ -14,10 +14,10 @@ import {
   type Rates,
 } from '../../schema/rules/catalogue.ts';
 import { type Denial, decideModel } from '../../schema/rules/decide.ts';
-import { decideHosted } from '../../schema/rules/hosted.ts';
+import { decideHosted, decideUnasked } from '../../schema/rules/hosted.ts';
 import { denyName, governsTools } from '../../schema/rules/tools.ts';
 import type { Endpoint } from '../providers/contract.ts';
-import { declaredTools } from '../providers/declared.ts';
+import { type Declared, declaredTools } from '../providers/declared.ts';
 import { ENDPOINTS } from '../providers/endpoints.ts';
 import { referredItems } from '../providers/responses.ts';
 import { deny, type Governed } from './deny.ts';
@@ -84,11 +84,18 @@ function judgeTools(
   if (isGiven(body.prompt) && endpoint.name === 'responses.create') {
     return denyPrompt(isGoverned ? 'tools' : 'hostedTools');
   }
-  for (const { field, name, hosted } of declaredTools(endpoint.name, body)) {
-    const denial = hosted ? decideHosted(policy, hosted) : denyName(policy, name ?? '');
-    if (denial) return { ...denial, field };
+  for (const tool of declaredTools(endpoint.name, body)) {
+    const denial = judgeDeclared(policy, tool);
+    if (denial) return denial;
   }
   return undefined;
+}
+
+function judgeDeclared(policy: Policy, { field, name, hosted }: Declared): Denial | undefined {
+  const denial = hosted ? decideHosted(policy, hosted) : denyName(policy, name ?? '');
+  if (denial) return { ...denial, field };
+  const unasked = hosted && decideUnasked(policy, hosted);
+  return unasked && { ...unasked, field: `${field}.${unasked.field}` };
 }
 
 /** A stored prompt may declare any tool, and nobody here can read it. */

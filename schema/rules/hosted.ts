@@ -4,6 +4,7 @@ import { fold } from '../json.ts';
 import type { Policy } from '../policy.ts';
 import type { Denial } from './decide.ts';
 import { matchesGlob } from './glob.ts';
+import { denyName, governsTools, judgeName } from './tools.ts';
 
 /** A tool that runs upstream. */
 export interface HostedTool {
@@ -13,6 +14,16 @@ export interface HostedTool {
   readonly label?: string;
   /** Where an MCP server is: its URL, or the id of a connector. */
   readonly place?: string;
+  /** The tools of an MCP server of which the provider asks nobody; absent where it asks of all. */
+  readonly unasked?: Unasked;
+}
+
+/** Tools of an MCP server that the provider runs without asking the caller. */
+export interface Unasked {
+  /** Absent where it may be any tool of the server. */
+  readonly names?: readonly string[];
+  /** The tools among any that the provider does ask about. */
+  readonly except: readonly string[];
 }
 
 const VERSION = /_20\d{2}(?:\d{4}|_\d{2}_\d{2})$/;
@@ -70,4 +81,73 @@ function namesOf({ type, label, place }: HostedTool): readonly string[] {
 /** A URL as it is called, whatever its case, its default port and its dots. */
 function placeOf(place: string): string {
   return URL.canParse(place) ? new URL(place).href : place;
+}
+
+/**
+ * Refuses the tools of an MCP server that a tool rule could speak of, and that the provider would
+ * have run before anyone saw their calls. Those that it asks about come back to be decided.
+ */
+export function decideUnasked(policy: Policy, { label, unasked }: HostedTool): Denial | undefined {
+  if (!unasked || !governsTools(policy)) return undefined;
+  const { names, except } = unasked;
+  const server = label === undefined ? '' : `${label}/`;
+  // A server without a label could come to have any.
+  if (!names || label === undefined)
+    return refuseUnasked(ruleOfSome(policy, server, except), `${server}*`);
+  const governed = names.find((name) => judgeName(policy, server + name) !== 'allow');
+  if (governed === undefined) return undefined;
+  return refuseUnasked(ruleOfOne(policy, server + governed), server + governed);
+}
+
+function refuseUnasked(rule: string | undefined, name: string): Denial | undefined {
+  if (rule === undefined) return undefined;
+  const asked = name.slice(0, MAX_SHOWN_CHARS);
+  const reason = `The policy governs the tool "${asked}" (rule ${rule}), which the provider would run unasked: set require_approval to "always" or leave it out.`;
+  return { effect: 'deny', rule, field: 'require_approval', asked, allowed: ['always'], reason };
+}
+
+/** The rule that denies a name, or may ask about it or deny it. */
+function ruleOfOne(policy: Policy, name: string): string {
+  const folded = foldName(name);
+  const covers = (glob: string) => matchesGlob(foldName(glob), folded) || matchesGlob(glob, name);
+  return denyName(policy, name)?.rule ?? findRule(policy, covers) ?? 'tools';
+}
+
+/** The rule that could deny or ask about some tool of a server, or does not allow all of them. */
+function ruleOfSome(policy: Policy, server: string, except: readonly string[]): string | undefined {
+  const start = foldName(server);
+  const excepted = new Set(except.map((name) => foldName(server + name)));
+  const covers = (glob: string) => {
+    const folded = foldName(glob);
+    if (!folded.includes('*') && excepted.has(folded)) return false;
+    return reaches(folded, start) || reaches(glob, server);
+  };
+  const isAllowed = policy.tools?.allow?.some((glob) => matchesAll(glob, server)) ?? true;
+  return findRule(policy, covers) ?? (isAllowed ? undefined : 'tools.allow');
+}
+
+/** The first rule, those that deny before those that ask, whose glob is meant. */
+function findRule({ tools }: Policy, isMeant: (glob: string) => boolean): string | undefined {
+  const { deny = [], requireApproval = [] } = tools ?? {};
+  const denying = deny.findIndex((rule) => isMeant(typeof rule === 'string' ? rule : rule.tool));
+  if (denying >= 0) return `tools.deny[${denying}]`;
+  const asking = requireApproval.findIndex(({ tool }) => isMeant(tool));
+  return asking < 0 ? undefined : `tools.requireApproval[${asking}]`;
+}
+
+/** Whether a glob matches some text that begins so. */
+function reaches(glob: string, start: string): boolean {
+  const star = glob.indexOf('*');
+  const head = star < 0 ? glob : glob.slice(0, star);
+  return head.startsWith(start) || (star >= 0 && start.startsWith(head));
+}
+
+/** Whether a glob matches every text that begins so. */
+function matchesAll(glob: string, start: string): boolean {
+  return glob.endsWith('*') && matchesGlob(glob, start);
+}
+
+/** As the rules of tools compare names: without case, width, spaces and what can't be seen. */
+function foldName(name: string): string {
+  return fold(name.replace(/[\s\p{Cc}\p{Default_Ignorable_Code_Point}]/gu, ''));
 }

@@ -6,7 +6,7 @@ import { memberOf } from '../reading.ts';
 import { toolUseOf } from './chat-request.ts';
 import { Untranslatable } from './contract.ts';
 import { chatUsage, finishOf, messageUsage, stopReasonOf } from './endings.ts';
-import { listOf, objectOf } from './members.ts';
+import { listOf, noCounterpart, objectOf } from './members.ts';
 import { toolCall } from './message-request.ts';
 import { joinTexts } from './parts.ts';
 
@@ -16,7 +16,7 @@ import { joinTexts } from './parts.ts';
  *
  * @param message As `readExact` read it.
  * @param createdS Unix seconds, which messages do not tell.
- * @throws {Untranslatable} for a block that chat can't say.
+ * @throws {Untranslatable} for a block that chat can't say, and for text after a call.
  */
 export function toChatCompletion(message: JsonObject, createdS: number): JsonObject {
   const blocks = listOf(message.content, 'content').filter(isObject);
@@ -24,6 +24,7 @@ export function toChatCompletion(message: JsonObject, createdS: number): JsonObj
   const said = joinTexts(blocks.filter(({ type }) => type === 'text'));
   const alien = blocks.find(({ type }) => !SAID.has(String(type)));
   if (alien) throw new Untranslatable('content[].type', 'has no counterpart in chat');
+  refuseLateText(blocks);
   const isSaid = said !== '' || calls.length === 0;
   return {
     id: message.id ?? '',
@@ -49,6 +50,15 @@ export function toChatCompletion(message: JsonObject, createdS: number): JsonObj
   };
 }
 
+/** Chat has one text, which stands before the calls. */
+function refuseLateText(blocks: readonly JsonObject[]): void {
+  const firstUse = blocks.findIndex(({ type }) => type === 'tool_use');
+  const after = firstUse < 0 ? [] : blocks.slice(firstUse);
+  if (joinTexts(after.filter(({ type }) => type === 'text')) !== '') {
+    throw new Untranslatable('content[].type', 'is text after the use of a tool');
+  }
+}
+
 /** The blocks of an answer that chat can say, or that it does not show. */
 const SAID = new Set(['text', 'tool_use', 'thinking', 'redacted_thinking']);
 
@@ -58,11 +68,12 @@ const SAID = new Set(['text', 'tool_use', 'thinking', 'redacted_thinking']);
  *
  * @param completion As `readExact` read it.
  * @throws {Untranslatable} for arguments that are not a JSON object, and other calls than those of
- *   functions.
+ *   functions in `tool_calls`.
  */
 export function toMessage(completion: JsonObject): JsonObject {
   const choice = objectOf(listOf(completion.choices, 'choices')[0], 'choices[0]');
   const message = objectOf(choice.message, 'choices[0].message');
+  if (isGiven(message.function_call)) throw noCounterpart('choices[0].message.function_call');
   const refused = isGiven(message.refusal);
   const said = joinTexts(message.content) + joinTexts(message.refusal);
   const calls = listOf(message.tool_calls, 'tool_calls').map(useOf);

@@ -15,7 +15,7 @@ import {
   stringOf,
 } from './members.ts';
 import { blockOf } from './parts.ts';
-import { customTool, messageChoice } from './tools.ts';
+import { customTool, messageChoice, refuseForced } from './tools.ts';
 
 /** What is said over. */
 const CARRIED = [
@@ -59,14 +59,15 @@ export function toMessagesRequest(body: JsonObject, model: string, maxTokens: nu
   allowOnly(withoutNeutral(body), KNOWN);
   const { system, messages } = turnsOf(listOf(body.messages, 'messages'));
   const tools = listOf(body.tools, 'tools').map(customTool);
+  const choice = messageChoice(body.tool_choice, body.parallel_tool_calls);
+  if (tools.length === 0) refuseForced(choice);
   return present({
     model,
     max_tokens: [body.max_completion_tokens, body.max_tokens].find(isGiven) ?? maxTokens,
     system: system.length > 0 ? systemOf(system) : undefined,
     messages,
     tools: tools.length > 0 ? tools : undefined,
-    tool_choice:
-      tools.length > 0 ? messageChoice(body.tool_choice, body.parallel_tool_calls) : null,
+    tool_choice: tools.length > 0 ? choice : undefined,
     stop_sequences: stopsOf(body.stop),
     temperature: temperatureOf(body.temperature),
     top_p: body.top_p,

@@ -7,7 +7,7 @@ import { memberOf, parseEvent } from '../reading.ts';
 import { Untranslatable } from './contract.ts';
 import { messageUsage, stopReasonOf } from './endings.ts';
 import { messageError } from './errors.ts';
-import { callIdOf, nameOf } from './members.ts';
+import { callIdOf, listOf, nameOf, noCounterpart } from './members.ts';
 
 /** The most characters of arguments that wait for the calls before theirs. */
 const MAX_WAITING = 32 * 1024 * 1024;
@@ -61,7 +61,8 @@ export class ChatToMessageEvents {
     const delta = memberOf(choice, 'delta');
     if (isGiven(delta.refusal)) this.#reason = 'refusal';
     if (isGiven(choice.finish_reason)) this.#reason ??= stopReasonOf(choice.finish_reason);
-    const calls = Array.isArray(delta.tool_calls) ? delta.tool_calls.filter(isObject) : [];
+    if (isGiven(delta.function_call)) throw noCounterpart('choices[0].delta.function_call');
+    const calls = listOf(delta.tool_calls, 'choices[0].delta.tool_calls').filter(isObject);
     const told = [this.#text(delta.content), this.#text(delta.refusal)];
     for (const call of calls) told.push(this.#call(call));
     return told.join('');

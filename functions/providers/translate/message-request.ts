@@ -15,7 +15,7 @@ import {
   stringOf,
 } from './members.ts';
 import { partOf } from './parts.ts';
-import { chatChoice, functionTool } from './tools.ts';
+import { chatChoice, functionTool, refuseForced } from './tools.ts';
 
 /** What is said over. */
 const CARRIED = [
@@ -55,12 +55,14 @@ export function toChatRequest(body: JsonObject, model: string, wishes: ChatWishe
   if (isGiven(thinking) && !isOff) throw noCounterpart('thinking');
   allowOnly(rest, KNOWN);
   const tools = listOf(body.tools, 'tools').map(functionTool);
+  const choice = chatChoice(body.tool_choice);
+  if (tools.length === 0) refuseForced(body.tool_choice);
   const asksUsage = body.stream === true && !wishes.streamsUsage;
   return present({
     model,
     [wishes.limitKey]: body.max_tokens,
     messages: [...systemOf(body.system), ...turnsOf(listOf(body.messages, 'messages'))],
-    ...(tools.length > 0 ? { tools, ...chatChoice(body.tool_choice) } : {}),
+    ...(tools.length > 0 ? { tools, ...choice } : {}),
     stop: stopOf(body.stop_sequences),
     temperature: body.temperature,
     top_p: body.top_p,

@@ -103,7 +103,12 @@ export class MessageToChatChunks {
   }
 
   #text(text: Json | undefined): string {
-    return typeof text === 'string' && text !== '' ? this.#chunk({ content: text }) : '';
+    if (typeof text !== 'string' || text === '') return '';
+    // Chat's clients would join it to the text before the calls.
+    if (this.#uses.size > 0) {
+      throw new Untranslatable('content_block.type', 'is text after the use of a tool');
+    }
+    return this.#chunk({ content: text });
   }
 
   #input(use: Use, text: string): string {

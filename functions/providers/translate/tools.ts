@@ -2,6 +2,7 @@
 
 import type { Json, JsonObject } from '../../../schema/json.ts';
 import { isGiven, isObject } from '../../../schema/rules/bound.ts';
+import { Untranslatable } from './contract.ts';
 import { allowOnly, nameOf, noCounterpart, objectOf, present } from './members.ts';
 
 const CHAT_TOOL = new Set(['type', 'function']);
@@ -104,4 +105,16 @@ function chatChoiceOf({ type, name }: JsonObject): Json {
   const known = Object.entries(TO_MESSAGES).find(([, other]) => other === type);
   if (!known) throw noCounterpart('tool_choice.type');
   return known[0];
+}
+
+/**
+ * Refuses a choice, as messages have it, that makes the model call one of no tools: it would be
+ * lost with them.
+ *
+ * @throws {Untranslatable}
+ */
+export function refuseForced(choice: Json | undefined): void {
+  if (isObject(choice) && (choice.type === 'any' || choice.type === 'tool')) {
+    throw new Untranslatable('tool_choice', 'asks for a call where there are no tools');
+  }
 }
