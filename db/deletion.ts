@@ -7,6 +7,7 @@ import type { Database } from './client.ts';
 import { enter } from './ledger.ts';
 import { forOrg, type Org } from './org.ts';
 import type { TenantTable } from './tables.ts';
+import { forgetting } from './users.ts';
 
 /** Goes last, with the org itself: until then an interrupted deletion can be taken up again. */
 const LAST = 'org_keys';
@@ -15,8 +16,8 @@ const LAST = 'org_keys';
 const MOST: Readonly<Record<string, number>> = { captures: 20, parked: 1, parked_parts: 20 };
 
 /**
- * Deletes some rows of an org from a table; with its members also the people who are in no other
- * org, and their links to sign in.
+ * Deletes some rows of an org from a table; with its members and invitations also the people who
+ * are in no other org, and their links to sign in.
  *
  * @param limit The most rows of one transaction.
  * @returns how many; 0 when none is left, and always for the org's key.
@@ -25,6 +26,7 @@ export async function deleteRows(org: Org, table: TenantTable, limit: number): P
   const { name, key } = table;
   if (name === LAST) return 0;
   if (name === 'members') return await deleteMembers(org, limit);
+  if (name === 'invitations') return await deleteInvitations(org, limit);
   const columns = key.map((column) => `"${column}"`).join(', ');
   const [deleted] = await org.write(
     org.statement(
@@ -40,21 +42,33 @@ export async function deleteRows(org: Org, table: TenantTable, limit: number): P
 async function deleteMembers(org: Org, limit: number): Promise<number> {
   const rows = await org.read('select user_id from members where org_id = ?1 limit ?2', limit);
   if (rows.length === 0) return 0;
-  const users = JSON.stringify(rows.map((row) => row.user_id));
-  const alone = `select id from users where id in (select value from json_each(?1))
-    and not exists (select 1 from members m where m.user_id = users.id)`;
+  const users = rows.map((row) => String(row.user_id));
   const [deleted] = await org.write(
     org.statement(
       'delete from members where org_id = ?1 and user_id in (select value from json_each(?2))',
-      users,
+      JSON.stringify(users),
     ),
-    {
-      sql: `delete from sign_in_links where email in (
-        select email from users where id in (${alone})
-      )`,
-      args: [users],
-    },
-    { sql: `delete from users where id in (${alone})`, args: [users] },
+    ...forgetting('id', users),
+  );
+  return deleted!.changes;
+}
+
+/** Who accepted one too late is known by his address, and in no org. */
+async function deleteInvitations(org: Org, limit: number): Promise<number> {
+  const rows = await org.read(
+    'select id, email from invitations where org_id = ?1 limit ?2',
+    limit,
+  );
+  if (rows.length === 0) return 0;
+  const [deleted] = await org.write(
+    org.statement(
+      'delete from invitations where org_id = ?1 and id in (select value from json_each(?2))',
+      JSON.stringify(rows.map((row) => row.id)),
+    ),
+    ...forgetting(
+      'email',
+      rows.map((row) => String(row.email)),
+    ),
   );
   return deleted!.changes;
 }
@@ -80,21 +94,26 @@ export async function deleteOrg(
   );
 }
 
-/** Erases what the platform's audit trail says of the org beside its id. @returns how many entries. */
+/**
+ * Erases what the platform's audit trail says of the org beside its id. Do it while the org is
+ * there: afterwards nothing tells that it is still to be done.
+ *
+ * @returns how many entries.
+ */
 export async function forgetAccount(db: Database, org: OrgId): Promise<number> {
   const chain = forOrg(db, PLATFORM_CHAIN);
-  const rows = await chain.read(
-    `select seq from audit_entries
-     where org_id = ?1 and target = ?2 and payload is not null order by seq limit ?3`,
-    org,
-    MAX_ERASED,
-  );
-  if (rows.length === 0) return 0;
-  return await erasePayloads(
-    chain,
-    'system',
-    rows.map(({ seq }) => Number(seq)),
-  );
+  for (let total = 0; ; ) {
+    const rows = await chain.read(
+      `select seq from audit_entries
+       where org_id = ?1 and target = ?2 and payload is not null order by seq limit ?3`,
+      org,
+      MAX_ERASED,
+    );
+    const seqs = rows.map(({ seq }) => Number(seq));
+    const erased = seqs.length === 0 ? 0 : await erasePayloads(chain, 'system', seqs);
+    if (erased === 0) return total;
+    total += erased;
+  }
 }
 
 /** Orgs whose deletion is due, the longest overdue first. */

@@ -1,12 +1,15 @@
 /** Export: every row of an org, in tables that the schema itself names, without what is secret. */
 
-import type { RunId, StepId } from '../schema/ids.ts';
+import type { GateId, ParkedId, RunId, StepId } from '../schema/ids.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import { type BodyKind, readBodies } from './captures.ts';
 import type { Database, Row, Value } from './client.ts';
+import { readArgs } from './gates.ts';
 import type { Org } from './org.ts';
+import { openParked } from './parked.ts';
 import type { MasterKeys } from './seal.ts';
 import { tenantTables } from './tables.ts';
+import { openVault } from './vault.ts';
 
 /** A table as it is exported. */
 export interface ExportTable {
@@ -37,12 +40,12 @@ const WITHHELD: Readonly<Record<string, readonly string[]>> = {
 /** Tables that hold nothing but secrets. */
 const SECRET_TABLES = new Set(['org_keys', 'oidc_attempts']);
 
-/** Large tables whose rows an index has in this order. */
+/** Large tables whose rows an index has in this order, by columns that never change. */
 const ORDERS: Readonly<Record<string, readonly string[]>> = {
   runs: ['opened_at', 'id'],
   events: ['created_at', 'id'],
   deliveries: ['webhook_id', 'id'],
-  gates: ['status', 'id'],
+  gates: ['run_id', 'id'],
 };
 
 /** The org itself, and the people in it. */
@@ -164,6 +167,100 @@ export async function exportBodies(
     total_bytes: totalBytes,
     body: new Uint8Array(bytes).toBase64(),
   }));
+}
+
+/** A gate whose arguments are exported. */
+export interface ExportedGate {
+  readonly runId: RunId;
+  readonly gateId: GateId;
+}
+
+/** Gates, in pages and in the order of their table's export. */
+export async function listAsked(
+  org: Org,
+  after: ExportedGate | undefined,
+  limit: number,
+): Promise<ExportedGate[]> {
+  const rows = await org.read(
+    `select run_id, id from gates
+     where org_id = ?1 and (run_id, id) > (?2, ?3) order by run_id, id limit ?4`,
+    after?.runId ?? '',
+    after?.gateId ?? '',
+    limit,
+  );
+  return rows.map((row) => ({ runId: row.run_id as RunId, gateId: row.id as GateId }));
+}
+
+/** What people were asked about, as it is exported. */
+export interface ExportedArgs {
+  readonly gate_id: GateId;
+  readonly run_id: RunId;
+  /** The exact text of the arguments. */
+  readonly args: string;
+}
+
+/** The arguments of gates, opened; without those of gates that are gone by now. @throws {SealError} */
+export async function exportArgs(
+  org: Org,
+  master: MasterKeys,
+  gates: readonly ExportedGate[],
+): Promise<ExportedArgs[]> {
+  if (gates.length === 0) return [];
+  const opened = await readArgs(
+    org,
+    master,
+    gates.map(({ gateId }) => gateId),
+  );
+  return gates.flatMap(({ runId, gateId }) => {
+    const args = opened.get(gateId);
+    return args === undefined ? [] : [{ gate_id: gateId, run_id: runId, args }];
+  });
+}
+
+/** The first part of a parked answer: those after it are never without it. */
+const FIRST_PART = 'select parked_id from parked_parts where org_id = ?1 and number = 0';
+
+/** Parked answers whose bytes are kept, in pages. */
+export async function listParked(
+  org: Org,
+  after: ParkedId | undefined,
+  limit: number,
+): Promise<ParkedId[]> {
+  const rows = await org.read(
+    `${FIRST_PART} and parked_id > ?2 order by parked_id limit ?3`,
+    after ?? '',
+    limit,
+  );
+  return rows.map((row) => row.parked_id as ParkedId);
+}
+
+/** A parked answer as it is exported. */
+export interface ExportedAnswer {
+  readonly parked_id: ParkedId;
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string>>;
+  /** Base64 (RFC 4648, section 4). */
+  readonly body: string;
+}
+
+/**
+ * A parked answer, opened.
+ *
+ * @returns undefined for one that has been pruned since it was listed.
+ * @throws {SealError}
+ */
+export async function exportParked(
+  org: Org,
+  master: MasterKeys,
+  id: ParkedId,
+): Promise<ExportedAnswer | undefined> {
+  try {
+    const { status, headers, bytes } = await openParked(org, await openVault(org, master), id);
+    return { parked_id: id, status, headers, body: bytes.toBase64() };
+  } catch (error) {
+    if (await org.first(`${FIRST_PART} and parked_id = ?2`, id)) throw error;
+    return undefined;
+  }
 }
 
 /** Puts on the audit trail that everything is exported, before it is. */

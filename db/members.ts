@@ -10,6 +10,7 @@ import type { Org } from './org.ts';
 import { confirmSlug } from './orgs.ts';
 import { announce } from './outbox.ts';
 import { type Page, readPage, type Window } from './page.ts';
+import { forgetting } from './users.ts';
 
 /** A person's role in an org. */
 export interface Member {
@@ -125,8 +126,8 @@ export async function changeRole(org: Org, actor: Actor, id: MemberId, role: Rol
 }
 
 /**
- * Removes a member: his sessions end and his tokens may do nothing any more. The user remains, in
- * his other orgs.
+ * Removes a member: his sessions end and his tokens may do nothing any more. The user remains in
+ * his other orgs; who has none is forgotten, since no deletion of an org would find him later.
  *
  * @throws {Refusal} `not_found`, `permission_denied`, or `invalid_request` for the last owner.
  */
@@ -155,6 +156,7 @@ export async function removeMember(org: Org, actor: Actor, id: MemberId): Promis
       id,
       now,
     ),
+    ...forgetting('id', [member.userId]),
   );
   if (removed!.changes === 0) await outrun(org, actor, 'member.remove', id);
 }

@@ -31,6 +31,22 @@ export function userStatement(email: string, now: number): Statement {
   };
 }
 
+/**
+ * The statements that forget people who are in no org any more, and their links to sign in. They
+ * leave alone whoever is a member, so that they may follow a change that came to nothing.
+ *
+ * @param by What the values are: ids, or addresses in their one spelling.
+ */
+export function forgetting(by: 'id' | 'email', values: readonly string[]): Statement[] {
+  const alone = `users where ${by} in (select value from json_each(?1))
+    and not exists (select 1 from members m where m.user_id = users.id)`;
+  const args = [JSON.stringify(values)];
+  return [
+    { sql: `delete from sign_in_links where email in (select email from ${alone})`, args },
+    { sql: `delete from ${alone}`, args },
+  ];
+}
+
 /** The user of an address in its one spelling. */
 export async function findUser(db: Database, email: string): Promise<User | undefined> {
   const row = await db.first('select id, email, name from users where email = ?1', [email]);

@@ -7,7 +7,7 @@ import { migrate } from '../db/migrate.ts';
 import { watchOutbox } from '../db/outbox.ts';
 import { keepOpened } from '../db/seal.ts';
 import { Catalogues } from './catalogues.ts';
-import { readConfig } from './config.ts';
+import { ledgerWarning, readConfig } from './config.ts';
 import { makeEgress } from './egress.ts';
 import { Deliveries } from './jobs/deliver.ts';
 import { replayDeletions } from './jobs/erase.ts';
@@ -31,6 +31,8 @@ export async function boot(
 ): Promise<Services> {
   const config = readConfig(env);
   const log = makeLog(config.logLevel);
+  const warning = ledgerWarning(config);
+  if (warning !== undefined) log.warn(warning);
   const master = await openKeys(config, log);
   const opened = await openDatabase(config.database);
   const applied = await migrate(opened);

@@ -258,6 +258,18 @@ function ledgerBeside(databaseUrl = DEFAULT_DATABASE): string | undefined {
   return path === undefined ? undefined : join(dirname(path), 'deleted-orgs.jsonl');
 }
 
+/**
+ * What a start warns of: beside a server of databases there is no place for a ledger of its own,
+ * and without one a restored backup brings deleted orgs back.
+ */
+export function ledgerWarning({ deletionLedger, isProduction }: Config): string | undefined {
+  if (!isProduction || deletionLedger !== undefined) return undefined;
+  return (
+    'RUNGATE_DELETION_LEDGER is not set, and a database on a server has no ledger of deleted orgs ' +
+    'unless it is: a backup that is restored would bring such orgs back.'
+  );
+}
+
 function parseDatabaseUrl(text: string): string | undefined {
   if (text.startsWith('file:')) return /^file:[^?#\s]/.test(text) ? text : undefined;
   return /^(https?|libsql):\/\/[^/\s]/.test(text) && URL.canParse(text) ? text : undefined;

@@ -4,9 +4,13 @@ import { z } from 'zod';
 import {
   countExport,
   type ExportTable,
+  exportArgs,
   exportBodies,
+  exportParked,
   exportTables,
+  listAsked,
   listCaptured,
+  listParked,
   noteExport,
   readExportPage,
 } from '../db/export.ts';
@@ -23,7 +27,7 @@ import type { Services } from './services.ts';
 export interface Exporting {
   readonly services: Pick<Services, 'db' | 'master' | 'now'>;
   readonly org: Org;
-  /** Whether kept bodies are opened and exported, too. */
+  /** Whether kept bodies, arguments of gates and parked answers are opened and exported, too. */
   readonly hasBodies: boolean;
   /** Told how many rows have been read since it was told last. */
   readonly onRows?: (count: number) => void;
@@ -41,6 +45,7 @@ type Bytes = Uint8Array<ArrayBuffer>;
 
 const PAGE_ROWS = 200;
 const BODIES_PER_PAGE = 4;
+const ARGS_PER_PAGE = 20;
 /** The headers of tar tell how long a file is, so that each is made whole before it is sent. */
 const FILE_CHARS = 4 * 1024 * 1024;
 
@@ -53,8 +58,8 @@ export async function countRows({ services, org }: Exporting): Promise<number> {
 
 /**
  * The archive, piece by piece: `TABLE.jsonl`, `TABLE-2.jsonl` … with a row as a JSON object per
- * line, `bodies.jsonl` where bodies are wanted, and at the end `manifest.json` with the rows and
- * files of each table and the SHA-256 of each file.
+ * line, what is sealed in files of its own where that is wanted (see {@link OPENED}), and at the
+ * end `manifest.json` with the rows and files of each table and the SHA-256 of each file.
  */
 export async function* writeArchive(exporting: Exporting): AsyncGenerator<Bytes> {
   const { services, org, hasBodies } = exporting;
@@ -65,7 +70,9 @@ export async function* writeArchive(exporting: Exporting): AsyncGenerator<Bytes>
     const lines = rowLines(exporting, table);
     described[table.name] = yield* writeTable(table.name, lines, at, table.withheld);
   }
-  if (hasBodies) described.bodies = yield* writeTable('bodies', bodyLines(exporting), at, []);
+  for (const [name, lines] of hasBodies ? Object.entries(OPENED) : []) {
+    described[name] = yield* writeTable(name, lines(exporting), at, []);
+  }
   const account = await readAccount(org);
   const manifest = {
     ...{ format: 'rungate.export', version: 1, createdAt: new Date(at).toISOString() },
@@ -134,6 +141,35 @@ async function* bodyLines({ services, org }: Exporting): AsyncGenerator<string> 
   }
 }
 
+async function* argLines({ services, org }: Exporting): AsyncGenerator<string> {
+  for (let after: Parameters<typeof listAsked>[1]; ; ) {
+    const gates = await listAsked(org, after, ARGS_PER_PAGE);
+    const args = await exportArgs(org, services.master, gates);
+    yield* args.map((each) => JSON.stringify(each));
+    if (gates.length < ARGS_PER_PAGE) return;
+    after = gates.at(-1);
+    await breathe();
+  }
+}
+
+/** One at a time: an answer may be long. */
+async function* answerLines({ services, org }: Exporting): AsyncGenerator<string> {
+  for (let after: Parameters<typeof listParked>[1]; ; ) {
+    [after] = await listParked(org, after, 1);
+    if (after === undefined) return;
+    const answer = await exportParked(org, services.master, after);
+    if (answer) yield JSON.stringify(answer);
+    await breathe();
+  }
+}
+
+/** What tables hold sealed, by the name of the file that has it opened. */
+const OPENED: Readonly<Record<string, (exporting: Exporting) => AsyncGenerator<string>>> = {
+  bodies: bodyLines,
+  gate_args: argLines,
+  parked_answers: answerLines,
+};
+
 /** Reads of a file are done at once: between them, calls have their turn. */
 function breathe(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
@@ -148,12 +184,18 @@ export const exportQuery = z.object({
   bodies: z
     .literal('open')
     .optional()
-    .describe('Kept bodies come along, opened; this takes the action run.body_read too.'),
+    .describe(
+      'Kept bodies, arguments of gates and parked answers come along, opened; this takes the ' +
+        'actions run.body_read and gate.read too.',
+    ),
 });
+
+/** What `?bodies=open` takes: the actions by which the same is read elsewhere. */
+const OPENING = ['run.body_read', 'gate.read'] as const;
 
 /**
  * `GET /api/export`: the archive, streamed no faster than it is read. With `?bodies=open` it has
- * the kept bodies, too.
+ * what is sealed, too, but for secrets.
  *
  * @throws {Refusal} `invalid_token`, `permission_denied`, `invalid_request`.
  */
@@ -164,9 +206,10 @@ export async function exportOrg(services: Services, request: Request): Promise<R
     throw new Refusal('invalid_request', 'bodies can only be "open".', { field: 'bodies' });
   }
   const hasBodies = query.data.bodies === 'open';
-  if (hasBodies && !viewer.actions.has('run.body_read')) {
-    throw new Refusal('permission_denied', 'Kept bodies take the action run.body_read.', {
-      ...{ rule: 'token.actions', asked: 'run.body_read' },
+  const lacking = OPENING.find((action) => !viewer.actions.has(action));
+  if (hasBodies && lacking) {
+    throw new Refusal('permission_denied', `bodies=open takes the action ${lacking}.`, {
+      ...{ rule: 'token.actions', asked: lacking },
     });
   }
   await noteExport(org, actor, hasBodies);

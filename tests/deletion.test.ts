@@ -1,11 +1,14 @@
 /** Leaving: an org that is deleted is gone from every table and file, and no backup brings it back. */
 
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from 'bun:test';
-import { copyFileSync, readdirSync, readFileSync } from 'node:fs';
+import { copyFileSync, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { auditEntry, MAX_ERASED } from '../db/audit.ts';
 import { compactFile, type Database, openDatabase, type Value } from '../db/client.ts';
 import { deleteOrg, deleteRows } from '../db/deletion.ts';
+import { acceptInvitation, invite } from '../db/invitations.ts';
 import { readLedgerFile } from '../db/ledger.ts';
+import { removeMember } from '../db/members.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { cancelDeletion, DELETION_DELAY_MS, readAccount, requestDeletion } from '../db/orgs.ts';
 import {
@@ -20,9 +23,12 @@ import { rotateOrgKeys } from '../db/system.ts';
 import { tenantTables } from '../db/tables.ts';
 import { readConfig } from '../functions/config.ts';
 import { type EraseParts, eraseLeaving, replayDeletions } from '../functions/jobs/erase.ts';
+import { openKeys } from '../functions/keys.ts';
 import { makeLog } from '../functions/log.ts';
-import { as, type Ground, type Made, makeGround, makeOrg } from './orgs.ts';
-import { deploy } from './rungate.ts';
+import { PLATFORM_CHAIN } from '../schema/audit.ts';
+import { addMember, as, type Ground, type Made, makeGround, makeOrg } from './orgs.ts';
+import { finish } from './process.ts';
+import { type Deployment, deploy } from './rungate.ts';
 
 setDefaultTimeout(60_000);
 
@@ -181,6 +187,36 @@ describe('after its grace an org', () => {
     expect(await traces(ground.db, made.org.id)).toEqual({ deleted_orgs: 1, audit_entries: 1 });
   });
 
+  test('takes along whom it knew by an invitation alone', async () => {
+    const { org, owner, slug, ...made } = await makeOrg(ground);
+    const inviter = await addMember(ground, org, 'admin');
+    const email = 'too-late@example.com';
+    const { secret } = await invite(org, as(inviter), email, 'viewer', Date.now());
+    await removeMember(org, as(owner), inviter.id);
+    await acceptInvitation(ground.db, secret, Date.now()).catch(() => {});
+    expect(await traces(ground.db, email)).toMatchObject({ users: 1, invitations: 1 });
+    await leave({ org, owner, slug, ...made });
+    await eraseLeaving(partsOf(ground), LONG_MS);
+    for (const known of [email, inviter.email]) {
+      expect([known, await traces(ground.db, known)]).toEqual([known, {}]);
+    }
+  });
+
+  test('has no name on the trail of the platform, however much that said and whenever it ends', async () => {
+    const made = await makeOrg(ground);
+    const chain = forOrg(ground.db, PLATFORM_CHAIN);
+    const entry = () =>
+      auditEntry(chain, 'operator', 'account.read', made.org.id, { is: made.slug });
+    await chain.write(...Array.from({ length: MAX_ERASED + 100 }, entry));
+    expect((await traces(ground.db, made.slug)).audit_entries).toBeGreaterThan(MAX_ERASED);
+    await leave(made);
+    await expect(
+      eraseLeaving({ ...partsOf(ground), db: endingWith(ground.db, 'delete from orgs') }, LONG_MS),
+    ).rejects.toThrow('ended');
+    expect(await traces(ground.db, made.slug)).toEqual({});
+    expect(await eraseLeaving(partsOf(ground), LONG_MS)).toEqual({ rows: 0, orgs: 0 });
+  });
+
   test('can no more be kept, and before it everything is still there', async () => {
     const { org, owner, slug } = await makeOrg(ground);
     const now = Date.now();
@@ -211,6 +247,26 @@ describe('after its grace an org', () => {
     expect(users.map(({ id }) => String(id))).toEqual([two.owner.userId]);
   });
 });
+
+/** A database whose process ends right after a transaction in which such a statement is. */
+function endingWith(db: Database, sql: string): Database {
+  let isOver = false;
+  const go = <T>(work: () => T): T => {
+    if (isOver) throw new Error('ended');
+    return work();
+  };
+  return {
+    read: (...asked) => go(() => db.read(...asked)),
+    first: (...asked) => go(() => db.first(...asked)),
+    merge: (...asked) => go(() => db.merge(...asked)),
+    close: () => db.close(),
+    async write(statements) {
+      const results = await go(() => db.write(statements));
+      isOver = statements.some((statement) => statement.sql.includes(sql));
+      return go(() => results);
+    },
+  };
+}
 
 describe('a backup from before', () => {
   test('holds sealed secrets that open no more, once the share of their key is destroyed', async () => {
@@ -280,6 +336,98 @@ describe('a backup from before', () => {
     await restored.close();
     await home.clear();
   });
+});
+
+describe('the command line', () => {
+  test('hands out no org that a restored backup has brought back, also before a server starts', async () => {
+    const deployment = await deploy({ processes: 0 });
+    const file = join(deployment.folder, 'rungate.db');
+    const backup = join(deployment.folder, 'backup.db');
+    expect((await deployment.cli('compact')).code).toBe(0);
+    copyFileSync(file, backup);
+    await deployment.cli('org', 'delete', '--org', 'acme', '--confirm', 'acme');
+    const db = await deployment.database();
+    const config = readConfig({ RUNGATE_DATABASE_URL: `file:${file}` });
+    const log = makeLog('silent');
+    const parts = { ...partsOf(ground), config, db, master: await openKeys(config, log) };
+    expect((await eraseLeaving(parts, LONG_MS)).orgs).toBe(1);
+    await db.close();
+    for (const end of ['-wal', '-shm']) rmSync(`${file}${end}`, { force: true });
+    copyFileSync(backup, file);
+    const out = join(deployment.folder, 'gone.tar');
+    const run = await deployment.cli('export', '--org', 'acme', '--bodies', '--out', out);
+    expect([run.code, run.stderr]).toEqual([1, expect.stringContaining('There is no org "acme"')]);
+    expect(existsSync(out)).toBe(false);
+    await deployment.stop();
+  });
+
+  test('with an admin token changes the org of that token, and none of the database here', async () => {
+    const [there, here] = await Promise.all([deploy(), deploy({ processes: 0 })]);
+    const run = async (...args: string[]) => {
+      const env = { RUNGATE_URL: there.url, RUNGATE_TOKEN: there.adminToken };
+      const { code, stdout, stderr } = await runHere(here, env, [...args, '--json']);
+      const said: unknown = code === 0 ? JSON.parse(stdout) : stderr;
+      return { code, said };
+    };
+    expect(await run('org', 'retention', '--days', '30')).toMatchObject({
+      ...{ code: 0, said: { days: 30, wantedDays: 30 } },
+    });
+    expect((await run('org', 'delete', '--confirm', 'other')).code).toBe(2);
+    expect((await run('org', 'delete', '--org', 'other', '--confirm', 'acme')).code).toBe(2);
+    expect(await run('org', 'delete', '--org', 'acme', '--confirm', 'acme')).toMatchObject({
+      ...{ code: 0, said: { org: 'acme', deletesAt: expect.any(String) } },
+    });
+    const state = async ({ database }: Deployment) => {
+      const db = await database();
+      const row = await db.first(
+        'select retention_days as days, deletes_at is not null as leaves from orgs',
+        [],
+      );
+      await db.close();
+      return { ...row };
+    };
+    expect(await state(here)).toEqual({ days: null, leaves: 0 });
+    expect(await state(there)).toEqual({ days: 30, leaves: 1 });
+    expect(await run('org', 'keep')).toMatchObject({
+      code: 0,
+      said: { org: 'acme', isKept: true },
+    });
+    expect(await state(there)).toEqual({ days: 30, leaves: 0 });
+    await Promise.all([there.stop(), here.stop()]);
+  });
+});
+
+/** Runs the CLI beside a deployment's database, in an environment that names a server, too. */
+async function runHere({ folder }: Deployment, env: Record<string, string>, args: string[]) {
+  const command = [process.execPath, join(import.meta.dir, '../web/cli/main.ts'), ...args];
+  const child = Bun.spawn(command, {
+    env: {
+      PATH: process.env.PATH ?? '',
+      RUNGATE_DATABASE_URL: `file:${folder}/rungate.db`,
+      ...env,
+    },
+    ...{ stdout: 'pipe', stderr: 'pipe' },
+  });
+  return await finish(child);
+}
+
+test('a start in production warns that a database on a server has no ledger unless it is set', () => {
+  const start = (env: Record<string, string>) => {
+    const command = [process.execPath, join(import.meta.dir, '../functions/bun.ts')];
+    const { exitCode, stderr } = Bun.spawnSync(command, {
+      env: {
+        ...{ PATH: process.env.PATH ?? '', NODE_ENV: 'production' },
+        ...{ RUNGATE_DATABASE_URL: 'http://127.0.0.1:1', RUNGATE_MASTER_KEYS: ground.masterText },
+        ...env,
+      },
+    });
+    expect(exitCode).not.toBe(0);
+    return stderr.toString();
+  };
+  const warning = /"level":"warn".*RUNGATE_DELETION_LEDGER is not set/;
+  expect(start({})).toMatch(warning);
+  expect(start({ RUNGATE_DELETION_LEDGER: `${ground.folder}/ledger.jsonl` })).not.toMatch(warning);
+  expect(start({ NODE_ENV: 'development' })).not.toMatch(warning);
 });
 
 describe('while its deletion can be taken back', () => {

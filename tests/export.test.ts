@@ -2,15 +2,17 @@
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import { createHash } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import type { Database } from '../db/client.ts';
-import { exportTables } from '../db/export.ts';
+import { exportTables, readExportPage } from '../db/export.ts';
 import { tenantTables } from '../db/tables.ts';
 import type { OrgId } from '../schema/ids.ts';
+import { ADMIN_ACTIONS } from '../schema/roles.ts';
 import { TAR_END, tarHeader, tarPadding } from '../schema/tar.ts';
-import { makeGround } from './orgs.ts';
+import { makeGround, makeOrg } from './orgs.ts';
+import { finish } from './process.ts';
 import { type Deployment, deploy } from './rungate.ts';
 
 setDefaultTimeout(60_000);
@@ -158,6 +160,156 @@ describe('an archive', () => {
     expect((await get('?bodies=all')).status).toBe(400);
     expect((await get('', deployment.token)).status).toBe(403);
     expect((await get('', 'nothing')).status).toBe(401);
+  });
+});
+
+describe('what people are asked about', () => {
+  let asking: Deployment;
+  beforeAll(async () => {
+    const tools = { requireApproval: [{ tool: 'weather' }] };
+    asking = await deploy({ policy: { tools }, agents: ['tester', 'other'] });
+    await fetch(`${asking.url}/v1/chat/completions`, {
+      method: 'POST',
+      headers: {
+        authorization: `Bearer ${asking.token}`,
+        'content-type': 'application/json',
+        prefer: 'wait=0',
+      },
+      body: JSON.stringify({
+        model: 'demo-small',
+        messages: [{ role: 'user', content: 'call weather {"city":"Oslo"}' }],
+        tools: [{ type: 'function', function: { name: 'weather', parameters: CITY } }],
+      }),
+    }).then((response) => response.text());
+  });
+  afterAll(() => asking.stop());
+
+  test('is in an archive with bodies: the exact arguments, and the answers that are parked', async () => {
+    const save = async (name: string, ...options: string[]) => {
+      const path = join(asking.folder, name);
+      const run = await asking.cli('export', '--org', 'acme', '--out', path, ...options);
+      expect(run.code).toBe(0);
+      return unpack(path).tables;
+    };
+    const plain = await save('plain.tar');
+    expect(plain.gates).toMatchObject([{ tool: 'weather' }]);
+    expect([plain.gate_args, plain.parked_answers]).toEqual([undefined, undefined]);
+    const opened = await save('opened.tar', '--bodies');
+    const [gate] = opened.gates!;
+    expect(opened.gate_args).toEqual([
+      { gate_id: gate!.id, run_id: gate!.run_id, args: '{"city":"Oslo"}' },
+    ]);
+    const [answer, ...others] = opened.parked_answers!;
+    expect([answer, others]).toMatchObject([{ parked_id: gate!.parked_id, status: 200 }, []]);
+    const text = Buffer.from(String(answer!.body), 'base64').toString();
+    const { choices } = JSON.parse(text) as { choices: { message: { tool_calls: object[] } }[] };
+    expect(choices[0]?.message.tool_calls).toMatchObject([{ function: { name: 'weather' } }]);
+    expect(opened.audit_entries?.at(-1)?.payload).toContain('"bodies":true');
+  });
+
+  test('opens for no token that may not see it elsewhere', async () => {
+    const db = await asking.database();
+    const without = async (action: string, query: string) => {
+      const actions = ADMIN_ACTIONS.filter((each) => each !== action);
+      await db.write([
+        {
+          sql: `update tokens set actions = ?1 where kind = 'admin'`,
+          args: [actions.join(' ')],
+        },
+      ]);
+      const headers = { authorization: `Bearer ${asking.adminToken}` };
+      const response = await fetch(`${asking.url}/api/export${query}`, { headers });
+      await response.bytes();
+      return response.status;
+    };
+    expect(await without('run.body_read', '?bodies=open')).toBe(403);
+    expect(await without('gate.read', '?bodies=open')).toBe(403);
+    expect(await without('gate.read', '')).toBe(200);
+    await db.close();
+  });
+});
+
+const CITY = { type: 'object', properties: { city: { type: 'string' } } };
+
+test('a gate that is decided during an export is told once', async () => {
+  const ground = await makeGround();
+  const { org } = await makeOrg(ground);
+  const row = (id: string) =>
+    org.statement(
+      `insert into gates (
+         org_id, id, agent_id, run_id, policy_version_id, token_id, caused_by, tool, args, digest,
+         rule, rule_name, reason, approvals, created_at, expires_at
+       ) values (?1, ?2, '', 'run_' || ?2, '', '', '', '', '', ?2, '', '', '', 1, 1, 1)`,
+      id,
+    );
+  const ids = ['gate_1', 'gate_2', 'gate_3', 'gate_4'];
+  await org.write(...ids.map(row));
+  const decide = (id: string, status: string) =>
+    org.write(
+      org.statement('update gates set status = ?3 where org_id = ?1 and id = ?2', id, status),
+    );
+  await decide('gate_4', 'approved');
+  const gates = (await exportTables(ground.db)).find(({ name }) => name === 'gates')!;
+  const first = await readExportPage(org, gates, undefined, 2);
+  await decide('gate_1', 'rejected');
+  await decide('gate_3', 'approved');
+  await decide('gate_4', 'released');
+  const rest = await readExportPage(org, gates, first.next, 3);
+  expect([...first.rows, ...rest.rows].map(({ id }) => String(id)).toSorted()).toEqual(ids);
+  await ground.clear();
+});
+
+describe('with an admin token the command line', () => {
+  /** Runs an export with a database that isn't there, and never will be. */
+  const exportFrom = async (url: string, out: string, ...options: string[]) => {
+    const missing = join(deployment.folder, 'never', 'none.db');
+    const main = join(import.meta.dir, '../web/cli/main.ts');
+    const child = Bun.spawn(
+      [process.execPath, main, 'export', '--out', out, '--json', ...options],
+      {
+        env: {
+          ...{ PATH: process.env.PATH ?? '', RUNGATE_DATABASE_URL: `file:${missing}` },
+          ...{ RUNGATE_URL: url, RUNGATE_TOKEN: deployment.adminToken },
+        },
+        ...{ stdout: 'pipe', stderr: 'pipe' },
+      },
+    );
+    const ended = await finish(child);
+    expect([existsSync(missing), existsSync(`${out}.part`)]).toEqual([false, false]);
+    return ended;
+  };
+
+  test('fetches the archive of its org from the server', async () => {
+    const out = join(deployment.folder, 'fetched.tar');
+    const plain = await exportFrom(deployment.url, out, '--org', 'acme');
+    expect([plain.code, plain.stderr]).toEqual([0, '']);
+    expect(JSON.parse(plain.stdout)).toEqual({ path: out, bytes: Bun.file(out).size });
+    expect(unpack(out).tables.bodies).toBeUndefined();
+    const opened = join(deployment.folder, 'fetched-open.tar');
+    expect((await exportFrom(deployment.url, opened, '--bodies')).code).toBe(0);
+    expect(unpack(opened).tables.bodies?.length).toBe(10);
+    const foreign = join(deployment.folder, 'foreign.tar');
+    expect((await exportFrom(deployment.url, foreign, '--org', 'other')).code).toBe(2);
+    expect(existsSync(foreign)).toBe(false);
+  });
+
+  test('leaves nothing of an archive that is refused or cut off', async () => {
+    const whole = await fetch(`${deployment.url}/api/export`, {
+      headers: { authorization: `Bearer ${deployment.adminToken}` },
+    }).then((response) => response.bytes());
+    const answers: (() => Response)[] = [
+      () => Response.json({ error: { message: 'Not now.' } }, { status: 403 }),
+      () => new Response(whole.subarray(0, 40_960)),
+      () => new Response('', { status: 302, headers: { location: deployment.url } }),
+    ];
+    for (const answer of answers) {
+      const server = Bun.serve({ hostname: '127.0.0.1', port: 0, fetch: answer });
+      const out = join(deployment.folder, 'cut.tar');
+      const ended = await exportFrom(server.url.href, out);
+      expect([ended.code, ended.stdout, existsSync(out)]).toEqual([1, '', false]);
+      expect(ended.stderr).toMatch(/^rungate: (Not now|The archive could not|\S+ does not answer)/);
+      await server.stop(true);
+    }
   });
 });
 

@@ -16,6 +16,7 @@ import {
 import {
   acceptOwnership,
   changeRole,
+  leaveOrg,
   listMembers,
   type Member,
   offerOwnership,
@@ -27,6 +28,7 @@ import {
 import { forOrg, type Org } from '../db/org.ts';
 import { cancelDeletion, readAccount, requestDeletion } from '../db/orgs.ts';
 import { findSession, openSession } from '../db/sessions.ts';
+import { makeLink } from '../db/signin.ts';
 import { membershipsOf } from '../db/users.ts';
 import { normalizeEmail } from '../schema/email.ts';
 import { Refusal } from '../schema/errors.ts';
@@ -246,8 +248,48 @@ describe('removing', () => {
     await removeMember(one.org, 'operator', member.id);
     const left = await membershipsOf(ground.db, member.email);
     expect(left).toMatchObject([{ slug: other.slug, role: 'admin' }]);
+    expect(await knowns(member.email)).toEqual({ users: 1, links: 0 });
+  });
+
+  test('forgets who is in no other org, his address and his links, and only once he is gone', async () => {
+    const { org, owner, slug } = await makeOrg(ground);
+    const [removed, leaver] = [
+      await addMember(ground, org, 'viewer'),
+      await addMember(ground, org, 'member'),
+    ];
+    for (const { email } of [owner, removed, leaver]) {
+      await makeLink(ground.db, email, 'sign_in', Date.now());
+      expect(await knowns(email)).toEqual({ users: 1, links: 1 });
+    }
+    expect(await codeOf(removeMember(org, as(leaver), removed.id))).toBe('permission_denied');
+    expect(await codeOf(removeMember(org, as(owner), owner.id))).toBe('invalid_request');
+    expect(await knowns(removed.email)).toEqual({ users: 1, links: 1 });
+    await removeMember(org, as(owner), removed.id);
+    await leaveOrg(org, as(leaver), slug);
+    for (const { email } of [removed, leaver]) {
+      expect(await knowns(email)).toEqual({ users: 0, links: 0 });
+    }
+    expect(await knowns(owner.email)).toEqual({ users: 1, links: 1 });
+  });
+
+  test('lets a person who was forgotten join again', async () => {
+    const { org, owner } = await makeOrg(ground);
+    const { id, email } = await addMember(ground, org, 'viewer');
+    await removeMember(org, as(owner), id);
+    const { secret } = await invite(org, as(owner), email, 'member', Date.now());
+    await acceptInvitation(ground.db, secret, Date.now());
+    expect(await membershipsOf(ground.db, email)).toMatchObject([{ role: 'member' }]);
   });
 });
+
+/** In how many rows an address is known beside its memberships. */
+async function knowns(email: string): Promise<object | undefined> {
+  return await ground.db.first(
+    `select (select count(*) from users where email = ?1) as users,
+       (select count(*) from sign_in_links where email = ?1) as links`,
+    [email],
+  );
+}
 
 test('a member of another org answers like one that does not exist', async () => {
   const [one, other] = [await makeOrg(ground), await makeOrg(ground)];

@@ -11,6 +11,7 @@ import {
 } from '../../db/ledger.ts';
 import { forOrg, type Org } from '../../db/org.ts';
 import { tenantTables } from '../../db/tables.ts';
+import type { OrgId } from '../../schema/ids.ts';
 import type { Services } from '../services.ts';
 import { BATCH_ROWS, Budget } from './batches.ts';
 
@@ -55,17 +56,18 @@ async function deleteAll(
 }
 
 /**
- * In an order in which nothing can come back when the process ends midway: the share of the key and
- * the ledger's file stand outside the database, and go before its last transaction.
+ * In an order in which nothing can come back, or be left, when the process ends midway: while the
+ * org is there, all of it is done again. The share of the key and the ledger's file stand outside
+ * the database, and go before its last transaction.
  */
 async function finish({ config, db, log, master, now }: EraseParts, org: Org): Promise<void> {
   const at = now();
+  await forgetAccount(db, org.id);
   await master.shares?.destroy(org.id);
   if (config.deletionLedger !== undefined) {
     await appendLedgerFile(config.deletionLedger, new Map([[org.id, at]]));
   }
   await deleteOrg(db, org, await tenantTables(db), at);
-  await forgetAccount(db, org.id);
   log.info('deleted an org', { org: org.id });
 }
 
@@ -78,10 +80,7 @@ async function finish({ config, db, log, master, now }: EraseParts, org: Org): P
 export async function replayDeletions(parts: EraseParts): Promise<void> {
   const { config, db, log } = parts;
   const path = config.deletionLedger;
-  const [stored, filed] = await Promise.all([
-    readEntries(db),
-    path === undefined ? (new Map() as Deletions) : readLedgerFile(path),
-  ]);
+  const { stored, filed } = await readLedgers(parts);
   for (const id of await findPresent(db, new Map([...stored, ...filed]))) {
     const org = forOrg(db, id);
     await deleteAll(parts, org, drainAll, REPLAY_BATCH_ROWS);
@@ -90,6 +89,25 @@ export async function replayDeletions(parts: EraseParts): Promise<void> {
   }
   await enterAll(db, without(filed, stored));
   if (path !== undefined) await appendLedgerFile(path, without(stored, filed));
+}
+
+/**
+ * Which orgs {@link replayDeletions} would delete; it takes no keys to know.
+ *
+ * @throws {Error} when the ledger's file can't be read.
+ */
+export async function findReturned(parts: Pick<EraseParts, 'config' | 'db'>): Promise<OrgId[]> {
+  const { stored, filed } = await readLedgers(parts);
+  return await findPresent(parts.db, new Map([...stored, ...filed]));
+}
+
+async function readLedgers({ config, db }: Pick<EraseParts, 'config' | 'db'>) {
+  const path = config.deletionLedger;
+  const [stored, filed] = await Promise.all([
+    readEntries(db),
+    path === undefined ? (new Map() as Deletions) : readLedgerFile(path),
+  ]);
+  return { stored, filed };
 }
 
 async function drainAll(work: () => Promise<number>): Promise<number> {

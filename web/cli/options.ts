@@ -18,15 +18,6 @@ export function addGroup(parent: Command, name: string, description: string): Co
   return parent.command(name).description(description);
 }
 
-/** Adds a command of the operator that works within an org. */
-export function addOrgCommand(parent: Command, usage: string, description: string): Command {
-  return addCommand(parent, usage, description).requiredOption(
-    '--org <slug>',
-    'the org, by its slug',
-    parseName,
-  );
-}
-
 /** Adds a command of the admin API, where an admin token can stand for the org. */
 export function addApiCommand(parent: Command, usage: string, description: string): Command {
   return addCommand(parent, usage, description).option(

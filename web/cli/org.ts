@@ -4,13 +4,12 @@ import { type Command, InvalidArgumentError } from 'commander';
 import { z } from 'zod';
 import { compactFile, DatabaseError } from '../../db/client.ts';
 import { migrate } from '../../db/migrate.ts';
-import { cancelDeletion, createOrg, readAccount, requestDeletion } from '../../db/orgs.ts';
-import { changeRetention, readRetention } from '../../db/retention.ts';
-import { Refusal } from '../../schema/errors.ts';
+import { createOrg } from '../../db/orgs.ts';
 import { titleSchema } from '../../schema/names.ts';
 import { MAX_RETENTION_DAYS } from '../../schema/rules/retention.ts';
+import { type ApiOptions, Refused, withApi } from './api.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
-import { addCommand, addGroup, addOrgCommand, integerBetween, parseName } from './options.ts';
+import { addApiCommand, addCommand, addGroup, integerBetween, parseName } from './options.ts';
 import { type OutputOptions, printJson, printResult } from './output.ts';
 import {
   OPERATOR,
@@ -18,7 +17,6 @@ import {
   type Session,
   withDatabase,
   withExistingDatabase,
-  withOrg,
 } from './session.ts';
 
 interface InitOptions extends OutputOptions {
@@ -41,50 +39,71 @@ export function addOrgCommands(program: Command): void {
 }
 
 function addLeavingCommands(group: Command): void {
-  addOrgCommand(group, 'retention', 'show or change for how many days records are kept')
+  addApiCommand(group, 'retention', 'show or change for how many days records are kept')
     .option('--days <days>', 'the days, or "plan" for as long as the plan keeps them', parseDays)
     .action(keepFor);
-  addOrgCommand(group, 'delete', 'ask for its deletion in 24 hours; its tokens are refused at once')
+  addApiCommand(group, 'delete', 'ask for its deletion in 24 hours; its tokens are refused at once')
     .requiredOption('--confirm <slug>', 'its slug once more', parseName)
     .action(leave);
-  addOrgCommand(group, 'keep', 'take a request for its deletion back').action(stay);
+  addApiCommand(group, 'keep', 'take a request for its deletion back').action(stay);
 }
 
-interface OrgOptions extends OutputOptions {
-  readonly org: string;
-}
+const RETENTION = 'days planDays wantedDays';
+const READ = `query Retention { retention { ${RETENTION} } }`;
+const KEEP_FOR = `mutation KeepFor($days: Int) {
+  retentionUpdate(input: { days: $days }) {
+    retention { ${RETENTION} } errors { code field message }
+  }
+}`;
 
-async function keepFor(options: OrgOptions & { readonly days?: number | 'plan' }): Promise<void> {
+async function keepFor(options: ApiOptions & { readonly days?: number | 'plan' }): Promise<void> {
   const { days } = options;
-  const retention = await withOrg(options.org, async (org, { config }) => {
-    const { retentionDays } = config;
-    if (days === undefined) return await readRetention(org, retentionDays);
-    const wanted = days === 'plan' ? null : days;
-    return await told(changeRetention(org, OPERATOR, wanted, retentionDays));
+  const retention = await withApi(options, async (api) => {
+    if (days === undefined) return (await api.run<{ retention: object }>(READ)).retention;
+    const wanted = { days: days === 'plan' ? null : days };
+    const changed = api.run<{ retentionUpdate: { retention: object } }>(KEEP_FOR, wanted);
+    return (await told(changed)).retentionUpdate.retention;
   });
   printJson(retention, options);
 }
 
-async function leave(options: OrgOptions & { readonly confirm: string }): Promise<void> {
-  const account = await withOrg(options.org, async (org) => {
-    await told(requestDeletion(org, OPERATOR, options.confirm, Date.now()));
-    return await readAccount(org);
+const LEAVE = `mutation Leave($slug: String!) {
+  orgDelete(input: { confirmation: $slug }) {
+    deletion { deletesAt } errors { code field message }
+  }
+}`;
+
+interface Leaving {
+  readonly orgDelete: { readonly deletion: { readonly deletesAt: string } };
+}
+
+async function leave(options: ApiOptions & { readonly confirm: string }): Promise<void> {
+  const { confirm: slug } = options;
+  const left = await withApi(options, (api) => told(api.run<Leaving>(LEAVE, { slug })));
+  const { deletesAt } = left.orgDelete.deletion;
+  printResult({ org: slug, deletesAt }, [`${slug} goes at ${deletesAt}.`], options);
+}
+
+const STAY = `mutation Stay($slug: String!) {
+  orgDeletionCancel(input: { confirmation: $slug }) { isCancelled errors { code field message } }
+}`;
+
+async function stay(options: ApiOptions): Promise<void> {
+  const slug = await withApi(options, async (api) => {
+    const { org } = await api.run<{ org: { slug: string } }>('query Org { org { slug } }');
+    await api.run(STAY, { slug: org.slug });
+    return org.slug;
   });
-  const at = new Date(account?.deletesAt ?? 0).toISOString();
-  printResult({ org: account?.slug, deletesAt: at }, [`${account?.slug} goes at ${at}.`], options);
+  printResult({ org: slug, isKept: true }, [`${slug} stays.`], options);
 }
 
-async function stay(options: OrgOptions): Promise<void> {
-  const isKept = await withOrg(options.org, (org) => cancelDeletion(org, OPERATOR, Date.now()));
-  if (!isKept) throw new Failure(EXIT_FAILED, 'There is no request for deletion to take back.');
-  printResult({ org: options.org, isKept }, [`${options.org} stays.`], options);
-}
-
+/** What is refused for how it was typed is for the caller to mend, and nothing was done. */
 async function told<T>(work: Promise<T>): Promise<T> {
   try {
     return await work;
   } catch (error) {
-    throw error instanceof Refusal ? new Failure(EXIT_USAGE, error.message) : error;
+    const isTyped = error instanceof Refused && error.code === 'INVALID';
+    throw isTyped ? new Failure(EXIT_USAGE, error.message) : error;
   }
 }
 

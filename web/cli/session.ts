@@ -8,6 +8,7 @@ import type { Org } from '../../db/org.ts';
 import { findOrg } from '../../db/orgs.ts';
 import type { MasterKeys } from '../../db/seal.ts';
 import { type Config, readConfig } from '../../functions/config.ts';
+import { findReturned, replayDeletions } from '../../functions/jobs/erase.ts';
 import { openKeys } from '../../functions/keys.ts';
 import { makeLog } from '../../functions/log.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
@@ -52,9 +53,11 @@ export async function withExistingDatabase<T>(work: (session: Session) => Promis
 }
 
 /**
- * Opens a database whose schema is up to date.
+ * Opens a database whose schema is up to date, without orgs that were deleted: one that comes from
+ * a backup may not have been served since.
  *
- * @throws {Failure} when it is not.
+ * @throws {Failure} when it is not up to date.
+ * @throws {Error} when the deletion ledger can't be read.
  */
 export async function withCurrentDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
   return await withExistingDatabase(async (session) => {
@@ -62,8 +65,16 @@ export async function withCurrentDatabase<T>(work: (session: Session) => Promise
     if (pending.length > 0) {
       throw new Failure(EXIT_FAILED, 'The database is not up to date: run rungate migrate first.');
     }
+    await deleteAgain(session);
     return await work(session);
   });
+}
+
+async function deleteAgain({ config, db }: Session): Promise<void> {
+  if ((await findReturned({ config, db })).length === 0) return;
+  const log = makeLog(config.logLevel);
+  const master = await readMasterKeys(config);
+  await replayDeletions({ config, db, log, master, now: Date.now });
 }
 
 /**
