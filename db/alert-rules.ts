@@ -4,6 +4,7 @@ import type { AlertRuleInput, Channel, Firing, Metric } from '../schema/alert-ru
 import { shownTarget } from '../schema/alert-rule.ts';
 import { Refusal } from '../schema/errors.ts';
 import { type AlertRuleId, formatId, type OrgId } from '../schema/ids.ts';
+import { windowsOf } from '../schema/rules/budget.ts';
 import { type Actor, actorName, auditEntry } from './audit.ts';
 import type { Database, Row, Statement } from './client.ts';
 import { forOrg, type Org } from './org.ts';
@@ -153,7 +154,7 @@ export async function updateAlertRule(
     org.statement(
       `update alert_rules set name = ?3, metric = ?4, threshold = ?5, window_s = ?6, channel = ?7,
          target = ?8, target_shown = ?9, enabled = ?10, is_over = 0, fired_at = null,
-         fired_value = null, told_at = null, tries = 0, updated_at = ?11
+         fired_value = null, told_at = null, tries = 0, checked_at = 0, updated_at = ?11
        where org_id = ?1 and id = ?2`,
       id,
       ...columnsOf(rule, stored),
@@ -190,10 +191,25 @@ export interface DueRule {
   readonly checkedAt: number;
 }
 
-/** Enabled rules of all orgs that nobody has looked at since a time, the longest ago first. */
+/** How coarsely it is noted that a rule was looked at, where it came to nothing new. */
+const NOTED_MS = 60_000;
+
+/** Rules on steps with windows of this length and longer are looked at less than at every tick. */
+const LONG_WINDOW_S = 3_600;
+/** How much of such a window may pass between two looks, though never less than a minute. */
+const LOOKS_PER_WINDOW = 1_440;
+
+/**
+ * Enabled rules of all orgs that nobody has looked at since a time, the longest ago first. Those
+ * that read the steps of a long window wait for a small part of it longer.
+ */
 export async function findDueRules(db: Database, sinceMs: number, limit: number) {
   const rows = await db.read(
-    `select * from alert_rules where enabled = 1 and checked_at < ?1
+    `select * from alert_rules
+     where enabled = 1 and checked_at < ?1 and checked_at < ?1 - iif(
+       metric in ('spend', 'error_rate') and window_s >= ${LONG_WINDOW_S},
+       max(${NOTED_MS}, window_s * 1000 / ${LOOKS_PER_WINDOW}), 0
+     )
      order by checked_at limit ?2`,
     [sinceMs, limit],
   );
@@ -206,37 +222,235 @@ export async function findDueRules(db: Database, sinceMs: number, limit: number)
   );
 }
 
-/** Runs that were active in a window: those that are open, and those that have ended in it. */
-const activeSteps = (what: string) => `
-  select ${what} from (
-    select id from runs r where +r.org_id = ?1 and r.status = 'open'
-    union all select id from runs where org_id = ?1 and closed_at >= ?2
-  ) r join steps s on s.org_id = ?1 and s.run_id = r.id and s.id >= ?3
-  where s.settled_at is not null`;
+/** Whether a rule is about steps, and so takes as long to measure as they are many. */
+export function readsSteps({ metric }: Pick<AlertRule, 'metric'>): boolean {
+  return metric === 'spend' || metric === 'error_rate';
+}
+
+/** A run whose steps may be in a window. */
+export interface ActiveRun {
+  readonly id: string;
+  readonly stepCount: number;
+  readonly openedAt: number;
+}
+
+/** Runs that are open, by their org. */
+export type OpenRuns = ReadonlyMap<OrgId, readonly ActiveRun[]>;
+
+/** Each takes a millisecond or a few, in which no call can go on. */
+const RUNS_AT_ONCE = 1_000;
+const STEPS_AT_ONCE = 2_000;
+
+/**
+ * Finds the open runs of some orgs. The index of open runs is that of all orgs, so that it is walked
+ * once for all rules.
+ *
+ * @returns a walk that pauses after each page.
+ */
+export async function* findOpenRuns(
+  db: Database,
+  orgs: ReadonlySet<OrgId>,
+): AsyncGenerator<void, OpenRuns> {
+  const open = new Map<OrgId, ActiveRun[]>();
+  for (let last: Row | undefined; ; ) {
+    const rows: readonly Row[] = await db.read(
+      `select org_id, id, step_count, opened_at from runs
+       where status = 'open' and opened_at >= ?1 and (opened_at, id) > (?1, ?2)
+       order by opened_at, id limit ?3`,
+      [last?.opened_at ?? 0, last?.id ?? '', RUNS_AT_ONCE],
+    );
+    for (const row of rows) {
+      const org = row.org_id as OrgId;
+      if (!orgs.has(org)) continue;
+      if (!open.has(org)) open.set(org, []);
+      open.get(org)!.push(toActive(row));
+    }
+    if (rows.length < RUNS_AT_ONCE) return open;
+    last = rows.at(-1);
+    yield;
+  }
+}
+
+function toActive(row: Row): ActiveRun {
+  return {
+    id: String(row.id),
+    stepCount: Number(row.step_count),
+    openedAt: Number(row.opened_at),
+  };
+}
+
+/** What is read of an org's steps: those from a time on, until another one. */
+interface Stretch {
+  readonly org: Org;
+  readonly since: number;
+  readonly until: number;
+  /** The first UTC day whose money is taken from its sum instead. */
+  readonly wholeFrom: string;
+}
+
+/** What was added up of steps. */
+interface Sums {
+  readonly spent: number;
+  readonly calls: number;
+  readonly failed: number;
+}
 
 /** Ended by whoever called or governs, which is no failure. */
 const INTENDED = `'ok', 'client_left', 'shutdown', 'run_cancelled', 'agent_suspended', 'token_revoked'`;
 
-const MEASURES: Readonly<Record<Metric, string>> = {
-  spend: activeSteps('coalesce(sum(s.spent_nanos), 0) as value'),
-  error_rate: `${activeSteps(
-    `cast(coalesce(100.0 * sum(s.outcome not in (${INTENDED})) / count(*), 0) as integer) as value`,
-  )} and s.kind in ('model_call', 'retry', 'failover')`,
+const IS_CALL = `settled_at is not null and kind in ('model_call', 'retry', 'failover')`;
+const SUMS = `coalesce(sum(iif(day < ?5, spent_nanos, 0)), 0) as spent,
+  coalesce(sum(${IS_CALL}), 0) as calls,
+  coalesce(sum(${IS_CALL} and outcome not in (${INTENDED})), 0) as failed`;
+
+/** Steps of a few runs. */
+const OF_RUNS = `select ${SUMS} from json_each(?2) r
+  cross join steps s on s.org_id = ?1 and s.run_id = r.value and s.id >= ?3 and s.id < ?4`;
+
+/** A part of the steps of one run, and where the next one begins. */
+const OF_RUN = `select max(id) || ' ' as next, ${SUMS} from (
+    select * from steps where org_id = ?1 and run_id = ?2 and id >= ?3 and id < ?4
+    order by id limit ${STEPS_AT_ONCE}
+  )`;
+
+const COUNTS: Readonly<Record<Exclude<Metric, 'spend' | 'error_rate'>, string>> = {
   blocked_runs: `select count(*) as value from runs
-    where org_id = ?1 and closed_at >= ?2 and status = 'blocked' and ?3 is not null`,
+    where org_id = ?1 and closed_at >= ?2 and status = 'blocked'`,
   pending_gates: `select count(*) as value from gates
-    where org_id = ?1 and status = 'pending' and ?2 is not null and ?3 is not null`,
+    where org_id = ?1 and status = 'pending' and ?2 is not null`,
 };
 
-/** What a rule comes to now. */
-export async function measure({ org, rule }: DueRule, now: number): Promise<number> {
-  const since = now - rule.windowS * 1_000;
-  const least = formatId('step', Math.max(0, since), new Uint8Array(10));
-  return Number((await org.first(MEASURES[rule.metric], since, least))?.value ?? 0);
+/**
+ * Measures what a rule comes to, in parts: a million steps take a second to read, in which no call
+ * could go on.
+ *
+ * @param open The org's runs that are open; those that end meanwhile are read once all the same.
+ * @returns a reading that pauses after each part.
+ */
+export async function* measuring(
+  { org, rule }: Pick<DueRule, 'org' | 'rule'>,
+  now: number,
+  open: readonly ActiveRun[],
+): AsyncGenerator<void, number> {
+  const { metric, windowS } = rule;
+  const since = now - windowS * 1_000;
+  if (metric !== 'spend' && metric !== 'error_rate') {
+    return Number((await org.first(COUNTS[metric], since))?.value ?? 0);
+  }
+  const stretch = stretchOf(org, metric, since, now);
+  const sums = { spent: 0, calls: 0, failed: 0 };
+  for await (const runs of activeRuns(stretch, open)) {
+    for await (const part of readSteps(stretch, runs)) {
+      sums.spent += part.spent;
+      sums.calls += part.calls;
+      sums.failed += part.failed;
+      yield;
+    }
+    yield;
+  }
+  if (metric === 'spend') return sums.spent + (await spentFrom(org, stretch.wholeFrom));
+  return sums.calls === 0 ? 0 : Math.floor((100 * sums.failed) / sums.calls);
 }
 
-/** How coarsely it is noted that a rule was looked at, where it came to nothing new. */
-const NOTED_MS = 60_000;
+/** What a rule comes to now. */
+export async function measure(due: Pick<DueRule, 'org' | 'rule'>, now: number): Promise<number> {
+  const rows = await due.org.read(
+    `select id, step_count, opened_at from runs where +org_id = ?1 and status = 'open'`,
+  );
+  const reading = measuring(due, now, rows.map(toActive));
+  for (;;) {
+    const part = await reading.next();
+    if (part.done) return part.value;
+  }
+}
+
+/** A step's id may be made a little after the time by which its day was told. */
+const LATE_MS = 3_600_000;
+
+/** Of money, only the rest of the first day is read: days that are whole have their sums. */
+function stretchOf(org: Org, metric: Metric, since: number, now: number): Stretch {
+  const { dayEnds } = windowsOf(since);
+  const until = (metric === 'spend' ? dayEnds : now) + LATE_MS;
+  return { org, since, until, wholeFrom: windowsOf(dayEnds).day };
+}
+
+/** What the org's agents spent from a UTC day on; what retention has deleted since counts, too. */
+async function spentFrom(org: Org, day: string): Promise<number> {
+  const row = await org.first(
+    `select coalesce(sum(p.spent_nanos), 0) as spent from agents a
+     cross join spend p on p.org_id = ?1 and p.subject = a.id
+     where a.org_id = ?1 and p.window >= ?2 and length(p.window) = 10`,
+    day,
+  );
+  return Number(row?.spent);
+}
+
+/** Runs that were active in a stretch, page by page: those that are open, and that ended in it. */
+async function* activeRuns(
+  { org, since, until }: Stretch,
+  open: readonly ActiveRun[],
+): AsyncGenerator<readonly ActiveRun[]> {
+  const known = new Set(open.map(({ id }) => id));
+  const isInside = ({ openedAt }: ActiveRun) => openedAt < until;
+  yield open.filter(isInside);
+  for (let last: Row | undefined; ; ) {
+    const rows: readonly Row[] = await org.read(
+      `select id, step_count, opened_at, closed_at from runs
+       where org_id = ?1 and closed_at >= ?2 and (closed_at, id) > (?2, ?3)
+       order by closed_at, id limit ?4`,
+      last?.closed_at ?? since,
+      last?.id ?? '',
+      RUNS_AT_ONCE,
+    );
+    yield rows.map(toActive).filter((run) => isInside(run) && !known.has(run.id));
+    if (rows.length < RUNS_AT_ONCE) return;
+    last = rows.at(-1);
+  }
+}
+
+/** Adds up the steps of some runs, some thousands at a time. */
+async function* readSteps(
+  { org, since, until, wholeFrom }: Stretch,
+  runs: readonly ActiveRun[],
+): AsyncGenerator<Sums> {
+  const border = (atMs: number) => formatId('step', Math.max(0, atMs), new Uint8Array(10));
+  const end = border(until);
+  for (const { ids, isLong } of batchesOf(runs)) {
+    let next: string = border(since);
+    let isOver = false;
+    while (!isOver) {
+      const subject = isLong ? ids[0]! : JSON.stringify(ids);
+      const row = await org.first(isLong ? OF_RUN : OF_RUNS, subject, next, end, wholeFrom);
+      yield toSums(row);
+      isOver = !row?.next;
+      next = String(row?.next);
+    }
+  }
+}
+
+function toSums(row: Row | undefined): Sums {
+  const { spent, calls, failed } = row ?? {};
+  return { spent: Number(spent), calls: Number(calls), failed: Number(failed) };
+}
+
+/** Runs that are read together; one with many steps is read by itself, in parts. */
+function* batchesOf(runs: readonly ActiveRun[]): Generator<{ ids: string[]; isLong: boolean }> {
+  let ids: string[] = [];
+  let stepCount = 0;
+  for (const run of runs) {
+    if (run.stepCount > STEPS_AT_ONCE) {
+      yield { ids: [run.id], isLong: true };
+      continue;
+    }
+    if (stepCount + run.stepCount > STEPS_AT_ONCE) {
+      yield { ids, isLong: false };
+      [ids, stepCount] = [[], 0];
+    }
+    ids.push(run.id);
+    stepCount += run.stepCount;
+  }
+  if (ids.length > 0) yield { ids, isLong: false };
+}
 
 /**
  * Notes what a rule came to. It fires when the value reaches the threshold, at most once within

@@ -5,24 +5,21 @@ import type { Database, Row } from './client.ts';
 import { forOrg } from './org.ts';
 import { announce } from './outbox.ts';
 
-const BATCH = 200;
-
 /**
  * Completes open runs that have been idle for as long as their policy's `run.idleTimeoutS` says. A
  * run with a call in flight, or with a gate that waits, is not idle.
  *
  * @param defaultIdleS For policies that don't say.
- * @returns how many.
+ * @returns how many, at most `limit`; 0 when none is left.
  */
 export async function closeIdleRuns(
   db: Database,
   now: number,
   defaultIdleS: number,
+  limit: number,
 ): Promise<number> {
-  let total = 0;
-  for (;;) {
-    const rows = await db.read(
-      `select r.org_id, r.id, r.name, r.agent_id, r.active_at, r.spent_nanos,
+  const rows = await db.read(
+    `select r.org_id, r.id, r.name, r.agent_id, r.active_at, r.spent_nanos,
          p.name || '/v' || v.number as policy
        from runs r
        join policy_versions v on v.id = r.policy_version_id and v.org_id = r.org_id
@@ -35,13 +32,11 @@ export async function closeIdleRuns(
              and g.status in ('pending', 'approved') and g.expires_at > ?1
          )
        limit ?3`,
-      [now, defaultIdleS, BATCH],
-    );
-    let closed = 0;
-    for (const row of rows) closed += await closeRun(db, row, now);
-    total += closed;
-    if (closed < BATCH) return total;
-  }
+    [now, defaultIdleS, limit],
+  );
+  let closed = 0;
+  for (const row of rows) closed += await closeRun(db, row, now);
+  return closed;
 }
 
 /** Nothing happens to a run that somebody has called in meanwhile. */

@@ -254,26 +254,23 @@ export async function endParked(
 
 /** How long the bytes of an answer outlive its end, for requests that are just getting them. */
 const KEPT_MS = 3_600_000;
-const BATCH = 200;
 
 /**
- * Deletes the bytes of answers that have ended or expired, in every org; that they were parked
- * stays known. @returns how many parts.
+ * Deletes bytes of answers that have ended or expired, in every org; that they were parked stays
+ * known.
+ *
+ * @returns how many parts, at most `limit`; 0 when none is left.
  */
-export async function pruneParked(db: Database, now: number): Promise<number> {
-  let total = 0;
-  for (;;) {
-    const [result] = await db.write([
-      {
-        sql: `delete from parked_parts where (org_id, parked_id, number) in (
-            select q.org_id, q.parked_id, q.number
-            from parked_parts q cross join parked p on p.id = q.parked_id
-            where p.expires_at < ?1 or p.ended_at < ?1 limit ?2
-          )`,
-        args: [now - KEPT_MS, BATCH],
-      },
-    ]);
-    total += result!.changes;
-    if (result!.changes < BATCH) return total;
-  }
+export async function pruneParked(db: Database, now: number, limit: number): Promise<number> {
+  const [result] = await db.write([
+    {
+      sql: `delete from parked_parts where (org_id, parked_id, number) in (
+          select q.org_id, q.parked_id, q.number
+          from parked_parts q cross join parked p on p.id = q.parked_id
+          where p.expires_at < ?1 or p.ended_at < ?1 limit ?2
+        )`,
+      args: [now - KEPT_MS, limit],
+    },
+  ]);
+  return result!.changes;
 }

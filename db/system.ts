@@ -13,29 +13,39 @@ export async function ping(db: Database): Promise<void> {
 const BATCH = 500;
 
 /**
- * Settles holds whose lease has run out at the most they could have cost, marked estimated: their
- * process is gone, and the upstream may have been paid.
+ * Settles all holds whose lease has run out, however many they are, for who waits for their money.
  *
  * @returns how many were settled.
  */
 export async function expireHolds(db: Database, now: number): Promise<number> {
   let total = 0;
   for (;;) {
-    const [result] = await db.write([
-      {
-        sql: `update steps set
-            settled_at = ?1, spent_nanos = held_nanos, outcome = 'lease_expired',
-            answered = '{"estimated":true}'
-          where (org_id, run_id, id) in (
-            select org_id, run_id, id from steps
-            where settled_at is null and lease_expires_at < ?1 limit ?2
-          )`,
-        args: [now, BATCH],
-      },
-    ]);
-    total += result!.changes;
-    if (result!.changes < BATCH) return total;
+    const settled = await expireSomeHolds(db, now, BATCH);
+    total += settled;
+    if (settled < BATCH) return total;
   }
+}
+
+/**
+ * Settles holds whose lease has run out at the most they could have cost, marked estimated: their
+ * process is gone, and the upstream may have been paid.
+ *
+ * @returns how many were settled, at most `limit`.
+ */
+export async function expireSomeHolds(db: Database, now: number, limit: number): Promise<number> {
+  const [result] = await db.write([
+    {
+      sql: `update steps set
+          settled_at = ?1, spent_nanos = held_nanos, outcome = 'lease_expired',
+          answered = '{"estimated":true}'
+        where (org_id, run_id, id) in (
+          select org_id, run_id, id from steps
+          where settled_at is null and lease_expires_at < ?1 limit ?2
+        )`,
+      args: [now, limit],
+    },
+  ]);
+  return result!.changes;
 }
 
 /** A call in flight, by what may end it from outside. */

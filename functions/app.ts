@@ -57,7 +57,7 @@ export function makeApp(services: Services) {
   const graphql = makeGraphql(services);
   app.all('/graphql', ({ req }) => graphql(req.raw));
   servePeople(app, services);
-  app.post('/scheduled/tick', ({ req }) => tickOnRequest(services, req.raw));
+  app.post('/scheduled/tick', ({ req, env }) => tickOnRequest(services, req.raw, env));
   if (services.config.isDemo) app.all('/demo/v1/*', ({ req }) => answerDemo(req.raw));
   app.all('*', ({ req, env }) => govern(services, req.raw, env));
   app.onError((error, { req }) => refuse(services, req.raw, error));

@@ -7,12 +7,13 @@ import { pruneSlots } from '../db/limits.ts';
 import { pruneParked } from '../db/parked.ts';
 import { constantTimeEqual, hashToken, newId } from '../db/seal.ts';
 import { purgeSessions } from '../db/sessions.ts';
-import { expireHolds } from '../db/system.ts';
+import { expireSomeHolds } from '../db/system.ts';
 import { Refusal } from '../schema/errors.ts';
 import { policySchema } from '../schema/policy.ts';
-import { respondJson } from './edge.ts';
+import { type Connection, respondJson } from './edge.ts';
 import { checkAlerts, TELL_MS } from './jobs/alert.ts';
 import { anchorTrails } from './jobs/anchor.ts';
+import { BATCH_ROWS, Budget } from './jobs/batches.ts';
 import { eraseLeaving } from './jobs/erase.ts';
 import { FETCH_MS, refreshPrices } from './jobs/price.ts';
 import { retain } from './jobs/retain.ts';
@@ -57,31 +58,38 @@ const WAIT_MS = 20_000;
 /** Of a policy that says nothing. */
 const IDLE_S = policySchema.parse({}).run.idleTimeoutS;
 
+/** Does work batch by batch for a part of the lease: what is left goes to the next tick. */
+const drain = (work: () => Promise<number>) => new Budget(LONG_MS).drain(work);
+
 /** Jobs in their order, after the deliveries. */
 const JOBS: readonly Job[] = [
   {
     name: 'expired_holds',
     leaseMs: LEASE_MS,
-    run: async ({ db, now }) => ({ settled: await expireHolds(db, now()) }),
+    run: async ({ db, now }) => ({
+      settled: await drain(() => expireSomeHolds(db, now(), BATCH_ROWS)),
+    }),
   },
   {
     name: 'expired_gates',
     leaseMs: LEASE_MS,
     run: async ({ db, now }) => ({
-      expired: await expireGates(db, now()),
-      pruned: await pruneParked(db, now()),
+      expired: await drain(() => expireGates(db, now(), BATCH_ROWS)),
+      pruned: await drain(() => pruneParked(db, now(), BATCH_ROWS)),
     }),
   },
   {
     name: 'idle_runs',
     leaseMs: LEASE_MS,
-    run: async ({ db, now }) => ({ completed: await closeIdleRuns(db, now(), IDLE_S) }),
+    run: async ({ db, now }) => ({
+      completed: await drain(() => closeIdleRuns(db, now(), IDLE_S, BATCH_ROWS)),
+    }),
   },
   {
     name: 'limit_windows',
     leaseMs: LEASE_MS,
     run: async ({ db, now }) => ({
-      pruned: await pruneSlots(db, now()),
+      pruned: await drain(() => pruneSlots(db, now())),
       sessions: await purgeSessions(db, now()),
     }),
   },
@@ -197,7 +205,11 @@ export function startTicking(services: Services): () => Promise<void> {
  * @throws {Refusal} `not_found` where no `RUNGATE_SCHEDULER_SECRET` is set; `invalid_token`
  *   without that secret as the bearer token.
  */
-export async function tickOnRequest(services: Services, request: Request): Promise<Response> {
+export async function tickOnRequest(
+  services: Services,
+  request: Request,
+  connection: Connection,
+): Promise<Response> {
   const { schedulerSecret } = services.config;
   if (schedulerSecret === undefined) {
     throw new Refusal('not_found', 'This deployment is not ticked by requests.');
@@ -206,6 +218,7 @@ export async function tickOnRequest(services: Services, request: Request): Promi
   if (!isSame(given.trim(), schedulerSecret)) {
     throw new Refusal('invalid_token', 'Send the scheduler secret as the bearer token.');
   }
+  connection.wait?.();
   return respondJson(await tick(services, WAIT_MS));
 }
 

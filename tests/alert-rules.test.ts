@@ -2,20 +2,28 @@
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import fc from 'fast-check';
+import { createAgent } from '../db/agents.ts';
 import {
   createAlertRule,
+  type DueRule,
   findDueRules,
   measure,
+  measuring,
   noteValue,
   readAlertRules,
+  updateAlertRule,
 } from '../db/alert-rules.ts';
-import type { Org } from '../db/org.ts';
+import type { Value } from '../db/client.ts';
+import { forOrg, type Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
+import { addPolicyVersion } from '../db/policies.ts';
 import { boot, shutDown } from '../functions/boot.ts';
 import { checkAlerts } from '../functions/jobs/alert.ts';
 import type { Letter } from '../functions/mail.ts';
 import type { Services } from '../functions/services.ts';
 import { type AlertRuleInput, alertRuleSchema } from '../schema/alert-rule.ts';
+import { type AlertRuleId, formatId } from '../schema/ids.ts';
+import { type Ground, makeGround, makeOrg } from './orgs.ts';
 import { type Deployment, deploy } from './rungate.ts';
 
 setDefaultTimeout(60_000);
@@ -215,6 +223,24 @@ describe('a rule', () => {
     expect([await fired('mail'), await fired('chat'), await fired('off')]).toEqual([1, 1, 0]);
   });
 
+  test('is told by mail no longer than the job has time, and tried again', async () => {
+    await services.db.write([{ sql: 'delete from alert_rules', args: [] }]);
+    const rule = { ...RULE, name: 'slow', channel: 'mail' as const, target: 'a@example.com' };
+    await createAlertRule(org, services.master, 'operator', rule);
+    const now = Date.now();
+    await block(2, now);
+    const send = () => Bun.sleep(5_000);
+    const slow = { ...services, mailer: { send } as unknown as Services['mailer'] };
+    const startedMs = performance.now();
+    expect(await checkAlerts({ ...slow, now: () => now }, 5_000, 50)).toEqual({
+      ...{ fired: 1, told: 0 },
+    });
+    expect(performance.now() - startedMs).toBeLessThan(2_000);
+    const later = { ...services, now: () => now + 40_000 };
+    expect(await checkAlerts(later, 5_000)).toEqual({ fired: 0, told: 1 });
+    await services.db.write([{ sql: 'delete from alert_rules', args: [] }]);
+  });
+
   test('is refused with a threshold, window or target that makes no sense', () => {
     const schema = alertRuleSchema(services.config.egressAllow);
     const bad: Partial<AlertRuleInput>[] = [
@@ -238,6 +264,207 @@ describe('a rule', () => {
     expect(schema.parse({ ...RULE, channel: 'mail', target: ' A@Example.com ' }).target).toBe(
       'a@example.com',
     );
+  });
+});
+
+describe('a rule on steps', () => {
+  const DAY_MS = 86_400_000;
+  const NOW = Date.UTC(2026, 10, 15, 12);
+
+  interface Step {
+    readonly agoMs: number;
+    readonly spent: number;
+    readonly isOk: boolean;
+  }
+
+  let ground: Ground;
+  beforeAll(async () => {
+    ground = await makeGround();
+  });
+  afterAll(() => ground.clear());
+
+  /** An org of which a rule can be measured. */
+  async function found() {
+    const { org } = await makeOrg(ground);
+    const policy = await addPolicyVersion(org, 'operator', 'policy', '{}');
+    const { id } = await createAgent(org, 'operator', 'agent', policy.id);
+    return { org, agent: id };
+  }
+
+  let made = 0;
+
+  /** Writes a run, and its steps in one statement, as the proxy leaves them. */
+  async function write(on: { org: Org; agent: string }, steps: readonly Step[], isOpen: boolean) {
+    const run = `run_${++made}`;
+    const oldest = Math.max(0, ...steps.map(({ agoMs }) => agoMs));
+    const newest = Math.min(oldest, ...steps.map(({ agoMs }) => agoMs));
+    const rows = steps.map(({ agoMs, spent, isOk }, index) => {
+      const entropy = new Uint8Array(10);
+      new DataView(entropy.buffer).setUint32(6, index);
+      const at = NOW - agoMs;
+      const day = new Date(at).toISOString().slice(0, 10);
+      return [formatId('step', at, entropy), day, at, spent, isOk ? 'ok' : 'upstream_500'];
+    });
+    await ground.db.write([
+      {
+        sql: `insert into runs (
+            id, org_id, agent_id, name, source, policy_version_id, status, opened_at, active_at,
+            closed_at
+          ) values (?1, ?2, ?3, ?1, 'header', 'polv', ?4, ?5, ?5, ?6)`,
+        args: [
+          ...[run, on.org.id, on.agent, isOpen ? 'open' : 'completed', NOW - oldest],
+          isOpen ? null : NOW - newest,
+        ],
+      },
+      {
+        sql: `insert into steps (
+            org_id, run_id, agent_id, kind, asked, id, day, started_at, settled_at, spent_nanos,
+            outcome
+          ) select ?1, ?2, ?3, 'model_call', '{}', value ->> 0, value ->> 1, value ->> 2,
+            value ->> 2, value ->> 3, value ->> 4 from json_each(?4)`,
+        args: [on.org.id, run, on.agent, JSON.stringify(rows)],
+      },
+    ]);
+    return run;
+  }
+
+  const dueOf = (org: Org, metric: 'spend' | 'error_rate', windowS: number) =>
+    ({ org, rule: { metric, windowS } }) as DueRule;
+
+  const step: fc.Arbitrary<Step> = fc.record({
+    agoMs: fc.oneof(fc.nat(5 * DAY_MS), fc.nat(DAY_MS)),
+    spent: fc.nat(1_000),
+    isOk: fc.boolean(),
+  });
+
+  test('comes to the nano to what the steps of its window do, over any course of days', async () => {
+    const history = fc.array(
+      fc.record({ steps: fc.array(step, { maxLength: 12 }), isOpen: fc.boolean() }),
+      { maxLength: 8 },
+    );
+    await fc.assert(
+      fc.asyncProperty(history, fc.integer({ min: 60, max: 450_000 }), async (runs, windowS) => {
+        const on = await found();
+        for (const { steps, isOpen } of runs) await write(on, steps, isOpen);
+        const inside = runs
+          .flatMap(({ steps }) => steps)
+          .filter(({ agoMs }) => agoMs <= windowS * 1_000);
+        const failed = inside.filter(({ isOk }) => !isOk).length;
+        const wanted = {
+          spend: inside.reduce((sum, { spent }) => sum + spent, 0),
+          error_rate: inside.length === 0 ? 0 : Math.floor((100 * failed) / inside.length),
+        };
+        for (const metric of ['spend', 'error_rate'] as const) {
+          expect(await measure(dueOf(on.org, metric, windowS), NOW)).toBe(wanted[metric]);
+        }
+      }),
+      { numRuns: 40 },
+    );
+  });
+
+  const many = (count: number, apartMs: number) =>
+    Array.from({ length: count }, (_, at) => ({ agoMs: at * apartMs, spent: 1, isOk: at % 4 > 0 }));
+
+  test('is read in parts, so that many steps hold no call up', async () => {
+    const on = await found();
+    await write(on, many(9_001, 10), true);
+    for (let run = 0; run < 3; run++) await write(on, many(3_000, 10), false);
+    for (const [metric, wanted] of [
+      ['spend', 18_001],
+      ['error_rate', 25],
+    ] as const) {
+      const rows = await on.org.read("select * from runs where org_id = ?1 and status = 'open'");
+      const open = rows.map(({ id }) => ({ id: String(id), stepCount: 9_001, openedAt: 0 }));
+      const reading = measuring(dueOf(on.org, metric, 600), NOW, open);
+      let parts = 0;
+      let part = await reading.next();
+      for (; !part.done; parts++) part = await reading.next();
+      expect(part.value).toBe(wanted);
+      expect(parts).toBeGreaterThan(5);
+    }
+  });
+
+  test('takes the money of whole days from their sums, not from their steps', async () => {
+    const on = await found();
+    const run = await write(on, many(40, DAY_MS / 10), true);
+    await ground.db.write([
+      {
+        sql: `delete from steps where run_id = ?1 and day > '2026-11-12'`,
+        args: [run],
+      },
+    ]);
+    // Of the twelfth, twelve hours are in the window.
+    expect(await measure(dueOf(on.org, 'spend', 3 * 86_400), NOW)).toBe(31);
+  });
+
+  test('finds runs by their end and steps by their run, however many the org has', async () => {
+    const on = await found();
+    await write(on, many(9_001, 10), true);
+    await write(on, many(10, 10), false);
+    const statements: [sql: string, args: readonly Value[]][] = [];
+    const spied = Object.assign(Object.create(ground.db), {
+      read: async (sql: string, args: readonly Value[]) => {
+        statements.push([sql, args]);
+        return await ground.db.read(sql, args);
+      },
+      first: async (sql: string, args: readonly Value[]) => {
+        statements.push([sql, args]);
+        return await ground.db.first(sql, args);
+      },
+    });
+    for (const metric of ['spend', 'error_rate'] as const) {
+      await measure(dueOf(forOrg(spied, on.org.id), metric, 600), NOW);
+    }
+    expect(statements.length).toBeGreaterThan(6);
+    for (const [sql, args] of statements) {
+      const plan = await ground.db.read(`explain query plan ${sql}`, args);
+      const details = plan.map(({ detail }) => String(detail)).join('; ');
+      expect(details).not.toMatch(
+        /PRIMARY KEY \(org_id=\?\)|SCAN (s|steps)\b|SCAN runs(?! USING INDEX open_runs)/,
+      );
+    }
+  });
+
+  const servicesOf = (now: number) =>
+    ({ ...services, db: ground.db, master: ground.master, now: () => now }) as Services;
+
+  test('is measured over several ticks where one has no time for it, and fires then', async () => {
+    const on = await found();
+    for (let run = 0; run < 9; run++) await write(on, many(3_000, 10), run % 2 === 0);
+    const rule = { ...RULE, metric: 'spend' as const, threshold: 27_000, windowS: 600 };
+    await createAlertRule(on.org, ground.master, 'operator', rule);
+    let [ticks, fired] = [0, 0];
+    for (; fired === 0 && ticks < 500; ticks++) {
+      fired = (await checkAlerts(servicesOf(NOW), 3)).fired;
+    }
+    expect(fired).toBe(1);
+    expect(ticks).toBeGreaterThan(1);
+    expect((await checkAlerts(servicesOf(NOW), 5_000)).fired).toBe(0);
+    await ground.db.write([{ sql: 'delete from alert_rules', args: [] }]);
+  });
+
+  test('is looked at the more rarely the longer its window, but at once when it was changed', async () => {
+    const { org } = await found();
+    const windows = [60, 3_600, 86_400, 30 * 86_400];
+    for (const windowS of windows) {
+      const rule = { ...RULE, name: `${windowS}`, metric: 'spend' as const, windowS };
+      await createAlertRule(org, ground.master, 'operator', rule);
+    }
+    const dueAt = async (now: number) => {
+      const dues = await findDueRules(ground.db, now, 10);
+      return dues.map(({ rule }) => rule.windowS).toSorted((one, other) => one - other);
+    };
+    await checkAlerts(servicesOf(NOW), 5_000);
+    expect(await dueAt(NOW + 5_000)).toEqual([60]);
+    expect(await dueAt(NOW + 61_000)).toEqual([60, 3_600, 86_400]);
+    expect(await dueAt(NOW + 1_799_000)).toEqual([60, 3_600, 86_400]);
+    expect(await dueAt(NOW + 1_801_000)).toEqual(windows);
+    const [{ id }] = (await org.read(
+      `select id from alert_rules where org_id = ?1 and name = '2592000'`,
+    )) as [{ id: AlertRuleId }];
+    await updateAlertRule(org, ground.master, 'operator', id, { threshold: 1 }, (rule) => rule);
+    expect(await dueAt(NOW + 5_000)).toEqual([60, 30 * 86_400]);
+    await ground.db.write([{ sql: 'delete from alert_rules', args: [] }]);
   });
 });
 

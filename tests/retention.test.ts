@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import { verifyOrg } from '../db/checkpoints.ts';
 import { diagnose } from '../db/doctor.ts';
 import type { Org } from '../db/org.ts';
-import { changeRetention, findOverdue, readRetention } from '../db/retention.ts';
+import { changeRetention, findOverdue, pruneRecords, readRetention } from '../db/retention.ts';
 import { readPublicKeys } from '../db/signing.ts';
 import { readConfig } from '../functions/config.ts';
 import { retain } from '../functions/jobs/retain.ts';
@@ -260,6 +260,42 @@ describe('pruning', () => {
     expect(await count(org, 'responses')).toBe(15);
     expect(await count(org, 'gates', `status = 'rejected'`)).toBe(8);
     expect(await count(org, 'gates', `status = 'pending'`)).toBe(15);
+  });
+
+  test('takes no more of anything at once than a batch, and counts all of it', async () => {
+    const { org } = await makeOrg(ground);
+    await ground.db.write([{ sql: 'delete from events', args: [] }]);
+    const numbers = 'select value from json_each(?2)';
+    const upTo = (most: number) => JSON.stringify(Array.from({ length: most }, (_, at) => at + 1));
+    const statements = [
+      `insert into webhooks (
+         org_id, id, url, description, events, secret, secret_hash, created_by, created_at,
+         updated_at
+       ) select ?1, 'whk_1', 'u', '', '[]', 's', 'h', 'x', 1, 1 where ?2 > ''`,
+      `insert into events (org_id, id, type, data, created_at)
+       select ?1, 'evt_' || n.value, 'run.started', '{}', 1 from (${numbers}) n`,
+      `insert into deliveries (
+         org_id, id, webhook_id, event_id, cause, status, next_at, created_at
+       ) select ?1, e.id || '/' || n.value, 'whk_1', e.id, 'replay', 'dead', 1, 1
+       from events e, (${numbers}) n where e.org_id = ?1 and n.value <= 10`,
+      `insert into delivery_attempts (
+         org_id, delivery_id, number, started_at, duration_ms, outcome, request_headers
+       ) select ?1, d.id, n.value, 1, 1, 'dead', '{}'
+       from deliveries d, (${numbers}) n where d.org_id = ?1 and n.value <= 5`,
+    ];
+    await ground.db.write(statements.map((sql) => ({ sql, args: [org.id, upTo(12)] })));
+    const tables = ['events', 'deliveries', 'delivery_attempts'];
+    const countAll = () => Promise.all(tables.map((table) => count(org, table)));
+    let before = await countAll();
+    expect(before).toEqual([12, 120, 600]);
+    let total = 0;
+    for (let done = 1; done > 0; total += done) {
+      done = await pruneRecords(org, NOW, 40);
+      const left = await countAll();
+      for (const [at, each] of left.entries()) expect(before[at]! - each).toBeLessThanOrEqual(40);
+      before = left;
+    }
+    expect([before, total]).toEqual([[0, 0, 0], 732]);
   });
 
   test('takes old audit entries once a day, and the trail still verifies', async () => {

@@ -2,6 +2,8 @@
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import { findAgent } from '../db/agents.ts';
+import type { Statement, Value } from '../db/client.ts';
+import { closeIdleRuns } from '../db/idle.ts';
 import { takeJob } from '../db/jobs.ts';
 import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
@@ -9,6 +11,7 @@ import { readAgentPolicy } from '../db/policies.ts';
 import { openRun, searchRuns } from '../db/runs.ts';
 import { makeApp } from '../functions/app.ts';
 import { boot, shutDown } from '../functions/boot.ts';
+import { Budget } from '../functions/jobs/batches.ts';
 import { type Job, tick } from '../functions/scheduled.ts';
 import type { Services } from '../functions/services.ts';
 import { type Receiver, startReceiver } from './receiver.ts';
@@ -113,6 +116,36 @@ describe('a tick', () => {
   });
 });
 
+test('a job that never comes to an end of its work leaves the rest to the next tick', async () => {
+  // As if there were always more of it.
+  const isEndless = /limit_slots|lease_expired|parked_parts/;
+  const gate = { org_id: org.id, id: 'gate_1', expires_at: 1, created_at: 1 };
+  const db: Services['db'] = Object.assign(Object.create(services.db), {
+    read: async (sql: string, args: Value[]) =>
+      sql.includes('* from gates')
+        ? Array.from({ length: Number(args[1]) }, () => gate)
+        : await services.db.read(sql, args),
+    write: async (statements: readonly Statement[]) =>
+      isEndless.test(statements[0]!.sql)
+        ? [{ changes: Number(statements[0]!.args[1]) }]
+        : await services.db.write(statements),
+  });
+  const { jobs } = await tick({ ...services, db }, 0);
+  const bounded = ['expired_holds', 'expired_gates', 'limit_windows'];
+  for (const job of jobs.filter(({ name }) => bounded.includes(name))) {
+    expect([job.name, job.outcome, job.durationMs < 8_000]).toEqual([job.name, 'done', true]);
+    expect([job.name, Object.values(job.counts!)[0]! > 40]).toEqual([job.name, true]);
+  }
+});
+
+test('a batch that took long is followed by a pause that a lease outlasts', async () => {
+  const startedMs = performance.now();
+  const work = () => Bun.sleep(200).then(() => 1);
+  expect(await new Budget(10_000).take(work)).toBe(1);
+  // Nine times as long as the batch would be 1,800 ms.
+  expect(performance.now() - startedMs).toBeLessThan(1_500);
+});
+
 describe('idle runs', () => {
   const open = async (name: string, now: number) => {
     const agent = (await findAgent(org, 'tester'))!;
@@ -153,6 +186,13 @@ describe('idle runs', () => {
       { sql: `update runs set held_nanos = 0, status = 'completed'`, args: [] },
     ]);
   });
+
+  test('are completed batch by batch, and none is left out', async () => {
+    const now = Date.now();
+    for (const name of ['one', 'two', 'three']) await open(name, now - 60_000);
+    const batch = () => closeIdleRuns(services.db, now, 3_600, 2);
+    expect([await batch(), await batch(), await batch()]).toEqual([2, 1, 0]);
+  });
 });
 
 describe('a tick by request', () => {
@@ -168,6 +208,19 @@ describe('a tick by request', () => {
     const response = await ask(`Bearer ${SECRET}`);
     expect(response.status).toBe(200);
     expect(((await response.json()) as { jobs: object[] }).jobs.length).toBeGreaterThan(3);
+  });
+
+  test('has its connection wait for the answer, once the secret was right', async () => {
+    let waits = 0;
+    const wait = () => waits++;
+    const askWaiting = async (secret: string) => {
+      const headers = { authorization: `Bearer ${secret}` };
+      const request = new Request('http://rungate/scheduled/tick', { method: 'POST', headers });
+      await makeApp(services)(request, { address: '127.0.0.1', wait });
+      return waits;
+    };
+    expect(await askWaiting('wrong')).toBe(0);
+    expect(await askWaiting(SECRET)).toBe(1);
   });
 
   test('is not there without a secret in the configuration', async () => {

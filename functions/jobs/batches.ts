@@ -5,6 +5,8 @@ export const BATCH_ROWS = 40;
 /** Calls get this many times as long as a batch took. */
 const SHARE = 9;
 const LEAST_PAUSE_MS = 2;
+/** However long a batch took: the lease of a job goes on while it pauses. */
+const MOST_PAUSE_MS = 250;
 
 /** How long a piece of work may take in a tick; the next tick goes on with it. */
 export class Budget {
@@ -39,7 +41,8 @@ export class Budget {
   async take(work: () => Promise<number>): Promise<number> {
     const startedMs = performance.now();
     const done = await work();
-    if (done > 0) await pause(Math.max(LEAST_PAUSE_MS, SHARE * (performance.now() - startedMs)));
+    const pauseMs = Math.max(LEAST_PAUSE_MS, SHARE * (performance.now() - startedMs));
+    if (done > 0) await pause(Math.min(MOST_PAUSE_MS, pauseMs));
     return done;
   }
 }
