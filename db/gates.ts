@@ -407,6 +407,28 @@ export async function decideGate(
   return { outcome, gate };
 }
 
+/**
+ * Decides on a gate by a signed link. It can't give one of several approvals (`unnamed`): whoever
+ * holds it may give another one in his own name, and would count as two people.
+ */
+export async function decideByLink(
+  org: Org,
+  gate: Gate,
+  verdict: Verdict,
+  now: number,
+): Promise<{ readonly outcome: Decided | 'unnamed'; readonly gate?: Gate }> {
+  const { actor, decision } = verdict;
+  const isOneOfSeveral = decision === 'approve' && gate.approvals > 1;
+  if (!isOneOfSeveral || statusAt(gate, now) !== 'pending') {
+    return decideGate(org, gate.id, verdict, now);
+  }
+  const states = { refused: 'unnamed' };
+  await org.write(
+    auditEntry(org, actor, `gate.${decision}`, gate.id, states, { outcome: 'refused' }),
+  );
+  return { outcome: 'unnamed', gate };
+}
+
 /** Each statement goes by whether the one before it changed a row. */
 function decisionOf(org: Org, gate: Gate, verdict: Verdict, now: number): Statement[] {
   const { actor, decision, reason } = verdict;
@@ -492,6 +514,7 @@ function vote(org: Org, id: GateId, verdict: Verdict, now: number): Statement {
      select ?1, g.id, ?3, ?5, ?6, ?7 from gates g join runs r on r.id = g.run_id and r.org_id = ?1
      where g.org_id = ?1 and g.id = ?2 and g.status = 'pending' and g.expires_at > ?7
        and ${GOES_ON} and not ${IS_OWN}
+       and not (?3 = '${LINK}' and ?5 = 'approve' and g.approvals > 1)
      on conflict do nothing`,
     id,
     deciderOf(verdict),
@@ -502,10 +525,15 @@ function vote(org: Org, id: GateId, verdict: Verdict, now: number): Statement {
   );
 }
 
-/** Who counts as one decider. One person may hold all links to a gate: they are one together. */
+const LINK = 'link';
+
+/**
+ * Who counts as one decider. One person may hold all links to a gate: they are one together, and
+ * none beside people who are known, see {@link decideByLink}.
+ */
 function deciderOf({ actor, memberId }: Verdict): string {
   if (typeof actor === 'string') return memberId ?? actor;
-  return actor.kind === 'link' ? 'link' : (actor.memberId ?? actor.id);
+  return actor.kind === LINK ? LINK : (actor.memberId ?? actor.id);
 }
 
 /**
@@ -538,23 +566,21 @@ async function whyNot(org: Org, id: GateId, verdict: Verdict): Promise<Decided> 
   return row?.repeated ? 'repeated' : 'closed';
 }
 
-const BATCH = 200;
-
-/** Ends gates that nobody has used in time, in every org. @returns how many. */
-export async function expireGates(db: Database, now: number): Promise<number> {
-  let total = 0;
-  for (;;) {
-    const rows = await db.read(
-      `select * from gates where status in ('pending', 'approved') and expires_at <= ?1
-       order by expires_at limit ?2`,
-      [now, BATCH],
-    );
-    for (const row of rows) {
-      await expireGate(forOrg(db, row.org_id as Org['id']), toGate({ ...row, given: 0 }), now);
-    }
-    total += rows.length;
-    if (rows.length < BATCH) return total;
+/**
+ * Ends gates that nobody has used in time, in every org.
+ *
+ * @returns how many, at most `limit`; 0 when none is left.
+ */
+export async function expireGates(db: Database, now: number, limit: number): Promise<number> {
+  const rows = await db.read(
+    `select * from gates where status in ('pending', 'approved') and expires_at <= ?1
+     order by expires_at limit ?2`,
+    [now, limit],
+  );
+  for (const row of rows) {
+    await expireGate(forOrg(db, row.org_id as Org['id']), toGate({ ...row, given: 0 }), now);
   }
+  return rows.length;
 }
 
 /** Ends a gate that nobody has used in time; one that has ended already stays as it is. */

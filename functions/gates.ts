@@ -2,7 +2,7 @@
 
 import { html } from 'hono/html';
 import { agentNames } from '../db/agents.ts';
-import { type Decided, decideGate, type Gate, openArgs, readGate } from '../db/gates.ts';
+import { type Decided, decideByLink, type Gate, openArgs, readGate } from '../db/gates.ts';
 import { readRun } from '../db/runs.ts';
 import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
@@ -65,7 +65,7 @@ async function onLink(
 export function showApproval(services: Services, token: string): Promise<Response> {
   return onLink(services, token, async (link, gate) => {
     const status = statusAt(gate, services.now());
-    const form = status === 'pending' ? DECISION_FORM : html`<p>This gate is ${status}.</p>`;
+    const form = status === 'pending' ? formOf(gate) : html`<p>This gate is ${status}.</p>`;
     const facts = await factsOf(link, gate, status);
     return respondForm('A tool call needs approval', html`${facts}\n${form}`);
   });
@@ -99,13 +99,23 @@ function visible(text: string): string {
   });
 }
 
-const DECISION_FORM = html`<form method="post">
+const APPROVE = html`<button name="decision" value="approve">Approve</button>\n`;
+const DECIDES_ONCE = 'This link decides once. Whoever holds it can use it.';
+
+/** A link doesn't tell one person from another, so that it can't give one of several approvals. */
+function formOf({ approvals }: Gate): Markup {
+  const isAlone = approvals === 1;
+  return html`<form method="post">
 <label for="reason">Reason (optional)</label>
 <input id="reason" name="reason" maxlength="500" autocomplete="off">
-<button name="decision" value="approve">Approve</button>
-<button name="decision" value="reject">Reject</button>
+${isAlone ? APPROVE : ''}<button name="decision" value="reject">Reject</button>
 </form>
-<p class="proof">This link decides once. Whoever holds it can use it.</p>`;
+<p class="proof">${isAlone ? DECIDES_ONCE : unnamed(approvals)}</p>`;
+}
+
+function unnamed(approvals: number): string {
+  return `This call needs the approval of ${approvals} different people, which a link can’t tell apart: sign in or use the command line to approve it. The link can reject it, once.`;
+}
 
 const FORM_LIMITS = { maxEncodedBytes: 16_384, maxDecodedBytes: 16_384 };
 const MAX_REASON_CHARS = 500;
@@ -126,7 +136,7 @@ export function decideApproval(
     const { decision, reason } = await readDecision(request);
     const actor = { kind: 'link', id: link.id } as const;
     const verdict = { actor, decision, ...(reason === '' ? {} : { reason }) };
-    const decided = await decideGate(link.org, gate.id, verdict, services.now());
+    const decided = await decideByLink(link.org, gate, verdict, services.now());
     return respondDecided(decided.outcome, decided.gate ?? gate, decision);
   });
 }
@@ -153,15 +163,16 @@ const CLOSED: Readonly<Record<Exclude<Decided, 'decided' | 'counted'>, readonly 
     missing: [404, 'There is no such gate.'],
   };
 
-function respondDecided(outcome: Decided, gate: Gate, decision: string): Promise<Response> {
-  if (outcome === 'decided') {
+function respondDecided(
+  outcome: Decided | 'unnamed',
+  gate: Gate,
+  decision: string,
+): Promise<Response> {
+  if (outcome === 'decided' || outcome === 'counted') {
     const title = decision === 'approve' ? 'Approved' : 'Rejected';
     return respondForm(title, html`<p>The call of ${visible(gate.tool)} is ${gate.status}.</p>`);
   }
-  if (outcome === 'counted') {
-    const count = `${gate.given} of ${gate.approvals}`;
-    return respondForm('Counted', html`<p>Your approval counts: ${count} are given.</p>`);
-  }
-  const [status, message] = CLOSED[outcome];
+  const [status, message] =
+    outcome === 'unnamed' ? [403, unnamed(gate.approvals)] : CLOSED[outcome];
   return respondForm('Nothing was decided', html`<p>${message}</p>`, status);
 }

@@ -95,6 +95,12 @@ describe('Prefer', () => {
     expect(readPrefer(header)).toEqual({ waitS, isAsync });
   });
 
+  test('a caller that prefers a 202 is kept no longer than it says, whatever the policy holds', () => {
+    expect(waitOf(readPrefer('respond-async'), 60, false)).toBe(0);
+    expect(waitOf(readPrefer('respond-async, wait=5'), 60, true)).toBe(5);
+    expect(waitOf(readPrefer(null), 60, false)).toBe(60);
+  });
+
   test('any header is read, and no wait is longer than may be', () => {
     fc.assert(
       fc.property(fc.string(), fc.nat(240), fc.boolean(), (header, holdS, isStream) => {

@@ -19,6 +19,7 @@ import { openVault } from '../db/vault.ts';
 import { createWebhook } from '../db/webhooks.ts';
 import type { GateId, MemberId, TokenId } from '../schema/ids.ts';
 import { ANSWER, LOOPS, ran } from './loops.ts';
+import { framesOf, usualForm } from './proposals.ts';
 import { type Receiver, startReceiver } from './receiver.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
 import { ALL_KINDS, type CallOptions, call, type Kind } from './runtimes.ts';
@@ -672,18 +673,28 @@ describe('a signed link', () => {
     expect((await ask('chat', asking('chat', 'link-once', REFUND))).status).toBe(200);
   });
 
-  test('counts as one decider with all other links to its gate', async () => {
+  test('gives none of several approvals, so that nobody counts twice, but can reject', async () => {
     const run = 'link-twice';
     const { path, id } = await linkTo(run, 'call wire_money {"to":"A-1"}');
-    const shown = await rungate.cli('gates', 'show', id, '--org', 'acme');
-    const other = new URL(/http:\S+\/approvals\/\S+/.exec(shown.stdout)![0]).pathname;
-    expect(other).not.toBe(path);
-    expect((await post(path, 'approve')).status).toBe(200);
-    expect((await post(other, 'approve')).status).toBe(409);
-    const options = asking('chat', run, 'call wire_money {"to":"A-1"}');
-    expect((await ask('chat', options)).status).toBe(403);
-    expect(await decide(id)).toMatchObject({ outcome: 'decided' });
-    expect((await ask('chat', options)).status).toBe(200);
+    const page = await (await fetch(rungate.url + path)).text();
+    expect(page).toContain('sign in or use the command line to approve it');
+    expect(page).not.toContain('value="approve"');
+    expect(await decide(id)).toMatchObject({ outcome: 'counted' });
+    const refused = await post(path, 'approve');
+    expect(refused.status).toBe(403);
+    expect(await refused.text()).toContain('needs the approval of 2 different people');
+    const link: Verdict = { actor: { kind: 'link', id: 'link_x' }, decision: 'approve' };
+    await decide(id, link);
+    expect(await readGate(org, id)).toMatchObject({ status: 'pending', given: 1 });
+    const [tried] = await org.read(
+      `select outcome, actor_kind from audit_entries
+       where org_id = ?1 and target = ?2 and action = 'gate.approve' and actor_kind = 'link'`,
+      id,
+    );
+    expect(tried).toMatchObject({ outcome: 'refused' });
+    expect((await post(path, 'reject')).status).toBe(200);
+    expect(await readGate(org, id)).toMatchObject({ status: 'rejected' });
+    expect((await post(path, 'approve')).status).toBe(409);
   });
 
   test('decides nothing when altered, forged, of another site, or without a decision', async () => {
@@ -775,6 +786,70 @@ describe('a policy that refuses such results', () => {
       await connection.close();
       await own.stop();
     }
+  });
+});
+
+describe('a policy that does nothing but refuse such results', () => {
+  /** How each dialect sends the result of a call. */
+  const RESULTS: Readonly<Record<Kind, (id: string) => Record<string, unknown>>> = {
+    chat: (id) => ({ messages: [{ role: 'tool', tool_call_id: id, content: '5' }] }),
+    responses: (id) => ({ input: [{ type: 'function_call_output', call_id: id, output: '5' }] }),
+    messages: (id) => ({
+      messages: [{ role: 'user', content: [{ type: 'tool_result', tool_use_id: id }] }],
+    }),
+  };
+  const ENDPOINTS = {
+    chat: 'chat.completions',
+    responses: 'responses.create',
+    messages: 'messages',
+  } as const;
+  let own: Deployment;
+  beforeAll(async () => {
+    const tools = { unreleasedResults: 'deny' as const };
+    own = await deploy({ upstreamUrl: upstream.url, policy: { tools } });
+  });
+  afterAll(() => own.stop());
+
+  const resultOf = async (kind: Kind, run: string, id: string) => {
+    const { status } = await call({ rungate: own }, kind, { run, members: RESULTS[kind](id) });
+    return status;
+  };
+  /** The events of an answer that proposes one call, but for the last. */
+  const openFrames = (kind: Kind, id: string) => {
+    const endpoint = ENDPOINTS[kind];
+    const form = usualForm(endpoint, kind === 'messages' ? 'tool_use' : 'function');
+    const frames = framesOf(endpoint, [[form, { id, name: 'look_up', args: '{"q":1}' }]]);
+    return frames.slice(0, -1).map(({ text }) => text);
+  };
+
+  test.each(ALL_KINDS)('refuses a forged one in %s', async (kind) => {
+    expect(await resultOf(kind, slug('forged', kind), 'call_x')).toBe(403);
+  });
+
+  test.each(ALL_KINDS)('knows a call of a %s stream that broke after it', async (kind) => {
+    const run = slug('broke', kind);
+    const chunks = openFrames(kind, 'call_a');
+    upstream.script({ chunks: [...chunks, 'x'], breakAfterChunks: chunks.length });
+    const response = await call({ rungate: own }, kind, { run, members: { stream: true } });
+    await expect(response.text()).rejects.toThrow();
+    expect((await readSettled(own, run))[0]).toMatchObject({ outcome: 'broken' });
+    expect(await resultOf(kind, run, 'call_a')).toBe(200);
+    expect(await resultOf(kind, run, 'call_b')).toBe(403);
+  });
+
+  test.each(ALL_KINDS)('knows a call of a %s stream whose caller left after it', async (kind) => {
+    const run = slug('stopped', kind);
+    const chunks = openFrames(kind, 'call_a');
+    upstream.script({ chunks: [...chunks, 'x'], stallAfterChunks: chunks.length });
+    const response = await call({ rungate: own }, kind, { run, members: { stream: true } });
+    const reader = response.body!.getReader();
+    let text = '';
+    while (text.length < chunks.join('').length) {
+      text += new TextDecoder('latin1').decode((await reader.read()).value);
+    }
+    await reader.cancel();
+    expect((await readSettled(own, run))[0]).toMatchObject({ outcome: 'client_left' });
+    expect(await resultOf(kind, run, 'call_a')).toBe(200);
   });
 });
 

@@ -1,6 +1,8 @@
 /** The kill switch: what is cancelled, suspended or revoked ends in flight, on every instance. */
 
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import Anthropic from '@anthropic-ai/sdk';
+import OpenAI from 'openai';
 import { type Deployment, deploy, readSettled } from './rungate.ts';
 import { startUpstream, type Upstream } from './upstream.ts';
 
@@ -173,6 +175,68 @@ async function expectSettled(run: string, count: number, outcome: string): Promi
     await db.close();
   }
 }
+
+/** The first event of a stream of each dialect, and half of the next. */
+const HALVES = {
+  chat: [
+    'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}\n\n',
+    'data: {"id":"c","object":"chat.comple',
+  ],
+  responses: [
+    'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":1,"item_id":"i","output_index":0,"content_index":0,"delta":"Hi","logprobs":[]}\n\n',
+    'event: response.output_text.delta\ndata: {"type":"response.out',
+  ],
+  messages: [
+    'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}\n\n',
+    'event: content_block_delta\ndata: {"type":"content_bl',
+  ],
+};
+
+const WITH_USAGE = { stream_options: { include_usage: true } };
+
+describe('a stream that is ended within an event', () => {
+  const clientsOf = (run: string) => {
+    const common = { apiKey: rungate.tokens.first!, maxRetries: 0 };
+    const base = `${rungate.url}/r/${run}`;
+    const openai = new OpenAI({ ...common, baseURL: `${base}/v1` });
+    const anthropic = new Anthropic({ ...common, baseURL: base });
+    const model = 'test-model';
+    const messages = [{ role: 'user' as const, content: 'Hello' }];
+    const asked = { model, messages, max_tokens: 50, stream: true as const };
+    return {
+      // With its usage asked for, nothing of the stream has to be left out.
+      chat: () => openai.chat.completions.create({ ...asked, ...WITH_USAGE }),
+      responses: () => openai.responses.create({ model, input: 'Hello', stream: true }),
+      messages: () => anthropic.messages.create(asked),
+    };
+  };
+
+  test.each(['chat', 'responses', 'messages'] as const)(
+    'tells the official client of %s why, in place of half an event',
+    async (kind) => {
+      const run = `half-${kind}`;
+      upstream.script({ chunks: [...HALVES[kind], 'x'], chunkDelayMs: 20, stallAfterChunks: 2 });
+      const stream: AsyncIterable<unknown> = await clientsOf(run)[kind]();
+      const seen: unknown[] = [];
+      const reading = (async () => {
+        for await (const event of stream) seen.push(event);
+      })();
+      const ended = reading.then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+      while (seen.length === 0) await Bun.sleep(5);
+      await Bun.sleep(200);
+      await rungate.cli('run', 'cancel', run, '--org', 'acme');
+      const error = await ended;
+      expect(error).toBeInstanceOf(kind === 'messages' ? Anthropic.APIError : OpenAI.APIError);
+      const { message } = error as Error;
+      expect(message.replaceAll('\\', '')).toContain(`The run "${run}" was cancelled`);
+      expect(seen).toHaveLength(1);
+    },
+    60_000,
+  );
+});
 
 describe('cancelling a run', () => {
   test('is told as an event and on the audit trail, and doing it again changes nothing', async () => {

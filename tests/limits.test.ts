@@ -654,6 +654,31 @@ describe('a caller who is alone', () => {
     });
   });
 
+  test('is told the longest wait of all limits that are used up, and that nothing is left of each', async () => {
+    const limits: PolicyDocument['limits'] = [
+      { per: 'agent', requests: 2, windowS: 2 },
+      { per: 'org', requests: 2, windowS: 30 },
+      { per: 'policy', requests: 9, windowS: 60 },
+      { per: 'org', concurrent: 5 },
+    ];
+    await within({ policy: { limits } }, async (deployment) => {
+      for (let time = 0; time < 2; time++) await call(deployment);
+      const refused = await call(deployment);
+      expect(refused.status).toBe(429);
+      expect(numberOf(refused, 'retry-after')).toBeWithin(25, 31);
+      expect(numberOf(refused, 'x-ratelimit-reset')).toBe(numberOf(refused, 'retry-after'));
+      const { rungate, message } = await tell(refused);
+      expect(rungate.rule).toBe('limits[1]');
+      expect(message).toContain('2 requests per 30 s for this org');
+      expect(rungate.limits!.map(({ name, remaining }) => [name, remaining])).toEqual([
+        ['org-requests-30s', 0],
+        ['agent-requests-2s', 0],
+        ['policy-requests-60s', 7],
+        ['org-concurrent', 5],
+      ]);
+    });
+  });
+
   test('is told to come back within a minute, and of the whole wait beside it', async () => {
     const policy: PolicyDocument = { limits: [{ per: 'agent', requests: 1, windowS: LONG_S }] };
     await within({ policy }, async (deployment) => {

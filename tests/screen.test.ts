@@ -203,6 +203,28 @@ describe('a stream, however it is written and cut', () => {
     }
   });
 
+  test('knows the calls that went out before the one that it stops at, and no other', () => {
+    for (const endpoint of endpoints) {
+      const form = usualForm(endpoint, endpoint === 'messages' ? 'tool_use' : 'function');
+      const proposals = proposalsOf(form, 'drop_table', '{}', 3, 1);
+      const screen = new Screen(readerOf(endpoint), (name) => judgeName(POLICIES.list, name));
+      for (const { text } of framesOf(endpoint, proposals)) screen.push(encoder.encode(text));
+      expect(screen.isHolding).toBe(true);
+      expect(screen.passedCalls().map(({ id }) => id)).toEqual(['c0']);
+    }
+  });
+
+  test('knows no calls of a stream that can be read in two ways', () => {
+    const screen = new Screen(readerOf('chat.completions'), () => 'allow');
+    const [usual] = proposalsOf(usualForm('chat.completions', 'function'), 'lookup', '{}', 1, 0);
+    for (const { text } of framesOf('chat.completions', [usual!])) {
+      screen.push(encoder.encode(text));
+    }
+    expect(screen.passedCalls()).toHaveLength(1);
+    screen.push(encoder.encode('data {}\n\n'));
+    expect(screen.passedCalls()).toEqual([]);
+  });
+
   test('is cut off when more would have to be held back than may be', () => {
     const screen = new Screen(readerOf('messages'), () => 'deny', 2_000);
     const [form] = FORMS.filter(({ endpoint }) => endpoint === 'messages');

@@ -106,6 +106,12 @@ export class Course {
     return judgeKept(verdict, this.#keptBytes);
   }
 
+  /** What may be said of a stream that ends before its time: the calls that have gone out. */
+  passedVerdict(): Extract<Verdict, { effect: 'allow' }> {
+    const calls = this.#screen?.passedCalls() ?? [];
+    return { effect: 'allow', callIds: calls.flatMap(({ id }) => id ?? []) };
+  }
+
   /** The whole stream, where people may be asked about it and it could be kept. */
   whole(): Uint8Array<ArrayBuffer> {
     return new Uint8Array(concat(this.#kept));
@@ -114,13 +120,6 @@ export class Course {
   /** The part of it that the caller has got at once. */
   passed(): Uint8Array {
     return this.whole().subarray(0, this.#passedBytes);
-  }
-
-  /** A last event, set off from one that the caller has got in part. */
-  interrupt(event: Uint8Array): Uint8Array<ArrayBuffer> {
-    const isMidEvent = !this.#screen && !this.#translator && this.#meter.isMidEvent;
-    const prefix = isMidEvent ? '\n\n' : '';
-    return new Uint8Array(concat([new TextEncoder().encode(prefix), event]));
   }
 
   /** SHA-256 of what came from upstream. Ends the meter. */

@@ -16,16 +16,16 @@ import {
   stopReasonOf,
   tightestFirst,
 } from '../../schema/rules/limit.ts';
-import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
+import type { Checked } from './results.ts';
 
 /** A call, and the limits that it has to fit into. */
-export interface Paced extends Permitted {
+export interface Paced extends Checked {
   readonly limits: readonly Limit[];
 }
 
 /** Finds the limits of the policy, of the run and of the operator that apply to a call. */
-export function limitRate(call: Permitted): Paced {
+export function limitRate(call: Checked): Paced {
   const { version, services, run, requestDigest } = call;
   const limits = limitsOf(version.policy, services.config.caps, {
     token: call.credential.tokenId,
@@ -74,37 +74,47 @@ export interface Pace {
 /** The limit that a call did not fit into, and what follows. */
 export interface Unfit {
   readonly charge: Charge;
-  readonly standing: Standing;
+  /** How long it lasts; absent where no waiting helps. */
+  readonly refused: LimitState | undefined;
   /** Why the run has to be stopped; absent where waiting helps. */
   readonly stop: StopReason | undefined;
 }
 
-/** The first limit that did not let a call in; one that stops the run before all others. */
-export function unfitOf({ charges, standings }: Pace): Unfit | undefined {
-  const unfit = charges.flatMap((charge, at) => {
+/** The limit that keeps a call out the longest; one that stops the run before all others. */
+export function unfitOf(pace: Pace): Unfit | undefined {
+  return unfitsOf(pace)[0];
+}
+
+/** Who waits for less than the longest of several waits is refused again. */
+function unfitsOf({ charges, standings, now }: Pace): Unfit[] {
+  const unfits = charges.flatMap((charge, at) => {
+    const { limit, amount } = charge;
     const standing = standings[at]!;
-    const isFit = fits(charge.limit, charge.amount, standing);
-    return isFit ? [] : [{ charge, standing, stop: stopReasonOf(charge.limit) }];
+    if (fits(limit, amount, standing)) return [];
+    const refused = refusedStateOf(limit, amount, standing, now);
+    return [{ charge, refused, stop: stopReasonOf(limit) }];
   });
-  return unfit.find(({ stop }) => stop) ?? unfit[0];
+  const waitS = ({ refused }: Unfit) => refused?.resetS ?? Number.MAX_SAFE_INTEGER;
+  return unfits.sort((one, other) => waitS(other) - waitS(one));
 }
 
 /**
  * Refuses a call that has to wait.
  *
- * @throws {Refusal} `rate_limited`, with the state of all limits.
+ * @throws {Refusal} `rate_limited`, with the state of all limits; those that refuse come first.
  */
 export function denyPace(
   call: Paced,
-  { charge: { limit, amount }, standing }: Unfit,
-  { charges, standings, now }: Pace,
+  { charge: { limit }, refused: longest }: Unfit,
+  pace: Pace,
 ): Promise<never> {
-  const refused = refusedStateOf(limit, amount, standing, now)!;
-  const others = statesOf(charges, standings, now).filter(({ name }) => name !== refused.name);
-  return deny(call, 'rate_limited', sentence(limit, refused), {
+  const refused = unfitsOf(pace).flatMap((unfit) => unfit.refused ?? []);
+  const names = new Set(refused.map(({ name }) => name));
+  const states = statesOf(pace.charges, pace.standings, pace.now);
+  return deny(call, 'rate_limited', sentence(limit, longest!), {
     rule: limit.rule,
-    limits: [refused, ...others],
-    retryAfterS: retryAfterSOf(refused),
+    limits: [...refused, ...states.filter(({ name }) => !names.has(name))],
+    retryAfterS: retryAfterSOf(longest!),
   });
 }
 

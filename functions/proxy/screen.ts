@@ -25,6 +25,8 @@ export class Screen {
   #isHolding = false;
   #mayBeInvalid = false;
   #fault: string | undefined;
+  /** The calls before the event from which on nothing passes, once there is one. */
+  #callsBefore: readonly ProposedCall[] | undefined;
 
   /** @param maxBytes The most that is held back. */
   constructor(
@@ -78,6 +80,15 @@ export class Screen {
     return { withheld, calls: this.#reader.calls() };
   }
 
+  /**
+   * The calls that have gone on so far, if only in part; none of an answer that can't be read. One
+   * whose name the event has that stopped the stream may not have, and is left out.
+   */
+  passedCalls(): readonly ProposedCall[] {
+    if (this.fault !== undefined) return [];
+    return this.#callsBefore ?? this.#reader.calls();
+  }
+
   /** Lets go what is whole: events, and the comments between them. */
   #pass(events: readonly SseEvent[]): Uint8Array {
     const whole = this.#receivedBytes - this.#parser.pendingBytes - this.#keptAt;
@@ -105,6 +116,9 @@ export class Screen {
       const isPlain = names.every((name) => name !== '' && this.#judgeName(name) === 'allow');
       if (isPlain && this.#reader.fault === undefined) continue;
       this.#isHolding = true;
+      this.#callsBefore = this.#reader.calls().filter(({ name }) => {
+        return !names.includes(name) && this.#judgeName(name) === 'allow';
+      });
       stop = event;
     }
     return stop;

@@ -249,7 +249,9 @@ function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>):
   const headers = { ...headersFor(answer), ...STREAM_HEADERS, ...preferred(answer) };
   let closing: Promise<unknown> | undefined;
   const close = (outcome: string): Promise<unknown> => {
-    closing ??= finish(answer, endOf(answer, meter, course, outcome));
+    // What has gone out may be acted on, whatever becomes of the rest.
+    const also = () => consequenceOf(answer, course.passedVerdict()).statements;
+    closing ??= finish(answer, endOf(answer, meter, course, outcome), ...also());
     return closing;
   };
   const { flight, upstream } = answer;
@@ -273,7 +275,7 @@ function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>):
       left.abort();
       await close(outcomeOf(error, answer));
       const refusal = interruptionOf(answer, error);
-      return refusal && course.interrupt(errorEvent(refusal, answer.endpoint, answer.requestId));
+      return refusal && errorEvent(refusal, answer.endpoint, answer.requestId);
     },
   });
   // A caller who has stopped reading would not notice that the call was ended.
@@ -342,7 +344,8 @@ async function finishFetched(
 ): Promise<void> {
   // The call itself must settle even so; the maker's hold is then left to its lease.
   const maker = await readStep(answer.org, runId, stepId).catch(() => undefined);
-  await settleHold(answer, end, ...also, ...(maker ? await settleKept(answer, maker, end) : []));
+  const made = maker ? await settleKept(answer, maker, end).catch(() => []) : [];
+  await settleHold(answer, end, ...also, ...made);
 }
 
 function isPending({ body, rates }: Answer, { status, responseId }: Reading): boolean {

@@ -87,9 +87,12 @@ export function readPrefer(header: string | null): Preference {
   };
 }
 
-/** How long a call may wait, seconds: as it prefers, else as its policy says, within the cap. */
-export function waitOf({ waitS }: Preference, holdS: number, isStream: boolean): number {
-  return Math.min(waitS ?? holdS, isStream ? MAX_STREAM_WAIT_S : MAX_WAIT_S);
+/**
+ * How long a call may wait, seconds: as it prefers, else as its policy says, within the cap. One
+ * that asks for a 202 and names no wait doesn't want to be kept.
+ */
+export function waitOf({ waitS, isAsync }: Preference, holdS: number, isStream: boolean): number {
+  return Math.min(waitS ?? (isAsync ? 0 : holdS), isStream ? MAX_STREAM_WAIT_S : MAX_WAIT_S);
 }
 
 /** `Preference-Applied` (RFC 7240, section 3) for the preferences that were heeded. */

@@ -46,11 +46,15 @@ const MAX_SHOWN_CHARS = 200;
 
 const ALLOW = { effect: 'allow' } as const;
 
-/** Whether a policy says anything of tools that the agent runs: if not, answers need no look. */
+/**
+ * Whether a policy says anything of tools that the agent runs: if not, answers need no look. Which
+ * results answer no released call is known only of answers that were looked at.
+ */
 export function governsTools({ tools }: Policy): boolean {
-  return (
-    tools?.allow !== undefined || Boolean(tools?.deny?.length || tools?.requireApproval?.length)
-  );
+  if (!tools) return false;
+  const { allow, deny, requireApproval, unreleasedResults } = tools;
+  const hasRules = allow !== undefined || Boolean(deny?.length || requireApproval?.length);
+  return hasRules || unreleasedResults === 'deny';
 }
 
 /**
