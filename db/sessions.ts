@@ -248,12 +248,14 @@ export async function endSession(
   return ended!.changes > 0;
 }
 
-/** Deletes sessions that are over, in all orgs. @returns how many. */
-export async function purgeSessions(db: Database, now: number): Promise<number> {
+/** Deletes sessions that are over, in all orgs. @returns how many, at most `limit`; 0 when none is left. */
+export async function purgeSessions(db: Database, now: number, limit: number): Promise<number> {
   const [purged] = await db.write([
     {
-      sql: 'delete from sessions where expires_at <= ?1 or active_at <= ?2',
-      args: [now, now - IDLE_MS],
+      sql: `delete from sessions where id in (
+          select id from sessions where expires_at <= ?1 or active_at <= ?2 limit ?3
+        )`,
+      args: [now, now - IDLE_MS, limit],
     },
   ]);
   return purged!.changes;

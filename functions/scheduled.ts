@@ -90,7 +90,7 @@ const JOBS: readonly Job[] = [
     leaseMs: LEASE_MS,
     run: async ({ db, now }) => ({
       pruned: await drain(() => pruneSlots(db, now())),
-      sessions: await purgeSessions(db, now()),
+      sessions: await drain(() => purgeSessions(db, now(), BATCH_ROWS)),
     }),
   },
   {

@@ -126,10 +126,11 @@ describe('a session', () => {
 
   test('that is over is deleted by the sweep, and no other', async () => {
     const { org, owner } = await makeOrg(ground);
-    await purgeSessions(ground.db, NOW + MAX_SESSION_MS * 2);
+    await purgeSessions(ground.db, NOW + MAX_SESSION_MS * 2, 100);
     await openSession(org, owner.id, ORIGIN, NOW);
     const { secret } = (await openSession(org, owner.id, ORIGIN, NOW + IDLE_MS))!;
-    expect(await purgeSessions(ground.db, NOW + IDLE_MS + 1)).toBe(1);
+    expect(await purgeSessions(ground.db, NOW + IDLE_MS + 1, 0)).toBe(0);
+    expect(await purgeSessions(ground.db, NOW + IDLE_MS + 1, 100)).toBe(1);
     expect(await findSession(ground.db, secret, NOW + IDLE_MS + 1)).toBeDefined();
   });
 });
