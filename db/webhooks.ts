@@ -132,9 +132,8 @@ export async function createWebhook(
     actorName(actor),
     now,
   );
-  const entry = auditEntry(...([org, actor, 'webhook.create', id, { url, events }] as const), {
-    ifChanged: true,
-  });
+  const circumstances = { ifChanged: true };
+  const entry = auditEntry(org, actor, 'webhook.create', id, { url, events }, circumstances);
   const [, inserted] = await writeUnique(org, count, insertion, entry);
   if (inserted!.changes > 0) return { id, secret };
   throw new Refusal('invalid_request', `An org can have at most ${MAX_WEBHOOKS} webhooks.`);

@@ -35,8 +35,8 @@ export function respond(
   headers: Readonly<Record<string, string>> = {},
 ): Response {
   const response = new Response(body, { status, headers: CHECKED_HEADERS });
-  const set = response.headers;
-  for (const name in headers) if (!EDGE_NAMES.has(name)) set.set(name, headers[name]!);
+  const sent = response.headers;
+  for (const name in headers) if (!EDGE_NAMES.has(name)) sent.set(name, headers[name]!);
   return response;
 }
 

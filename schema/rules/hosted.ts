@@ -4,7 +4,7 @@ import { fold } from '../json.ts';
 import type { Policy } from '../policy.ts';
 import type { Denial } from './decide.ts';
 import { matchesGlob } from './glob.ts';
-import { denyName, governsTools, judgeName } from './tools.ts';
+import { denyName, foldName, governsTools, judgeName } from './tools.ts';
 
 /** A tool that runs upstream. */
 export interface HostedTool {
@@ -145,9 +145,4 @@ function reaches(glob: string, start: string): boolean {
 /** Whether a glob matches every text that begins so. */
 function matchesAll(glob: string, start: string): boolean {
   return glob.endsWith('*') && matchesGlob(glob, start);
-}
-
-/** As the rules of tools compare names: without case, width, spaces and what can't be seen. */
-function foldName(name: string): string {
-  return fold(name.replace(/[\s\p{Cc}\p{Default_Ignorable_Code_Point}]/gu, ''));
 }

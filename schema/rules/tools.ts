@@ -170,7 +170,7 @@ function compileRule({ tool, name, when }: WrittenRule, path: string): Rule {
 }
 
 /** Clients may trim names, and hosts may ignore what can't be seen. */
-function foldName(name: string): string {
+export function foldName(name: string): string {
   return fold(name.replace(/[\s\p{Cc}\p{Default_Ignorable_Code_Point}]/gu, ''));
 }
 
