@@ -24,19 +24,18 @@ export interface BodyLimits {
  */
 export function readBody(request: Request, limits: BodyLimits): Promise<Bytes> {
   const encoding = request.headers.get('content-encoding')?.trim().toLowerCase() || 'identity';
-  const decode = DECODERS.get(encoding);
-  if (decode === undefined) throw unsupported(encoding);
-  const { maxEncodedBytes, maxDecodedBytes } = limits;
   const isPlain = encoding === 'identity';
+  const decode = DECODERS.get(encoding);
+  if (!isPlain && decode === undefined) throw unsupported(encoding);
+  const { maxEncodedBytes, maxDecodedBytes } = limits;
   const cap = isPlain ? Math.min(maxEncodedBytes, maxDecodedBytes) : maxEncodedBytes;
   const reading = readWhole(request, cap);
-  return isPlain ? reading : reading.then((bytes) => decode(bytes, maxDecodedBytes));
+  return decode ? reading.then((bytes) => decode(bytes, maxDecodedBytes)) : reading;
 }
 
 type Decode = (bytes: Bytes, maxBytes: number) => Bytes | Promise<Bytes>;
 
 const DECODERS: ReadonlyMap<string, Decode> = new Map<string, Decode>([
-  ['identity', (bytes) => bytes],
   ['gzip', decodeGzip],
   ['x-gzip', decodeGzip],
   ['zstd', decodeZstd],
