@@ -18,7 +18,7 @@ import { openMasterKeys } from '../db/seal.ts';
 import { openVault } from '../db/vault.ts';
 import { createWebhook } from '../db/webhooks.ts';
 import type { GateId, MemberId, TokenId } from '../schema/ids.ts';
-import { ANSWER, LOOPS, ran } from './loops.ts';
+import { ANSWER, LOOPS } from './loops.ts';
 import { framesOf, usualForm } from './proposals.ts';
 import { type Receiver, startReceiver } from './receiver.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
@@ -451,43 +451,6 @@ describe('an answer that is no success', () => {
     const other = await ask('chat', asking('chat', 'plain-errors', 'hello'));
     expect([other.status, await other.text()]).toEqual([status, page]);
   });
-});
-
-describe('the loop of an SDK', () => {
-  test.each(Object.entries(LOOPS))(
-    '%s: gets the call after approval, and not before',
-    async (name, loop) => {
-      const run = slug('loop', name);
-      const at = { base: `${rungate.url}/r/${run}`, token: rungate.token };
-      const before = { calls: upstream.requests.length, runs: ran.times };
-      const failure: unknown = await loop(at).catch((error) => error);
-      expect(String(failure)).toMatch(/has to approve/);
-      expect(ran.times).toBe(before.runs);
-      expect(upstream.requests.length - before.calls).toBe(1);
-      await approveAll(run);
-      expect(await loop(at)).toBe(ANSWER);
-      expect(ran.times).toBe(before.runs + 1);
-      expect(upstream.requests.length - before.calls).toBe(2);
-      const trail = await readTrail(rungate, run);
-      expect(trail.filter(({ spentNanos }) => spentNanos > 0)).toHaveLength(2);
-      expect(trail.filter(({ outcome }) => outcome === 'unreleased_result')).toEqual([]);
-    },
-  );
-
-  test.each(Object.entries(LOOPS))(
-    '%s: reads why, once the call is rejected',
-    async (name, loop) => {
-      const run = slug('rejecting', name);
-      const at = { base: `${rungate.url}/r/${run}`, token: rungate.token };
-      await loop(at).catch(() => {});
-      for (const { id } of await gatesOf(run)) {
-        await decide(id, { actor: 'operator', decision: 'reject' });
-      }
-      const times = ran.times;
-      expect(String(await loop(at).catch((error) => error))).toMatch(/rejected/);
-      expect(ran.times).toBe(times);
-    },
-  );
 });
 
 describe('who decides', () => {

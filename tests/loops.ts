@@ -22,11 +22,11 @@ const schema = {
   additionalProperties: false,
 };
 
-/** How often a tool has run here. */
-export const ran = { times: 0 };
+/** How often a tool has run here, by the base URL of its loop. */
+export const ran = new Map<string, number>();
 
-const add = (input: unknown): string => {
-  ran.times++;
+const add = ({ base }: Ask, input: unknown): string => {
+  ran.set(base, (ran.get(base) ?? 0) + 1);
   const { a, b } = numbers.parse(input);
   return String(a + b);
 };
@@ -47,7 +47,12 @@ async function loopChat(ask: Ask): Promise<string> {
     tools: [
       {
         type: 'function',
-        function: { ...ADD, parameters: schema, parse: JSON.parse, function: add },
+        function: {
+          ...ADD,
+          parameters: schema,
+          parse: JSON.parse,
+          function: (input: object) => add(ask, input),
+        },
       },
     ],
   });
@@ -62,7 +67,7 @@ async function loopChatStream(ask: Ask): Promise<string> {
   const message = await completions.stream(params).finalMessage();
   const [call] = message.tool_calls ?? [];
   if (call?.type !== 'function') throw new Error('no call');
-  const content = add(JSON.parse(call.function.arguments));
+  const content = add(ask, JSON.parse(call.function.arguments));
   messages.push(message, { role: 'tool', tool_call_id: call.id, content });
   return (await completions.stream(params).finalContent()) ?? '';
 }
@@ -76,7 +81,7 @@ async function loopResponses(ask: Ask): Promise<string> {
   const first = await responses.create({ ...params, input: SUM });
   const [call] = first.output;
   if (call?.type !== 'function_call') throw new Error('no call');
-  const output = add(JSON.parse(call.arguments));
+  const output = add(ask, JSON.parse(call.arguments));
   const second = await responses.create({
     ...{ ...params, previous_response_id: first.id },
     input: [{ type: 'function_call_output', call_id: call.call_id, output }],
@@ -102,20 +107,20 @@ async function loopMessages(ask: Ask, beta = false): Promise<string> {
     { role: 'assistant', content: first.content },
     {
       role: 'user',
-      content: [{ type: 'tool_result', tool_use_id: use.id, content: add(use.input) }],
+      content: [{ type: 'tool_result', tool_use_id: use.id, content: add(ask, use.input) }],
     },
   );
   const [block] = (await create()).content;
   return block?.type === 'text' ? block.text : '';
 }
 
-const aiTools = {
+const aiTools = (ask: Ask) => ({
   add: tool({
     description: ADD.description,
     inputSchema: numbers,
-    execute: async (input) => add(input),
+    execute: async (input) => add(ask, input),
   }),
-};
+});
 
 function loopAi(endpoint: keyof typeof AI_MODELS, stream: boolean): Loop {
   return async (ask) => {
@@ -124,7 +129,7 @@ function loopAi(endpoint: keyof typeof AI_MODELS, stream: boolean): Loop {
     const options = {
       model: AI_MODELS[endpoint]({ ...ask, model }),
       prompt: SUM,
-      tools: aiTools,
+      tools: aiTools(ask),
       ...limit,
     };
     const stopWhen = isStepCount(3);
@@ -137,7 +142,7 @@ function loopAi(endpoint: keyof typeof AI_MODELS, stream: boolean): Loop {
 }
 
 async function loopLangchain(ask: Ask): Promise<string> {
-  const adder = langchainTool(async (input) => add(input), { ...ADD, schema: numbers });
+  const adder = langchainTool(async (input) => add(ask, input), { ...ADD, schema: numbers });
   const model = langchain(ask).bindTools([adder]);
   const first = await model.invoke(SUM);
   const [call] = first.tool_calls ?? [];
@@ -148,7 +153,7 @@ async function loopLangchain(ask: Ask): Promise<string> {
 
 function loopAgents(useResponses: boolean, stream: boolean): Loop {
   return async (ask) => {
-    const execute = async (input: unknown) => add(input);
+    const execute = async (input: unknown) => add(ask, input);
     const tools = [agentTool({ ...ADD, parameters: numbers, execute })];
     const agent = new Agent({ name: 'adder', model: LIMITLESS, tools });
     const runner = agentRunner(ask, useResponses);
