@@ -9,9 +9,17 @@ import { toolResults } from '../functions/providers/results.ts';
 import { sourcesOf } from '../functions/providers/source.ts';
 import { Screen } from '../functions/proxy/screen.ts';
 import type { Json, JsonObject } from '../schema/json.ts';
-import { type Policy, type PolicyDocument, policySchema } from '../schema/policy.ts';
+import { type Policy, policySchema } from '../schema/policy.ts';
 import { decideTool, judgeName } from '../schema/rules/tools.ts';
-import { bodyOf, FORMS, type Form, framesOf, type Proposal, usualForm } from './proposals.ts';
+import {
+  bodyOf,
+  FORMS,
+  type Form,
+  framesOf,
+  type Proposal,
+  proposalsOf,
+  RULES,
+} from './proposals.ts';
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
@@ -19,32 +27,6 @@ const endpointOf = (name: string): Endpoint => ENDPOINTS.find((each) => each.nam
 const readerOf = (name: string) => endpointOf(name).calls!();
 const effectsOf = (policy: Policy, calls: readonly ProposedCall[]) =>
   new Set(calls.map((call) => decideTool(policy, call).effect));
-
-/** What a policy with one word on some names says of them. */
-const RULES: Readonly<
-  Record<string, readonly [effect: string, (names: readonly string[]) => PolicyDocument['tools']]>
-> = {
-  'allowed by a list': ['allow', (names) => ({ allow: ['lookup', 'crm/lookup', ...names] })],
-  'denied by a rule': ['deny', (names) => ({ deny: [...names] })],
-  'not on the list': ['deny', (names) => ({ allow: ['lookup'], deny: [names[0]!] })],
-  'asked about': ['ask', (names) => ({ requireApproval: names.map((tool) => ({ tool })) })],
-  'asked about by its arguments': [
-    'ask',
-    (names) => ({ requireApproval: names.map((tool) => ({ tool, when: 'args.n > 1' })) }),
-  ],
-};
-
-const ARGS = '{"n": 2,  "sql":"DROP “TABLE” é😀 \\u0041","big":1.50}';
-
-/** A form's call among others of the dialect's usual kind, which are allowed. */
-function proposalsOf(form: Form, count: number, at: number): Proposal[] {
-  const usual = usualForm(form.endpoint, form.label === 'former' ? 'former' : 'function');
-  return Array.from({ length: count }, (_, number): Proposal => {
-    const id = `call_${number}`;
-    if (number === at) return [form, { id, name: 'drop_table', args: ARGS }];
-    return [usual, { id, name: 'lookup', args: `{"q":${number}}` }];
-  });
-}
 
 function expected(proposals: readonly Proposal[]): string[] {
   return proposals
@@ -69,7 +51,6 @@ const cells = FORMS.flatMap((form) =>
 for (const [rule, [effect, toolsOf]] of Object.entries(RULES)) {
   describe(`a call that is ${rule}`, () => {
     test.each(cells)('$form.endpoint $form.label, $at of $count', ({ form, count, at }) => {
-      // Free text has no arguments that a condition could read, which makes it apply.
       const proposals = proposalsOf(form, count, at);
       const policy = policySchema.parse({ tools: toolsOf(form.names('drop_table')) });
       const reader = readerOf(form.endpoint);
@@ -84,7 +65,7 @@ for (const [rule, [effect, toolsOf]] of Object.entries(RULES)) {
       const passed = frames.map(({ text }) => decoder.decode(screen.push(encoder.encode(text))));
       const { withheld, calls: found } = screen.end();
       const first = frames.findIndex(({ calls: [...numbers] }) => numbers.includes(at));
-      const open = effect === 'allow' ? frames : frames.slice(0, first);
+      const open = rule === 'allowed by a list' ? frames : frames.slice(0, first);
       expect(passed.join('')).toBe(open.map(({ text }) => text).join(''));
       expect(passed.join('') + decoder.decode(withheld)).toBe(
         frames.map(({ text }) => text).join(''),

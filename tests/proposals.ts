@@ -1,6 +1,7 @@
 /** Answers that propose tool calls, of every dialect and kind, whole and as streams. */
 
 import type { CallKind } from '../functions/providers/contract.ts';
+import type { PolicyDocument } from '../schema/policy.ts';
 
 /** A call to be proposed; `args` is the text of a JSON object. */
 export interface Told {
@@ -328,4 +329,45 @@ export function bodyOf(endpoint: Form['endpoint'], proposals: readonly Proposal[
     ? items.map((item, index) => `{"index":${index},"message":{"function_call":${item}}}`)
     : [`{"index":0,"message":{"content":${json(SAID)},"tool_calls":[${items}]}}`];
   return `{"id":"c1","object":"chat.completion","choices":[${choices}]}`;
+}
+
+/** What a policy with one word on some names says of them. */
+export const RULES: Readonly<
+  Record<
+    string,
+    readonly [
+      effect: 'allow' | 'deny' | 'ask',
+      (names: readonly string[]) => NonNullable<PolicyDocument['tools']>,
+    ]
+  >
+> = {
+  'allowed by a list': ['allow', (names) => ({ allow: ['lookup', ...names] })],
+  'allowed by its arguments': ['allow', asking('has(args.n) && args.n > 9')],
+  'denied by a rule': ['deny', (names) => ({ deny: [...names] })],
+  'denied by its arguments': [
+    'deny',
+    (names) => ({ deny: names.map((tool) => ({ tool, when: 'args.n > 1' })) }),
+  ],
+  'not on the list': ['deny', () => ({ allow: ['lookup'] })],
+  'asked about': ['ask', asking()],
+  // Free text has no arguments that a condition could read, which makes it apply.
+  'asked about by its arguments': ['ask', asking('args.n > 1')],
+};
+
+function asking(when?: string) {
+  return (names: readonly string[]) => ({
+    requireApproval: names.map((tool) => ({ tool, ...(when ? { when } : {}) })),
+  });
+}
+
+const ARGS = '{"n": 2,  "sql":"DROP “TABLE” é😀 \\u0041","big":1.50}';
+
+/** A form's call `drop_table` among others of the dialect's usual kind, which are allowed. */
+export function proposalsOf(form: Form, count: number, at: number): Proposal[] {
+  const usual = usualForm(form.endpoint, form.label === 'former' ? 'former' : 'function');
+  return Array.from({ length: count }, (_, number): Proposal => {
+    const id = `call_${number}`;
+    if (number === at) return [form, { id, name: 'drop_table', args: ARGS }];
+    return [usual, { id, name: 'lookup', args: `{"q":${number}}` }];
+  });
 }
