@@ -24,6 +24,7 @@ const MIGRATIONS = [
   '0015_delivery_lists.sql',
   '0016_tallies.sql',
   '0017_trails.sql',
+  '0018_approved_calls.sql',
 ] as const;
 
 /**

@@ -6,7 +6,7 @@ import type { GateStand, GateStatus } from '../schema/rules/gate.ts';
 import type { Database, Row, Statement } from './client.ts';
 import { settledActivity } from './gates.ts';
 import type { Org } from './org.ts';
-import { releasedCalls } from './released.ts';
+import { type Digests, releasedCalls } from './released.ts';
 import { newId } from './seal.ts';
 import type { Shelf, Vault } from './vault.ts';
 
@@ -25,6 +25,8 @@ export interface ParkedAnswer {
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** The ids of the tool calls that it gives to the run. */
   readonly callIds: readonly string[];
+  /** Of those that people are asked about and that run upstream once they are approved. */
+  readonly digests?: Digests | undefined;
 }
 
 /** A parked answer as it stands, without its bytes. */
@@ -193,6 +195,7 @@ export async function release(
   { id, runId }: Pick<Parked, 'id' | 'runId'>,
   callIds: readonly string[],
   now: number,
+  digests?: Digests,
 ): Promise<boolean> {
   const results = await org.write(
     org.statement(
@@ -207,7 +210,7 @@ export async function release(
       now,
     ),
     releaseStep(org, id, now),
-    ...releasedCalls(org, { parkedId: id }, callIds, now),
+    ...releasedCalls(org, { parkedId: id }, callIds, now, digests),
     org.statement(
       `update gates set status = 'released'
        where org_id = ?1 and parked_id = ?2 and status = 'approved' and exists (

@@ -9,28 +9,84 @@ import { newId } from './seal.ts';
 /** The run that calls are released to: by its id, or as that of a parked answer just released. */
 export type ReleasedTo = { readonly runId: RunId } | { readonly parkedId: ParkedId };
 
+/** The digests that gates were bound to, by the ids of the calls that people approved by them. */
+export type Digests = readonly (readonly [callId: string, digest: string])[];
+
 /** The statements that remember released calls; none where there are none. */
 export function releasedCalls(
   org: Org,
   to: ReleasedTo,
   callIds: readonly string[],
   now: number,
+  digests: Digests = [],
 ): Statement[] {
   if (callIds.length === 0) return [];
+  const approved = new Map(digests);
   const run =
     'runId' in to
       ? 'select id as run_id from runs where org_id = ?1 and id = ?2'
       : 'select run_id from parked where org_id = ?1 and id = ?2 and ended_at = ?4';
   return [
     org.statement(
-      `insert into released_calls (org_id, run_id, call_id, was_released, created_at)
-       select ?1, run_id, value, 1, ?4 from (${run}), json_each(?3) where true
-       on conflict do update set was_released = 1`,
+      `insert into released_calls (org_id, run_id, call_id, was_released, digest, created_at)
+       select ?1, run_id, value ->> 0, 1, value ->> 1, ?4 from (${run}), json_each(?3) where true
+       on conflict do update set was_released = 1, digest = coalesce(excluded.digest, digest)`,
       'runId' in to ? to.runId : to.parkedId,
-      JSON.stringify(callIds),
+      JSON.stringify(callIds.map((id) => [id, approved.get(id) ?? null])),
       now,
     ),
   ];
+}
+
+/**
+ * Of these ids those of calls that the run was given, with the digest of what people approved;
+ * `null` where nobody was asked.
+ */
+export async function findReleased(
+  org: Org,
+  run: RunId,
+  callIds: readonly string[],
+): Promise<ReadonlyMap<string, string | null>> {
+  const rows = await org.read(
+    `select call_id, digest from released_calls
+     where org_id = ?1 and run_id = ?2 and was_released = 1
+       and call_id in (select value from json_each(?3))`,
+    run,
+    JSON.stringify(callIds),
+  );
+  return new Map(rows.map((row) => [String(row.call_id), row.digest as string | null]));
+}
+
+/** A call that ran upstream since people had approved it. */
+export interface ApprovedCall {
+  readonly callId: string | null;
+  readonly tool: string;
+  /** The id of the request that they approved. */
+  readonly approvalId: string;
+}
+
+/** The statement that notes on the trail which calls ran as people had approved them. */
+export function approvedCalls(
+  org: Org,
+  run: RunId,
+  tokenId: TokenId,
+  calls: readonly ApprovedCall[],
+  now: number,
+): Statement {
+  return org.statement(
+    `insert into steps (
+       org_id, id, run_id, agent_id, kind, day, started_at, settled_at, outcome, asked, answered
+     ) select ?1, ?3, id, agent_id, 'note', ?4, ?5, ?5, 'approved_call',
+       json_object('endpoint', 'tool_calls', 'tokenId', ?6),
+       json_object('detail', json_object('calls', json(?7)))
+     from runs where org_id = ?1 and id = ?2`,
+    run,
+    newId('step', now),
+    windowsOf(now).day,
+    now,
+    tokenId,
+    JSON.stringify(calls),
+  );
 }
 
 /** A result that a run sent, though it was never given the call. */

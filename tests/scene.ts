@@ -17,7 +17,13 @@ import type { Org } from '../db/org.ts';
 import { endParked, openParked, type Parked, readParked, release } from '../db/parked.ts';
 import { readChoices } from '../db/policies.ts';
 import { readProviderKeys, replaceProviderKey } from '../db/provider-keys.ts';
-import { findUnreleased, flagResults, releasedCalls } from '../db/released.ts';
+import {
+  approvedCalls,
+  findReleased,
+  findUnreleased,
+  flagResults,
+  releasedCalls,
+} from '../db/released.ts';
 import { type Report, recordReport } from '../db/reports.ts';
 import { findForeignId, findResponse } from '../db/responses.ts';
 import { pruneEndedRuns, pruneOpenRuns, pruneRecords } from '../db/retention.ts';
@@ -101,6 +107,7 @@ const onParked: Readonly<Record<string, Act['run']>> = {
   async findUnreleased(_, org) {
     const { run_id: run, call_id: call } = await rowOf(org, 'released_calls');
     await findUnreleased(org, run as RunId, [String(call), 'call_none']);
+    await findReleased(org, run as RunId, [String(call), 'call_none']);
   },
   flagResults: async (_, org) =>
     flagResults(
@@ -110,10 +117,15 @@ const onParked: Readonly<Record<string, Act['run']>> = {
       ['call_new'],
       Date.now(),
     ),
-  releasedCalls: async (_, org) =>
-    org.write(
-      ...releasedCalls(org, { runId: await idOf<RunId>(org, 'runs') }, ['call_2'], Date.now()),
-    ),
+  async releasedCalls(_, org) {
+    const [run, token] = [await idOf<RunId>(org, 'runs'), await idOf<TokenId>(org, 'tokens')];
+    const call = { callId: 'call_2', tool: 'crm/pay', approvalId: 'call_1' };
+    const now = Date.now();
+    await org.write(
+      ...releasedCalls(org, { runId: run }, ['call_2'], now, [['call_2', 'digest']]),
+      approvedCalls(org, run, token, [call], now),
+    );
+  },
 };
 
 const onGates: Readonly<Record<string, Act['run']>> = {

@@ -42,6 +42,8 @@ const COMMON = new Set(['id', 'call_id', 'type', 'status', 'created_by']);
 interface Seen {
   readonly kind: CallKind;
   readonly id: string | null;
+  /** Of a call of an MCP server: the request that was approved; empty where none was. */
+  readonly approvalId: string;
   readonly names: readonly string[];
   readonly isFreeText: boolean;
   /** The text of `arguments` or `input`; undefined where the call has other members for them. */
@@ -181,6 +183,7 @@ function read(item: JsonObject, type: string, passage: Passage): Seen {
   return {
     kind: type as CallKind,
     id: stringOf(item, 'call_id') || stringOf(item, 'id') || null,
+    approvalId: type === 'mcp_call' ? stringOf(item, 'approval_request_id') : '',
     names: namesOf(item, type),
     isFreeText: type === 'custom_tool_call',
     text: isText ? text : undefined,
@@ -221,14 +224,21 @@ function versionsOf(slot: Slot): ProposedCall[] {
   if (seen.length === 0) return isStarted && !slot.isHosted ? [NAMELESS] : [];
   requireAgreement(seen, others);
   const texts = textsOf(slot);
+  const approvalId = approvalOf(seen);
   const textCalls = seen
     .filter(({ text }) => text !== undefined)
-    .flatMap((call) => texts.flatMap((text) => proposals(call, text)));
+    .flatMap((call) => texts.flatMap((text) => proposals(call, text, approvalId)));
   const whole = seen.filter(({ text }) => text === undefined);
   const final = whole.filter(({ isFinal }) => isFinal);
   // What was in progress is only a part of what came to be.
   const shown = final.length > 0 ? final : whole;
-  return [...textCalls, ...shown.flatMap((call) => proposals(call, call.members))];
+  return [...textCalls, ...shown.flatMap((call) => proposals(call, call.members, approvalId))];
+}
+
+/** What was approved for a call: its first events may not tell, but those that do have to agree. */
+function approvalOf(seen: readonly Seen[]): string | undefined {
+  const told = new Set(seen.map(({ approvalId }) => approvalId).filter((id) => id !== ''));
+  return told.size === 1 ? [...told][0] : undefined;
 }
 
 const NAMELESS: ProposedCall = {
@@ -246,9 +256,14 @@ function textsOf({ seen, deltas, done }: Slot): readonly string[] {
   return texts.size > 0 ? [...texts] : [''];
 }
 
-function proposals({ kind, id, names, isFreeText }: Seen, text: string): ProposedCall[] {
+function proposals(
+  { kind, id, names, isFreeText }: Seen,
+  text: string,
+  approvalId: string | undefined,
+): ProposedCall[] {
   const read = isFreeText ? freeText(text) : { args: parseArgs(text), argsText: text };
-  return names.map((name) => ({ kind, id, name, ...read }));
+  const approved = approvalId === undefined ? {} : { approvalId };
+  return names.map((name) => ({ kind, id, name, ...read, ...approved }));
 }
 
 /** What came in deltas has to be found in the item, or a client could run something else. */

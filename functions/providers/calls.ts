@@ -128,7 +128,8 @@ export class StrictReader implements CallReader {
     const known = new Map<string, ProposedCall>();
     this.#attempt(() => {
       for (const call of this.#gatherer.calls()) {
-        known.set(JSON.stringify([call.kind, call.id, call.name, call.argsText]), call);
+        const { kind, id, name, argsText, approvalId } = call;
+        known.set(JSON.stringify([kind, id, name, argsText, approvalId]), call);
         if (known.size > MAX_CALLS) throw new Unreadable('it proposes too many calls');
       }
     });

@@ -106,6 +106,8 @@ export interface ProposedCall {
   readonly args: JsonObject | undefined;
   /** The JSON text that `args` is read from, as the model wrote it; of free text `{"input":…}`. */
   readonly argsText: string;
+  /** Of a call that ran upstream for an approval: the id of the request that was approved. */
+  readonly approvalId?: string;
 }
 
 /** Reads the tool calls of one answer: one whole body, or one stream event by event. */

@@ -7,7 +7,7 @@ import { asksPeople } from '../../schema/rules/gate.ts';
 import { judgeName } from '../../schema/rules/tools.ts';
 import type { CallReader, Meter, ProposedCall } from '../providers/contract.ts';
 import { Copy } from './capture.ts';
-import { judgeCalls, judgeKept, type Verdict } from './gate.ts';
+import type { Proposals, Verdict } from './gate.ts';
 import { StreamMeter } from './meter.ts';
 import { Screen } from './screen.ts';
 import type { Stage } from './stream.ts';
@@ -31,7 +31,6 @@ export class Course {
   readonly copy: Copy | undefined;
   readonly #translator: Stage | undefined;
   readonly #screen: Screen | undefined;
-  readonly #policy: Policy | undefined;
   /** The whole stream as the caller would get it, where it may have to be parked. */
   readonly #kept: Uint8Array[] = [];
   readonly #keeps: boolean;
@@ -49,7 +48,6 @@ export class Course {
     this.copy = copies ? new Copy() : undefined;
     this.#meter = new StreamMeter(meter, swallows);
     this.#translator = translator;
-    this.#policy = policy;
     this.#screen = policy && reader && new Screen(reader, (name) => judgeName(policy, name));
     this.#keeps = policy !== undefined && asksPeople(policy);
   }
@@ -99,17 +97,16 @@ export class Course {
     else this.#kept.length = 0;
   }
 
-  /** What becomes of the stream and its calls; there once it has ended. */
-  verdict(): Verdict {
-    if (!this.#policy) return { effect: 'allow', callIds: [] };
-    const verdict = judgeCalls(this.#policy, this.#calls, this.#screen?.fault);
-    return judgeKept(verdict, this.#keptBytes);
+  /** What has to be decided on, where the policy governs tools; there once the stream has ended. */
+  proposals(): Proposals | undefined {
+    if (!this.#screen) return undefined;
+    return { calls: this.#calls, fault: this.#screen.fault, lengthBytes: this.#keptBytes };
   }
 
   /** What may be said of a stream that ends before its time: the calls that have gone out. */
   passedVerdict(): Extract<Verdict, { effect: 'allow' }> {
     const calls = this.#screen?.passedCalls() ?? [];
-    return { effect: 'allow', callIds: calls.flatMap(({ id }) => id ?? []) };
+    return { effect: 'allow', callIds: calls.flatMap(({ id }) => id ?? []), approved: [] };
   }
 
   /** The whole stream, where people may be asked about it and it could be kept. */

@@ -3,7 +3,7 @@
 import type { Statement } from '../../db/client.ts';
 import { gateOpening, MAX_ARGS_CHARS, sealArgs } from '../../db/gates.ts';
 import { MAX_PARKED_BYTES, newParkedId, type ParkedAnswer, parking } from '../../db/parked.ts';
-import { releasedCalls } from '../../db/released.ts';
+import { approvedCalls, releasedCalls } from '../../db/released.ts';
 import { newId } from '../../db/seal.ts';
 import { openVault, type Vault } from '../../db/vault.ts';
 import type { ParkedId } from '../../schema/ids.ts';
@@ -11,6 +11,7 @@ import type { Policy } from '../../schema/policy.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { type Ask, decideTool } from '../../schema/rules/tools.ts';
 import type { ProposedCall } from '../providers/contract.ts';
+import { digestOf, findApproved, subjectOf } from './approved.ts';
 import type { Answer } from './forward.ts';
 import { placeOf } from './park.ts';
 
@@ -20,49 +21,71 @@ export interface AskedCall {
   readonly ask: Ask;
 }
 
+/** The calls of an answer, as they were read. */
+export interface Proposals {
+  readonly calls: readonly ProposedCall[];
+  /** Why readers could read the answer as different calls, if they could. */
+  readonly fault: string | undefined;
+  /** Of the answer, as far as it is there to be kept. */
+  readonly lengthBytes: number;
+}
+
+/** The calls that an answer gives out. */
+interface Given {
+  readonly callIds: readonly string[];
+  /** Those that a rule asks about, and that ran since people had approved them. */
+  readonly approved: readonly ProposedCall[];
+}
+
 /** What becomes of an answer with its calls. */
 export type Verdict =
-  | { readonly effect: 'allow'; readonly callIds: readonly string[] }
+  | ({ readonly effect: 'allow' } & Given)
   | Denial
-  | {
-      readonly effect: 'ask';
-      readonly callIds: readonly string[];
-      readonly asked: readonly AskedCall[];
-    };
+  | ({ readonly effect: 'ask'; readonly asked: readonly AskedCall[] } & Given);
 
 /** The most calls of one answer that people are asked about. */
 const MAX_ASKED = 64;
 
+const ALLOWED: Verdict = { effect: 'allow', callIds: [], approved: [] };
+
+/** Decides on the calls of an answer; there are none to decide on without proposals. */
+export async function judge(answer: Answer, proposals: Proposals | undefined): Promise<Verdict> {
+  if (!proposals) return ALLOWED;
+  const { calls, fault, lengthBytes } = proposals;
+  if (fault !== undefined) return unreadable(fault);
+  const approved = await findApproved(answer, calls);
+  return judgeKept(judgeCalls(answer.version.policy, calls, approved), lengthBytes);
+}
+
 /**
- * Decides on the calls that an answer proposes: one that is denied stops all, else one that is
- * asked about holds all.
+ * One call that is denied stops all, else one that is asked about holds all.
  *
- * @param fault Why readers could read the answer as different calls, if they could.
+ * @param approved Those of which people are not asked again.
  */
-export function judgeCalls(
+function judgeCalls(
   policy: Policy,
   calls: readonly ProposedCall[],
-  fault: string | undefined,
+  approved: ReadonlySet<ProposedCall>,
 ): Verdict {
-  if (fault !== undefined) return unreadable(fault);
   const asked: AskedCall[] = [];
   for (const call of calls) {
     const decision = decideTool(policy, call);
     if (decision.effect === 'deny') return decision;
-    if (decision.effect === 'ask') asked.push({ call, ask: decision });
+    if (decision.effect === 'ask' && !approved.has(call)) asked.push({ call, ask: decision });
   }
   const callIds = calls.flatMap(({ id }) => id ?? []);
-  return asked.length === 0 ? { effect: 'allow', callIds } : withinLimits(callIds, asked);
+  const given = { callIds, approved: [...approved] };
+  return asked.length === 0 ? { effect: 'allow', ...given } : withinLimits(given, asked);
 }
 
-function withinLimits(callIds: readonly string[], asked: readonly AskedCall[]): Verdict {
+function withinLimits(given: Given, asked: readonly AskedCall[]): Verdict {
   const long = asked.find(({ call }) => call.argsText.length > MAX_ARGS_CHARS);
   if (long) return unaskable(long, `its arguments are longer than ${MAX_ARGS_CHARS} characters`);
   const [first] = asked;
   if (asked.length > MAX_ASKED) {
     return unaskable(first!, `more than ${MAX_ASKED} calls of one answer need approval`);
   }
-  return { effect: 'ask', callIds, asked };
+  return { effect: 'ask', ...given, asked };
 }
 
 function unaskable({ call, ask }: AskedCall, why: string): Denial {
@@ -79,8 +102,8 @@ function unreadable(fault: string): Denial {
   };
 }
 
-/** As {@link judgeCalls}, for an answer that can only wait while it can be kept whole. */
-export function judgeKept(verdict: Verdict, lengthBytes: number): Verdict {
+/** An answer can only wait while it can be kept whole. */
+function judgeKept(verdict: Verdict, lengthBytes: number): Verdict {
   if (verdict.effect !== 'ask' || lengthBytes <= MAX_PARKED_BYTES) return verdict;
   return unaskable(verdict.asked[0]!, `the answer is longer than ${MAX_PARKED_BYTES} bytes`);
 }
@@ -93,11 +116,27 @@ export interface Consequence {
 
 /** What follows where nobody is asked: allowed calls are remembered as the run's. */
 export function consequenceOf(
-  { org, run, services }: Answer,
+  answer: Answer,
   verdict: Exclude<Verdict, { effect: 'ask' }>,
 ): Consequence {
   if (verdict.effect === 'deny' || verdict.callIds.length === 0) return NOTHING;
-  return { statements: releasedCalls(org, { runId: run.id }, verdict.callIds, services.now()) };
+  const { org, run, services } = answer;
+  const now = services.now();
+  const released = releasedCalls(org, { runId: run.id }, verdict.callIds, now);
+  return { statements: [...released, ...noteOf(answer, verdict, now)] };
+}
+
+/** What ran upstream goes on the trail, as it was approved. */
+function noteOf(
+  { org, run, credential }: Answer,
+  { approved }: Given,
+  now: number,
+): readonly Statement[] {
+  if (approved.length === 0) return [];
+  const calls = approved.map(({ id, name, approvalId }) => {
+    return { callId: id, tool: name, approvalId: approvalId! };
+  });
+  return [approvedCalls(org, run.id, credential.tokenId, calls, now)];
 }
 
 const NOTHING: Consequence = { statements: [] };
@@ -110,9 +149,10 @@ const NOTHING: Consequence = { statements: [] };
  */
 export async function parkingOf(
   answer: Answer,
-  { asked, callIds }: Extract<Verdict, { effect: 'ask' }>,
-  parked: Omit<ParkedAnswer, 'callIds'>,
+  verdict: Extract<Verdict, { effect: 'ask' }>,
+  parked: Omit<ParkedAnswer, 'callIds' | 'digests'>,
 ): Promise<Consequence> {
+  const { asked, callIds } = verdict;
   const { org, services } = answer;
   const now = services.now();
   const vault = await openVault(org, services.master);
@@ -120,10 +160,18 @@ export async function parkingOf(
   const expiresAt = Math.min(...asked.map(({ ask }) => now + ask.expiresAfterS * 1_000));
   const place = { ...placeOf(answer), stepId: answer.stepId, expiresAt };
   const { headers, ...answered } = parked;
-  const kept = { ...answered, headers: lastingHeaders(headers), callIds };
+  const digests = asked.flatMap(({ call }) => approvable(answer, call));
+  const kept = { ...answered, headers: lastingHeaders(headers), callIds, digests };
   const statements = await parking(org, vault, parkedId, place, kept, now);
   for (const one of asked) statements.push(...(await opening(answer, vault, parkedId, one, now)));
+  statements.push(...noteOf(answer, verdict, now));
   return { statements: [vault.count(), ...statements], parkedId };
+}
+
+/** A call that comes back as one that ran, and is known by its digest then. */
+function approvable(answer: Answer, call: ProposedCall): (readonly [id: string, digest: string])[] {
+  if (call.kind !== 'mcp_approval_request' || call.id === null) return [];
+  return [[call.id, digestOf(answer, call)]];
 }
 
 /** What is true of the moment alone is told anew when the answer is released. */
@@ -134,23 +182,20 @@ function lastingHeaders(headers: Readonly<Record<string, string>>): Record<strin
 }
 
 async function opening(
-  { org, agent, run, version, credential, stepId }: Answer,
+  answer: Answer,
   vault: Vault,
   parkedId: ParkedId,
   { call, ask }: AskedCall,
   now: number,
 ): Promise<Statement[]> {
+  const { stepId, credential } = answer;
   const id = newId('gate', now);
-  const { name: tool, argsText } = call;
   const expiresAt = now + ask.expiresAfterS * 1_000;
   const gate = {
     ...{ id, stepId, parkedId, expiresAt, tokenId: credential.tokenId },
-    subject: {
-      ...{ orgId: org.id, agentId: agent.id, runId: run.id, policyVersionId: version.id },
-      ...{ tool, argsText },
-    },
+    subject: subjectOf(answer, call),
     ...{ rule: ask.rule, ruleName: ask.ruleName, reason: ask.reason, approvals: ask.approvals },
-    args: await sealArgs(vault, id, argsText),
+    args: await sealArgs(vault, id, call.argsText),
   };
-  return gateOpening(org, gate, now);
+  return gateOpening(answer.org, gate, now);
 }

@@ -253,8 +253,8 @@ async function look(waiting: Waiting, signal: AbortSignal): Promise<Stand> {
     if (isFirst) await pause(GATHER_MS, signal);
     // Released to a caller who has left, the answer would be lost.
     if (signal.aborted) return { kind: 'pending', gates: parked.gates };
-    const { callIds } = await openAnswer(call, parkedId);
-    await release(org, parked, callIds, services.now());
+    const { callIds, digests } = await openAnswer(call, parkedId);
+    await release(org, parked, callIds, services.now(), digests);
   }
 }
 

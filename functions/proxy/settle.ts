@@ -25,8 +25,8 @@ import type { Answer } from './forward.ts';
 import {
   type Consequence,
   consequenceOf,
-  judgeCalls,
-  judgeKept,
+  judge,
+  type Proposals,
   parkingOf,
   type Verdict,
 } from './gate.ts';
@@ -40,8 +40,6 @@ import { relay } from './stream.ts';
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
 /** How long a background response may take before it is charged at its bound. */
 const BACKGROUND_LEASE_MS = 24 * 3_600_000;
-
-const ALLOWED: Verdict = { effect: 'allow', callIds: [] };
 
 /**
  * Turns the upstream's answer into the caller's. Always settles: a JSON answer before it is sent,
@@ -101,8 +99,8 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
     : known;
   // Errors too: not every client looks at the status before it looks for calls.
   const isJudged = isGoverned(answer) && !(isError && isPage(answer));
-  const verdict = isJudged ? judgeWhole(answer, bytes) : ALLOWED;
-  return conclude(answer, end, verdict, { status, headers: headersFor(answer), bytes });
+  const proposals = isJudged ? readWhole(answer, bytes) : undefined;
+  return conclude(answer, end, proposals, { status, headers: headersFor(answer), bytes });
 }
 
 /** Gateways answer with pages, in any encoding, in which no client looks for calls. */
@@ -131,11 +129,11 @@ function unsayable({ key, run }: Answer, { field, message }: Untranslatable): Re
   return new Refusal('upstream_failed', text, { rule: 'failover', field, runId: run.name });
 }
 
-function judgeWhole({ endpoint, version }: Answer, bytes: Uint8Array): Verdict {
-  if (bytes.length === 0) return ALLOWED;
+function readWhole({ endpoint }: Answer, bytes: Uint8Array): Proposals | undefined {
+  if (bytes.length === 0) return undefined;
   const reader = endpoint.calls!();
   const calls = reader.body(bytes);
-  return judgeKept(judgeCalls(version.policy, calls, reader.fault), bytes.length);
+  return { calls, fault: reader.fault, lengthBytes: bytes.length };
 }
 
 /** An answer that has been received whole. */
@@ -145,14 +143,14 @@ interface Complete {
   readonly bytes: Uint8Array<ArrayBuffer>;
 }
 
-/** Settles, and does as the verdict says. */
+/** Settles, and does as the verdict on the proposed calls says. */
 async function conclude(
   answer: Answer,
   end: End,
-  verdict: Verdict,
+  proposals: Proposals | undefined,
   complete: Complete,
 ): Promise<Response> {
-  const { parkedId } = await finishWith(answer, end, verdict, () => complete);
+  const { verdict, parkedId } = await finishWith(answer, end, proposals, () => complete);
   if (verdict.effect === 'deny') return denyCalls(answer, verdict);
   if (verdict.effect === 'ask') return answerParked(await joinParked(answer, parkedId));
   const { status, headers, bytes } = complete;
@@ -160,20 +158,21 @@ async function conclude(
   return respond(hasBody ? bytes : null, status, { ...headers, ...preferred(answer) });
 }
 
-/** Settles together with what follows from a verdict; settles even where that can't be had. */
+/** Settles together with what follows from the verdict; settles even where that can't be had. */
 async function finishWith(
   answer: Answer,
   end: End,
-  verdict: Verdict,
+  proposals: Proposals | undefined,
   complete: () => Complete,
-): Promise<Consequence> {
+): Promise<{ verdict: Verdict; parkedId: Consequence['parkedId'] }> {
   try {
+    const verdict = await judge(answer, proposals);
     const consequence =
       verdict.effect === 'ask'
         ? await parkingOf(answer, verdict, complete())
         : consequenceOf(answer, verdict);
     await finish(answer, end, ...consequence.statements);
-    return consequence;
+    return { verdict, parkedId: consequence.parkedId };
   } catch (error) {
     await finish(answer, end);
     throw error;
@@ -217,7 +216,7 @@ async function buffer(
   const headers = { ...headersFor(answer), ...STREAM_HEADERS };
   const bytes = new Uint8Array(concat(parts));
   const complete = { status: answer.upstream.status, headers, bytes };
-  return conclude(answer, end, course.verdict(), complete);
+  return conclude(answer, end, course.proposals(), complete);
 }
 
 const STREAM_HEADERS = { 'cache-control': 'no-cache, no-transform', 'x-accel-buffering': 'no' };
@@ -262,11 +261,11 @@ function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>):
       // A clean end too early reads as success in every client: it has to look broken instead.
       if (!meter.reading().complete) throw new EgressError('broken', 'the stream ended too early');
       if (closing) throw new EgressError('aborted', 'the call was ended');
-      const verdict = course.verdict();
+      const proposals = course.proposals();
       const complete = () => ({ status: upstream.status, headers, bytes: course.whole() });
-      const settled = finishWith(answer, endOf(answer, meter, course, 'ok'), verdict, complete);
+      const settled = finishWith(answer, endOf(answer, meter, course, 'ok'), proposals, complete);
       closing ??= settled;
-      const { parkedId } = await settled;
+      const { verdict, parkedId } = await settled;
       yield rest;
       if (verdict.effect === 'allow') yield course.withheld;
       else yield* afterward(answer, course, verdict, parkedId, left.signal);

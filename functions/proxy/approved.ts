@@ -1,0 +1,47 @@
+/** Calls that people have approved for a run: of this tool, with these arguments, by this id. */
+
+import { findReleased } from '../../db/released.ts';
+import { digestText } from '../../db/seal.ts';
+import { type GateSubject, subjectText } from '../../schema/rules/gate.ts';
+import { judgeName } from '../../schema/rules/tools.ts';
+import type { ProposedCall } from '../providers/contract.ts';
+import type { Permitted } from './decide.ts';
+
+/** The call that a run is on, as far as gates are bound to it. */
+type Place = Pick<Permitted, 'org' | 'agent' | 'run' | 'version'>;
+
+/** What a gate on a proposed call is bound to. */
+export function subjectOf(
+  { org, agent, run, version }: Place,
+  { name, argsText }: Pick<ProposedCall, 'name' | 'argsText'>,
+): GateSubject {
+  return {
+    ...{ orgId: org.id, agentId: agent.id, runId: run.id, policyVersionId: version.id },
+    ...{ tool: name, argsText },
+  };
+}
+
+/** The digest that such a gate has. */
+export function digestOf(place: Place, call: Pick<ProposedCall, 'name' | 'argsText'>): string {
+  return digestText(subjectText(subjectOf(place, call)));
+}
+
+/**
+ * Of the calls of an answer those that ran upstream as people had approved them: each names the
+ * request that its run was given, and has the tool and the arguments of that.
+ */
+export async function findApproved(
+  place: Place,
+  calls: readonly ProposedCall[],
+): Promise<ReadonlySet<ProposedCall>> {
+  const { policy } = place.version;
+  const asking = calls.filter(
+    ({ name, approvalId }) => approvalId !== undefined && judgeName(policy, name) === 'depends',
+  );
+  if (asking.length === 0) return NONE;
+  const ids = [...new Set(asking.map(({ approvalId }) => approvalId!))];
+  const released = await findReleased(place.org, place.run.id, ids);
+  return new Set(asking.filter((call) => released.get(call.approvalId!) === digestOf(place, call)));
+}
+
+const NONE: ReadonlySet<ProposedCall> = new Set();
