@@ -126,6 +126,13 @@ function ruleOfSome(policy: Policy, server: string, except: readonly string[]): 
   return findRule(policy, covers) ?? (isAllowed ? undefined : 'tools.allow');
 }
 
+/** As {@link ruleOfSome}, for tools of whatever server: each is called by a label, `/` and a name. */
+export function ruleOfServers(policy: Policy): string | undefined {
+  const covers = (glob: string) => /[*/]/.test(foldName(glob));
+  const isAllowed = policy.tools?.allow?.some((glob) => matchesAll(glob, '')) ?? true;
+  return findRule(policy, covers) ?? (isAllowed ? undefined : 'tools.allow');
+}
+
 /** The first rule, those that deny before those that ask, whose glob is meant. */
 function findRule({ tools }: Policy, isMeant: (glob: string) => boolean): string | undefined {
   const { deny = [], requireApproval = [] } = tools ?? {};

@@ -1,0 +1,140 @@
+/** The calls of MCP servers that a request lets run upstream, and what it shows of them. */
+
+import { fold, type Json, type JsonObject } from '../../schema/json.ts';
+import { invalid, isGiven, isObject } from '../../schema/rules/bound.ts';
+import { foldName, type ToolCall } from '../../schema/rules/tools.ts';
+import { parseArgs, stringOf } from './calls.ts';
+import type { Endpoint } from './contract.ts';
+
+/** A call that stands in a request. */
+export interface ShownCall extends ToolCall {
+  /** The id that it is approved by; empty where not every reader would find it by that. */
+  readonly id: string;
+  /** Where it stands: `input[2]`. */
+  readonly field: string;
+}
+
+/** A word of the caller to run a call that the upstream asked about. */
+export interface Approval {
+  /** The id of what the upstream asked; empty where there is none. */
+  readonly id: string;
+  /** Where it stands: `input[3].approval_request_id`. */
+  readonly field: string;
+  /** What the request shows under the id: the upstream may go by any of it. */
+  readonly calls: readonly ShownCall[];
+  /** Whether the upstream may go by what it has kept under the id. */
+  readonly isReferring: boolean;
+}
+
+/** The member by which an approval names its call. */
+const NAMES = 'approval_request_id';
+const REQUEST = 'mcp_approval_request';
+/** Types of items that name a call, or are one, and approve none. */
+const SHOWN: ReadonlySet<Json | undefined> = new Set([REQUEST, 'mcp_call']);
+const KEYS: ReadonlySet<string> = new Set([
+  ...['type', 'id', NAMES, 'approve', 'server_label', 'name', 'arguments'],
+]);
+/** Of what folds to {@link NAMES}; nearly all keys are shorter. */
+const SHORTEST_NAMES = 10;
+
+/** Whether a request may hold approvals: a quick look, for most don't. */
+export function mayApprove({ name }: Endpoint, { input }: JsonObject): boolean {
+  if (name !== 'responses.create' || !Array.isArray(input)) return false;
+  return input.some((item) => isObject(item) && namesCall(item));
+}
+
+function namesCall(item: JsonObject): boolean {
+  for (const key in item) {
+    if (key.length >= SHORTEST_NAMES && fold(key) === NAMES) return true;
+  }
+  return false;
+}
+
+/**
+ * The approvals of a request, each id once and rejections left out.
+ *
+ * @param body One that {@link mayApprove}.
+ * @throws {Refusal} `invalid_body` where readers could read an item as two things.
+ */
+export function givenApprovals(body: JsonObject): readonly Approval[] {
+  const items = placedItems(body.input);
+  for (const [item, field] of items) refuseVariants(item, field);
+  const given = new Map<string, string>();
+  for (const [item, field] of items) {
+    const id = stringOf(item, NAMES);
+    if (approves(item) && !given.has(id)) given.set(id, `${field}.${NAMES}`);
+  }
+  if (given.size === 0) return [];
+  const isContinued = isGiven(body.previous_response_id);
+  const shown = shownById(items);
+  return [...given].map(([id, field]) => {
+    const under = shown.get(foldName(id)) ?? [];
+    // Of ids that differ in case only, what is shown is looked at once.
+    shown.delete(foldName(id));
+    return { ...readShown(under, id), field, ...(isContinued ? { isReferring: true } : {}) };
+  });
+}
+
+function readShown(items: readonly Placed[], id: string): Omit<Approval, 'field'> {
+  const isWhole =
+    items.some(([item]) => isRequest(item, id)) && items.every(([item]) => isPlain(item, id));
+  const calls = items.filter(([item]) => !isReference(item)).map((item) => shownCall(item, id));
+  return { id, calls, isReferring: !isWhole };
+}
+
+type Placed = readonly [item: JsonObject, field: string];
+
+function placedItems(input: Json | undefined): readonly Placed[] {
+  const list = Array.isArray(input) ? input : [];
+  return list.flatMap((item, at) => (isObject(item) ? [[item, `input[${at}]`] as const] : []));
+}
+
+/** Some decoders ignore the case of keys. */
+function refuseVariants(item: JsonObject, field: string): void {
+  for (const key in item) {
+    if (KEYS.has(key) || !KEYS.has(fold(key))) continue;
+    throw invalid(`${field}.${fold(key)}`, 'must be spelled exactly like this');
+  }
+}
+
+/** Whatever else an item is called that names a call, some reader may take it for an approval. */
+function approves(item: JsonObject): boolean {
+  return NAMES in item && item.approve !== false && !SHOWN.has(item.type);
+}
+
+/** Items by the ids that they have or name, as lenient readers compare them. */
+function shownById(items: readonly Placed[]): Map<string, Placed[]> {
+  const shown = new Map<string, Placed[]>();
+  for (const placed of items) {
+    const [item] = placed;
+    if (item.type === 'mcp_approval_response') continue;
+    for (const id of new Set([foldName(stringOf(item, 'id')), foldName(stringOf(item, NAMES))])) {
+      const known = shown.get(id);
+      if (known) known.push(placed);
+      else if (id !== '') shown.set(id, [placed]);
+    }
+  }
+  return shown;
+}
+
+function isReference({ type, name, arguments: args, server_label: label }: JsonObject): boolean {
+  const isBare = !isGiven(name) && !isGiven(args) && !isGiven(label);
+  return type === 'item_reference' || (!isGiven(type) && isBare);
+}
+
+function isRequest(item: JsonObject, id: string): boolean {
+  return item.type === REQUEST && item.id === id;
+}
+
+/** Whether an item can be read in one way only: as a request, or as the call that came of it. */
+function isPlain(item: JsonObject, id: string): boolean {
+  return isRequest(item, id) || (item.type === 'mcp_call' && item[NAMES] === id);
+}
+
+function shownCall([item, field]: Placed, approvalId: string): ShownCall {
+  const { arguments: text } = item;
+  const name = `${stringOf(item, 'server_label')}/${stringOf(item, 'name')}`;
+  const id = isPlain(item, approvalId) ? approvalId : '';
+  if (typeof text !== 'string') return { id, field, name, args: undefined };
+  return { id, field, name, args: parseArgs(text), argsText: text };
+}
