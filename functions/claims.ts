@@ -285,6 +285,12 @@ export const TOPICS: readonly Topic[] = [
         'a parked answer › answers no other request, run, agent or route',
       ),
       claim(
+        'A call of an MCP server that a rule asks about runs at the provider as people approved it for its run, or an approval of it is not forwarded.',
+        'functions/proxy/results.ts',
+        'tests/mcp-approvals.test.ts',
+        'an approval of what nobody has approved › is not sent: %s',
+      ),
+      claim(
         'What waits for approval is sealed: neither the arguments nor the answer stand in the database in clear.',
         'db/vault.ts',
         'tests/gates.test.ts',
@@ -690,7 +696,7 @@ export const RECORDS: readonly Kept[] = [
   {
     what: 'Tool calls that wait for approval',
     detail:
-      'The name of the tool, the rule that asks, who decided and why; the arguments and the whole answer that proposed them, sealed with AES-256-GCM under a key of the org. Ids of the calls that a run was given.',
+      'The name of the tool, the rule that asks, who decided and why; the arguments and the whole answer that proposed them, sealed with AES-256-GCM under a key of the org. Ids of the calls that a run was given, and SHA-256 digests of those that people approved to run at the provider.',
     until:
       'for as long as the org keeps records; the answer until an hour after it was released or expired',
     tables: ['gates', 'gate_decisions', 'parked', 'parked_parts', 'released_calls'],

@@ -31,7 +31,7 @@ export async function govern(
     const permitted = await decide(governed); //                                403: what the policy says
     const asked = await findWaiting(permitted); //                              the same request, asked about before
     if ('parkedId' in asked) return answerParked(asked); //                     202, 403: until people have decided
-    const checked = await checkResults(asked); //                               403: results of calls it was never given
+    const checked = await checkResults(asked); //                               400, 403: results and approvals of calls it was never given
     const paced = limitRate(checked); //                                        the limits it counts against
     const held = await reserveBudget(paced); //                                 402, 429: money and limits, durably held
     const answer = await forward(held); //                                      502: the upstream

@@ -427,6 +427,13 @@ describe('an approval of what nobody has approved', () => {
     },
   );
 
+  test('is not sent after a rejection of it was', async () => {
+    const rejects = [approvalOf('mcpr_no', { approve: false })];
+    upstream.script(answering(false, [said]));
+    expect((await send('flagged', { input: rejects })).status).toBe(200);
+    expect((await send('flagged', { input: [approvalOf('mcpr_no')] })).status).toBe(403);
+  });
+
   test.each(['pending', 'rejected'])('is not sent while its gate is %s', async (status) => {
     const run = `held-${status}`;
     const id = `mcpr_${status}`;
