@@ -236,7 +236,8 @@ describe.each(WAYS)('a call that people approved, answered %s,', (way, stream) =
   test('is denied where a rule denies it', async () => {
     const run = runOf('denied');
     await release(run, requestFor('mcpr_d'), stream);
-    upstream.script(answering(stream, [ranFor('mcpr_d', { name: 'delete' })]));
+    const denied = ranFor('mcpr_d', { id: 'mcp_2', name: 'delete' });
+    upstream.script(answering(stream, [ranFor('mcpr_d'), denied]));
     const text = await (await send(run, { stream })).text();
     expect(text).toContain('permission_denied');
     expect(text).toContain('tools.deny[0]');
