@@ -2,13 +2,15 @@
 
 import type { AgentId, StepId, TokenId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
-import { type Standing as LimitStanding, slotOf } from '../schema/rules/limit.ts';
+import type { Standing as LimitStanding } from '../schema/rules/limit.ts';
 import type { Merge, Result, Statement, Value } from './client.ts';
 import {
   type Charge,
   countCharges,
   fitsSql,
+  type ReservedTokens,
   readStandings,
+  reservedTokens,
   showStandings,
   writeCharges,
 } from './limits.ts';
@@ -67,18 +69,14 @@ export interface Reserved {
   readonly stepId: StepId | undefined;
   /** How the limits stand: with the call, or as they were when it was not let in. */
   readonly standings: readonly LimitStanding[];
+  /** The tokens that it has reserved, where they are limited. */
+  readonly tokens: ReservedTokens | undefined;
 }
 
-/** Where tokens are reserved, for the trigger that replaces them by those used. */
-function tokensOf(charges: readonly Charge[], nowMillis: number): string | null {
-  if (charges.length === 0) return null;
-  const charged = charges.filter(({ limit, amount }) => limit.kind === 'tokens' && amount > 0);
-  const [first] = charged;
-  if (!first) return null;
-  const slots = charged.map(({ limit: { subject, windowMs } }) => {
-    return [subject, windowMs, slotOf(nowMillis, windowMs)];
-  });
-  return JSON.stringify({ tokens: first.amount, slots });
+/** What the step keeps of its reserved tokens, for whoever settles it without knowing them. */
+function writeTokens(charges: readonly Charge[], nowMillis: number): string | null {
+  const tokens = reservedTokens(charges, nowMillis);
+  return tokens ? JSON.stringify(tokens) : null;
 }
 
 /** A statement by which ceilings apply: what a short one costs is mostly the binding. */
@@ -163,16 +161,17 @@ const MERGE: Merge<Item, Reserved> = {
     const args = [...conditionArgs([call]), id, kind, leaseExpiresAt, JSON.stringify(asked)];
     if (charges.length === 0) return [org.statement(sqlFor(ALONE, call), ...args)];
     const written = writeCharges(charges, nowMillis);
-    const tokens = tokensOf(charges, nowMillis);
+    const tokens = writeTokens(charges, nowMillis);
     return [
       org.statement(sqlFor(ALONE_LIMITED, call), ...args, tokens, written, nowMillis),
       ...limitStatements(item, written, nowMillis),
     ];
   },
 
-  outcomeOf: ({ id }, results) => ({
+  outcomeOf: ({ id, charges, nowMillis }, results) => ({
     stepId: results[0]!.changes > 0 ? id : undefined,
     standings: standingsIn(results),
+    tokens: reservedTokens(charges, nowMillis),
   }),
 
   together(items) {
@@ -182,7 +181,7 @@ const MERGE: Merge<Item, Reserved> = {
     const heldNanos = items.reduce((total, item) => total + item.call.heldNanos, 0);
     const inWindow = (subject: string, window: string) =>
       org.statement(HOLD_IN_WINDOW, subject, window, heldNanos, items.length);
-    const nowMillis = Math.max(...items.map((item) => item.nowMillis));
+    const nowMillis = latestOf(items);
     const isLimited = first.charges.length > 0;
     const written = isLimited ? writeCharges(chargesOf(items), nowMillis) : '';
     return [
@@ -198,8 +197,10 @@ const MERGE: Merge<Item, Reserved> = {
 
   outcomesOf(items, results) {
     if (results[0]!.changes === 0) return undefined;
-    if (items[0]!.charges.length === 0)
-      return items.map(({ id }) => ({ stepId: id, standings: [] }));
+    if (items[0]!.charges.length === 0) {
+      return items.map(({ id }) => ({ stepId: id, standings: [], tokens: undefined }));
+    }
+    const nowMillis = latestOf(items);
     // Each is told how its limits stood before those that came after it.
     const left = standingsIn(results);
     const outcomes = items.toReversed().map(({ id, charges }) => {
@@ -207,11 +208,15 @@ const MERGE: Merge<Item, Reserved> = {
       for (const [nth, { limit, amount }] of charges.entries()) {
         if (limit.kind !== 'duration') left[nth] = without(left[nth]!, amount);
       }
-      return { stepId: id, standings };
+      return { stepId: id, standings, tokens: reservedTokens(charges, nowMillis) };
     });
     return outcomes.reverse();
   },
 };
+
+/** The moment that windows end at for calls that are let in together. */
+const latestOf = (items: readonly Item[]): number =>
+  Math.max(...items.map(({ nowMillis }) => nowMillis));
 
 const addLimit = (key: string, { limit }: Charge): string =>
   `${key} ${limit.kind} ${limit.per} ${limit.subject} ${limit.windowMs} ${limit.most}`;
@@ -292,7 +297,7 @@ function insertions(items: readonly Item[], nowMillis: number): Statement[] {
       call.heldNanos,
       call.leaseExpiresAt,
       JSON.stringify(call.asked),
-      tokensOf(charges, nowMillis),
+      writeTokens(charges, nowMillis),
     ]);
     statements.push(org.statement(insertingSql(rows.length), ...shared, ...values));
   }

@@ -19,6 +19,28 @@ export interface Charge {
   readonly amount: number;
 }
 
+/** Tokens that a call has reserved in each of its windows, until what it uses is known. */
+export interface ReservedTokens {
+  readonly tokens: number;
+  readonly slots: readonly TokenSlot[];
+}
+
+type TokenSlot = readonly [subject: string, windowMs: number, slot: number];
+
+/** What charges at a moment reserve of tokens; `undefined` where none is limited. */
+export function reservedTokens(
+  charges: readonly Charge[],
+  nowMillis: number,
+): ReservedTokens | undefined {
+  const charged = charges.filter(({ limit, amount }) => limit.kind === 'tokens' && amount > 0);
+  const [first] = charged;
+  if (!first) return undefined;
+  const slots = charged.map(({ limit: { subject, windowMs } }): TokenSlot => {
+    return [subject, windowMs, slotOf(nowMillis, windowMs)];
+  });
+  return { tokens: first.amount, slots };
+}
+
 /** The rows that count for all orgs. */
 const EVERYONE = '*';
 

@@ -25,6 +25,7 @@ const MIGRATIONS = [
   '0016_tallies.sql',
   '0017_trails.sql',
   '0018_approved_calls.sql',
+  '0019_used_tokens.sql',
 ] as const;
 
 /**

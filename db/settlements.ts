@@ -3,6 +3,7 @@
 import type { AgentId, PolicyVersionId, RunId, StepId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import type { Merge, Statement } from './client.ts';
+import type { ReservedTokens } from './limits.ts';
 import type { Org } from './org.ts';
 import { forSizes, inBatches, rowsOfParameters } from './rows.ts';
 import type { Answered } from './steps.ts';
@@ -18,6 +19,8 @@ export interface Hold {
   readonly heldNanos: Nanos;
   readonly providerKey: string | null;
   readonly model: string | null;
+  /** The tokens that it has reserved, where they are limited. */
+  readonly tokens: ReservedTokens | undefined;
 }
 
 /** How a call ended. */
@@ -81,6 +84,7 @@ const MERGE: Merge<Item, void> = {
       inWindow(org.id, month),
     );
     addTotals(items, statements);
+    addTokens(items, statements);
     return statements;
   },
 };
@@ -189,6 +193,28 @@ const ADD_TOTALS = `insert into call_totals (
   ) values (?1, ?2, ?3, ?4, ?5, ?6, iif(changes() > 0, ?7, null), ?8)
   on conflict do update set
     calls = calls + excluded.calls, spent_nanos = spent_nanos + excluded.spent_nanos`;
+
+/** What was used of limited tokens replaces what was reserved; unknown usage keeps that. */
+function addTokens(items: readonly Item[], statements: Statement[]): void {
+  const slots = new Map<string, [subject: string, windowMs: number, slot: number, more: number]>();
+  for (const { hold, end } of items) {
+    const { usage, estimated } = end.answered;
+    if (!hold.tokens || (estimated !== undefined && !usage)) continue;
+    const used = (usage?.inputTokens ?? 0) + (usage?.outputTokens ?? 0);
+    const more = used - hold.tokens.tokens;
+    for (const [subject, windowMs, slot] of hold.tokens.slots) {
+      const key = `${subject} ${windowMs} ${slot}`;
+      const added = slots.get(key);
+      if (added) added[3] += more;
+      else slots.set(key, [subject, windowMs, slot, more]);
+    }
+  }
+  const { org } = items[0]!;
+  for (const changed of slots.values()) statements.push(org.statement(USE_TOKENS, ...changed));
+}
+
+const USE_TOKENS = `update limit_slots set used = max(0, used + ?5)
+  where org_id = ?1 and subject = ?2 and kind = 'tokens' and window_ms = ?3 and slot = ?4`;
 
 /** Keeps a hold alive. */
 export function leaseRenewal(org: Org, run: RunId, step: StepId, expiresAt: number): Statement {

@@ -496,6 +496,7 @@ describe('a call in flight', () => {
   const holdOf = (stepId: StepId, now: number): Hold => ({
     ...{ runId: run.id, stepId, agentId: run.agentId, policyVersionId: run.policyVersionId },
     ...{ day: windowsOf(now).day, heldNanos: HELD, providerKey: null, model: null },
+    tokens: undefined,
   });
 
   const stateOf = async (step: StepId) =>

@@ -336,10 +336,10 @@ class Side {
       const isCounted = each.kind === 0 || !['requests', 'same_request'].includes(limit.kind);
       return { limit, amount: limit.kind === 'tokens' ? tokens : Number(isCounted) };
     });
-    const { stepId, standings } = await reserve(this.org, call, charges, this.#now);
+    const { stepId, standings, tokens: kept } = await reserve(this.org, call, charges, this.#now);
     // A gate is not settled as a call is.
     if (stepId && KINDS[each.kind] !== 'gate')
-      this.#keep(stepId, each, nanos, { ...key, model: asked }, windows.day);
+      this.#keep(stepId, each, nanos, { ...key, model: asked, tokens: kept }, windows.day);
     return { isIn: stepId !== undefined, standings };
   }
 
@@ -347,7 +347,7 @@ class Side {
     stepId: StepId,
     each: Turn,
     nanos: number,
-    asked: Pick<Hold, 'providerKey' | 'model'>,
+    asked: Pick<Hold, 'providerKey' | 'model' | 'tokens'>,
     day: string,
   ): void {
     const hold: Hold = {

@@ -698,7 +698,7 @@ class Ledger {
     return {
       ...{ runId: this.#runs[run]!, stepId, agentId: this.#agents[run % AGENTS]!, day },
       ...{ policyVersionId: newId('policyVersion'), providerKey: 'key', model: 'model' },
-      heldNanos: heldNanos as Nanos,
+      ...{ heldNanos: heldNanos as Nanos, tokens: undefined },
     };
   }
 

@@ -9,7 +9,7 @@ import { deleteOrg, deleteRows } from '../db/deletion.ts';
 import { claimDeliveries, type Due, finishDelivery, releaseDelivery } from '../db/deliveries.ts';
 import { countExport, exportTables, listCaptured } from '../db/export.ts';
 import { decideGate, readGate, searchGates, tellExpiry, useGate } from '../db/gates.ts';
-import { type Reservation, reserve } from '../db/holds.ts';
+import { type Reservation, type Reserved, reserve } from '../db/holds.ts';
 import { acceptInvitationOf } from '../db/invitations.ts';
 import type { Charge } from '../db/limits.ts';
 import { acceptOwnership, readOffer } from '../db/members.ts';
@@ -184,20 +184,16 @@ const onRuns: Readonly<Record<string, Act['run']>> = {
   },
   async reserve(_, org) {
     const call = await callOn(org);
-    await settleAll(org, call, [(await reserve(org, call)).stepId]);
+    await settleAll(org, call, [await reserve(org, call)]);
   },
   async reserveTogether(_, org) {
     const call = await callOn(org);
     const reserved = await Promise.all([reserve(org, call), reserve(org, call)]);
-    await settleAll(
-      org,
-      call,
-      reserved.map(({ stepId }) => stepId),
-    );
+    await settleAll(org, call, reserved);
   },
   async reserveLimited(_, org) {
     const call = await callOn(org);
-    const take = async () => (await reserve(org, call, chargesOn(org, call))).stepId;
+    const take = () => reserve(org, call, chargesOn(org, call));
     const first = await take();
     await settleAll(org, call, [first, ...(await Promise.all([take(), take()]))]);
   },
@@ -249,13 +245,14 @@ function chargesOn(org: Org, { agentId, runId }: Reservation): Charge[] {
 }
 
 /** Settles at once what was reserved, and a call that was under way before. */
-async function settleAll(org: Org, call: Reservation, steps: readonly (StepId | undefined)[]) {
+async function settleAll(org: Org, call: Reservation, reserved: readonly Reserved[]) {
   const { runId, agentId, heldNanos, now, windows } = call;
   const earlier = await rowOf(org, 'steps', `settled_at is null and run_id = '${runId}'`);
   const policyVersionId = await idOf<PolicyVersionId>(org, 'policy_versions');
-  const ended = [earlier.id as StepId, ...steps].map((stepId) => {
+  const all = [{ stepId: earlier.id as StepId, tokens: undefined }, ...reserved];
+  const ended = all.map(({ stepId, tokens }) => {
     if (!stepId) throw new Error('nothing was reserved');
-    const hold = { runId, stepId, agentId, policyVersionId, day: windows.day, heldNanos };
+    const hold = { runId, stepId, agentId, policyVersionId, day: windows.day, heldNanos, tokens };
     const end = { now, spentNanos: 1 as Nanos, outcome: 'ok', answered: { latencyMs: 1 } };
     return settle(org, { ...hold, providerKey: 'made', model: 'made' }, end);
   });

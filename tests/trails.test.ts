@@ -92,7 +92,11 @@ async function call(runId: RunId, spentNanos: number, now = START): Promise<Step
   const stepId = await hold(runId, now);
   const counted = { day: windowsOf(now).day, heldNanos: HELD, providerKey: null, model: null };
   const end = { now, spentNanos: spentNanos as Nanos, outcome: 'ok', answered: { latencyMs: 1 } };
-  await settle(org, { runId, stepId, agentId, policyVersionId, ...counted }, end);
+  await settle(
+    org,
+    { runId, stepId, agentId, policyVersionId, tokens: undefined, ...counted },
+    end,
+  );
   return stepId;
 }
 

@@ -141,7 +141,7 @@ async function hold(
     ceilings,
   } as const;
   const { org, run, credential, services } = call;
-  const { stepId, standings } = await reserve(org, reservation, charges, now);
+  const { stepId, standings, tokens } = await reserve(org, reservation, charges, now);
   const pace = charges.length > 0 ? { charges, standings, now } : undefined;
   if (!stepId) return { pace };
   const kept = {
@@ -153,6 +153,7 @@ async function hold(
     heldNanos,
     providerKey: call.key.name,
     model: call.model,
+    tokens,
   };
   const flight = services.flights.start(org, kept, leaseExpiresAt, credential.tokenId);
   const limitStates = pace ? statesOf(pace.charges, pace.standings, now) : NO_STATES;

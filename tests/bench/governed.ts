@@ -148,7 +148,7 @@ function cutOff(cut: Cut, services: Services, { upstream }: StageOptions) {
     const answer = await forward(held);
     if (cut === 'forward') {
       const bytes = await answer.upstream.bytes(1 << 20);
-      answer.detach();
+      answer.flight.unwatch();
       await settleHold(held, { outcome: 'ok', isFree: true });
       return respond(bytes, 200);
     }
