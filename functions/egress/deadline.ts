@@ -2,20 +2,37 @@
 
 import { EgressError, type EgressErrorCode, type EgressInit } from './exchange.ts';
 
-const MAX_TIMER_MS = 2 ** 31 - 1;
+/** From how far off a time-out has no timer of its own, and how often those are looked at. */
+const FAR_MS = 1_000;
+const LOOK_MS = 500;
 const GAVE_UP = 'The caller gave up.';
 
 const gaveUp = (): EgressError => new EgressError('aborted', GAVE_UP);
 
-/** The one timer of an exchange, moved forward from phase to phase, and the way to end it early. */
+/**
+ * Deadlines that are far off, looked at together: a timer set and cleared for each exchange would
+ * cost more than all else that times it.
+ */
+const far = new Set<Deadline>();
+let looking: ReturnType<typeof setInterval> | undefined;
+
+function look(): void {
+  const now = performance.now();
+  for (const deadline of far) deadline.approach(now);
+  if (far.size > 0) return;
+  clearInterval(looking);
+  looking = undefined;
+}
+
+/** The time of an exchange, counted anew from phase to phase, and the way to end it early. */
 export class Deadline {
   reason: EgressError | undefined;
   readonly #stops: ((reason: EgressError) => void)[] = [];
   readonly #caller: AbortSignal | undefined;
   readonly #isHeard: boolean;
   #code: EgressErrorCode = 'timeout_connect';
-  #dueMs = Number.POSITIVE_INFINITY;
-  #timerDueMs = Number.POSITIVE_INFINITY;
+  #dueMs = 0;
+  #isOver = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   /** @param isHeard Whether the transport hears the caller by itself, and fails when he gives up. */
@@ -26,16 +43,34 @@ export class Deadline {
     if (!isHeard) caller?.addEventListener('abort', this.abandon);
   }
 
-  /** Gives the exchange this long until the next call; a running timer is kept if it fits. */
+  /** Gives the exchange this long until the next call. */
   expect(code: EgressErrorCode, timeoutMs: number): void {
+    if (this.#isOver) return;
+    const now = performance.now();
     this.#code = code;
-    this.#dueMs = performance.now() + Math.min(timeoutMs, MAX_TIMER_MS);
-    if (this.#dueMs < this.#timerDueMs) this.#schedule();
+    this.#dueMs = now + timeoutMs;
+    this.approach(now);
   }
 
   /** Lets time pass uncounted until the next {@link expect}. */
   rest(): void {
-    this.#dueMs = Number.POSITIVE_INFINITY;
+    far.delete(this);
+    clearTimeout(this.#timer);
+  }
+
+  /** Sets the timer where the time-out has come near; else it is left to be looked at. */
+  approach(now: number): void {
+    const waitMs = this.#dueMs - now;
+    clearTimeout(this.#timer);
+    if (waitMs > FAR_MS) {
+      far.add(this);
+      looking ??= setInterval(look, LOOK_MS);
+      return;
+    }
+    far.delete(this);
+    this.#timer = setTimeout(() => {
+      this.end(this.#code, `Gave up waiting: ${this.#code.replace('timeout_', '')} time-out.`);
+    }, waitMs);
   }
 
   onEnd(stop: (reason: EgressError) => void): void {
@@ -54,9 +89,8 @@ export class Deadline {
 
   /** The exchange is over: nothing is left to time or to listen to. */
   close(): void {
-    clearTimeout(this.#timer);
-    this.#dueMs = Number.POSITIVE_INFINITY;
-    this.#timerDueMs = Number.NEGATIVE_INFINITY;
+    this.#isOver = true;
+    this.rest();
     if (!this.#isHeard) this.#caller?.removeEventListener('abort', this.abandon);
   }
 
@@ -68,19 +102,6 @@ export class Deadline {
     if (this.#caller?.aborted) return gaveUp();
     const message = error instanceof Error ? error.message : String(error);
     return new EgressError(code, message, { cause: error });
-  }
-
-  #schedule(): void {
-    clearTimeout(this.#timer);
-    this.#timerDueMs = this.#dueMs;
-    this.#timer = setTimeout(() => this.#fire(), Math.max(0, this.#dueMs - performance.now()));
-  }
-
-  #fire(): void {
-    this.#timerDueMs = Number.POSITIVE_INFINITY;
-    if (this.#dueMs - performance.now() < 1) {
-      this.end(this.#code, `Gave up waiting: ${this.#code.replace('timeout_', '')} time-out.`);
-    } else if (Number.isFinite(this.#dueMs)) this.#schedule();
   }
 }
 

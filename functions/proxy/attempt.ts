@@ -18,8 +18,6 @@ export interface Exchange {
   readonly firstByteMs: number;
   /** The provider's credential, which nothing that reaches the caller may repeat. */
   readonly secret: string;
-  /** Stops listening for the caller's leaving; from here on the response's own stream tells. */
-  readonly detach: () => void;
 }
 
 /** An attempt that got no answer, and why. */
@@ -62,18 +60,14 @@ const MESSAGES_VERSION = '2023-06-01';
  */
 export async function attempt(call: Held, isTranslated: boolean): Promise<Exchange | Unanswered> {
   const started = performance.now();
-  const { signal } = call.request;
-  const leave = () => call.flight.abort('client_left');
-  signal.addEventListener('abort', leave, { once: true });
-  if (signal.aborted) leave();
-  const detach = () => signal.removeEventListener('abort', leave);
+  call.flight.watch(call.request);
   try {
     const opened = openSecret(call);
     const secret = typeof opened === 'string' ? opened : await opened;
     const upstream = await send(call, secret, isTranslated);
-    return { upstream, secret, firstByteMs: Math.round(performance.now() - started), detach };
+    return { upstream, secret, firstByteMs: Math.round(performance.now() - started) };
   } catch (error) {
-    detach();
+    call.flight.unwatch();
     return { error };
   }
 }

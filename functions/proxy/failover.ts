@@ -115,7 +115,7 @@ async function drop(
   also: readonly Statement[],
 ): Promise<void> {
   if ('upstream' in outcome) {
-    outcome.detach();
+    held.flight.unwatch();
     // Not awaited: an upstream that is slow to end must not hold the next one up.
     outcome.upstream.body?.cancel().catch(() => {});
   }

@@ -18,6 +18,8 @@ export const LEASE_MS = 15_000;
 const RENEW_MS = 5_000;
 /** How often calls in flight are looked up, so that one that is stopped ends within two of these. */
 const LOOK_MS = 500;
+/** How long a call may take before its caller is listened to. */
+const LISTEN_MS = 200;
 
 const SETTLE_TRIES = 3;
 const SETTLE_PAUSE_MS = 250;
@@ -36,6 +38,9 @@ export class Flight {
   #settled: Promise<void> | undefined;
   #ended: AbortReason | undefined;
   #leaseEndsAt: number;
+  /** The caller's request until it is listened to, and from then on what ends the listening. */
+  #caller: Request | undefined;
+  #unlisten: (() => void) | undefined;
 
   /** Use {@link Flights.start}. */
   constructor(flights: Flights, org: Org, hold: Hold, leaseEndsAt: number, token: TokenId | null) {
@@ -66,6 +71,32 @@ export class Flight {
   abort(reason: AbortReason): void {
     this.#ended ??= reason;
     this.controller.abort(reason);
+  }
+
+  /**
+   * Ends the call when its caller leaves, until {@link unwatch}. Listening costs more than the rest
+   * of a short call's exchange, so it begins only where a call takes a while.
+   */
+  watch(caller: Request): void {
+    this.#caller = caller;
+  }
+
+  /** Begins to listen to a caller who is watched; one who has left meanwhile is noticed. */
+  listen(): void {
+    if (!this.#caller) return;
+    const { signal } = this.#caller;
+    const leave = () => this.abort('client_left');
+    signal.addEventListener('abort', leave, { once: true });
+    this.#caller = undefined;
+    this.#unlisten = () => signal.removeEventListener('abort', leave);
+    if (signal.aborted) leave();
+  }
+
+  /** From here on the response's own stream tells whether the caller is there. */
+  unwatch(): void {
+    this.#unlisten?.();
+    this.#caller = undefined;
+    this.#unlisten = undefined;
   }
 
   /** Writes the real cost, durably; a second call waits for the first and changes nothing. */
@@ -135,6 +166,7 @@ export class Flights {
     this.#timers = [
       setInterval(() => void this.#tend(now()), RENEW_MS),
       setInterval(() => void this.#look(), LOOK_MS),
+      setInterval(() => this.#listen(), LISTEN_MS),
     ];
   }
 
@@ -167,6 +199,10 @@ export class Flights {
     await empty;
     clearTimeout(cutOff);
     for (const timer of this.#timers) clearInterval(timer);
+  }
+
+  #listen(): void {
+    for (const flight of this.#all) flight.listen();
   }
 
   /** Ends the calls whose run, agent or token was stopped meanwhile, in whichever process. */

@@ -68,7 +68,7 @@ function isGoverned({ endpoint, version }: Answer): boolean {
 
 /** The upstream's own words on the org's credential are not the agent's to read. */
 async function refuseCredential(answer: Answer): Promise<never> {
-  answer.detach();
+  answer.flight.unwatch();
   await answer.upstream.body?.cancel().catch(() => {});
   await settleHold(answer, { ...beginning(answer), outcome: 'upstream_401', isFree: true });
   throw new Refusal(
@@ -83,7 +83,7 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
   const isError = status >= 300;
   const received = await readAnswer(answer);
   const known = isError ? withoutSecret(received, answer.secret) : received;
-  answer.detach();
+  answer.flight.unwatch();
   const value = isError ? undefined : parseObject(known);
   if (value) meter.body(value);
   const end: End = {
@@ -207,11 +207,11 @@ async function buffer(
     parts.push(course.end(), course.withheld);
     if (!meter.reading().complete) throw new EgressError('broken', 'the stream ended too early');
   } catch (error) {
-    answer.detach();
+    answer.flight.unwatch();
     await finish(answer, endOf(answer, meter, course, outcomeOf(error, answer)));
     throw interruptionOf(answer, error) ?? brokenOff(answer);
   }
-  answer.detach();
+  answer.flight.unwatch();
   const end = endOf(answer, meter, course, 'ok');
   const headers = { ...headersFor(answer), ...STREAM_HEADERS };
   const bytes = new Uint8Array(concat(parts));
@@ -242,7 +242,7 @@ function endOf(answer: Answer, meter: Meter, course: Course, outcome: string): E
 }
 
 function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>): Response {
-  answer.detach();
+  answer.flight.unwatch();
   const course = courseOf(answer, meter);
   const left = new AbortController();
   const headers = { ...headersFor(answer), ...STREAM_HEADERS, ...preferred(answer) };
@@ -357,7 +357,7 @@ async function readAnswer(answer: Answer): Promise<Uint8Array<ArrayBuffer>> {
   try {
     return await answer.upstream.bytes(MAX_ANSWER_BYTES);
   } catch (error) {
-    answer.detach();
+    answer.flight.unwatch();
     await settleHold(answer, { ...beginning(answer), outcome: outcomeOf(error, answer) });
     throw interruptionOf(answer, error) ?? brokenOff(answer);
   }
