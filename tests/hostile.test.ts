@@ -45,7 +45,7 @@ beforeAll(async () => {
   upstream = await startUpstream();
   deployment = await deploy({
     upstreamUrl: upstream.url,
-    policy: { budget: { run: '50.00' } },
+    policy: { budget: { run: '50.00' }, tools: { deny: ['crm/*'] } },
     agents: ['tester', 'other'],
   });
   const words = ['', 'GET', 'GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n', LATE_BODY];
@@ -210,7 +210,55 @@ const BODIES: Readonly<Record<string, (good: string) => string | Uint8Array<Arra
   'a leading zero': (good) => good.replace('{', '{"seed":010,'),
 };
 
+/** JSON of which `String` can't make a text: what should convert it is no function. */
+const NO_TEXT = { toString: 0, valueOf: 0 };
+
+/** Members by whose type, name or id calls are told apart. */
+const TYPED: readonly (readonly [path: string, members: object])[] = [
+  [CHAT, { tools: [{ type: 'function', function: { name: 'f' } }] }],
+  [CHAT, { messages: [{ role: 'user', content: [{ type: 'text', text: 'x' }] }] }],
+  [CHAT, { messages: [{ role: 'tool', tool_call_id: 'c', content: 'x' }] }],
+  ['/v1/responses', { tools: [{ type: 'function', name: 'f' }] }],
+  ['/v1/responses', { tools: [{ type: 'namespace', tools: [{ type: 'function', name: 'f' }] }] }],
+  ['/v1/responses', { tools: [{ type: 'mcp', server_label: 'crm', require_approval: 'never' }] }],
+  ['/v1/responses', { input: [{ role: 'user', content: [{ type: 'input_text', text: 'x' }] }] }],
+  ['/v1/responses', { input: [{ type: 'function_call_output', call_id: 'c', output: 'x' }] }],
+  ['/v1/responses', { input: [{ type: 'item_reference', id: 'item_1' }] }],
+  [
+    '/v1/responses',
+    {
+      input: [
+        { type: 'mcp_approval_request', id: 'r', server_label: 'a', name: 'b', arguments: '{}' },
+        { type: 'mcp_approval_response', approval_request_id: 'r', approve: true },
+      ],
+    },
+  ],
+  ['/v1/messages', { tools: [{ type: 'custom', name: 'f' }] }],
+  ['/v1/messages', { system: [{ type: 'text', text: 'x' }] }],
+  ['/v1/messages', { context_management: { edits: [{ type: 'clear_tool_uses_20250919' }] } }],
+  ['/v1/messages', { messages: [{ role: 'user', content: [{ type: 'text', text: 'x' }] }] }],
+];
+
+/** A value once for each place in it, with something else there. */
+function replaced(value: unknown, other: unknown): unknown[] {
+  if (typeof value !== 'object' || value === null) return [];
+  return Object.entries(value).flatMap(([key, member]) =>
+    [other, ...replaced(member, other)].map((put) =>
+      Array.isArray(value) ? value.with(Number(key), put) : { ...value, [key]: put },
+    ),
+  );
+}
+
 describe('bodies', () => {
+  test('with members that no text can be made of are judged like any other', async () => {
+    for (const [path, members] of TYPED) {
+      for (const more of [...replaced(members, NO_TEXT), ...replaced(members, [NO_TEXT])]) {
+        const { status } = await ask(path, bodyOf(path, more as object));
+        expect(status, JSON.stringify(more)).toBeLessThan(500);
+      }
+    }
+  });
+
   for (const [what, make] of Object.entries(BODIES)) {
     test(`with ${what} are refused everywhere`, async () => {
       for (const path of PATHS) {

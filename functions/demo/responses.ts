@@ -83,7 +83,10 @@ function requireStateless({ background, previous_response_id: earlier }: Asked):
 }
 
 function turnOf(body: Asked, items: readonly Members[]) {
-  const results = trailing(items, ({ type }) => /_output$/.test(String(type)));
+  const results = trailing(
+    items,
+    ({ type }) => typeof type === 'string' && type.endsWith('_output'),
+  );
   return {
     model: body.model,
     asked: typeof body.input === 'string' ? body.input : lastAsked(items),

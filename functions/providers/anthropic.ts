@@ -42,7 +42,7 @@ const TOOLSET_TOOLS = 80;
 const UNPRICED_KEYS = ['fallbacks', 'mcp_servers'] as const;
 
 /** Blocks whose whole content is text in the body. */
-const TEXT_BLOCKS = new Set([
+const TEXT_BLOCKS: ReadonlySet<Json | undefined> = new Set([
   'text',
   'thinking',
   'redacted_thinking',
@@ -56,7 +56,7 @@ const TEXT_BLOCKS = new Set([
 
 /** @param rest Lists of blocks still to be looked at. */
 function addBlock(seen: Contents, block: Json, rest: (readonly Json[])[]): void {
-  if (!isObject(block) || TEXT_BLOCKS.has(String(block.type))) return;
+  if (!isObject(block) || TEXT_BLOCKS.has(block.type)) return;
   const source = memberOf(block, 'source');
   if (block.type === 'tool_result') {
     if (Array.isArray(block.content)) rest.push(block.content);
@@ -116,7 +116,7 @@ function compacts(body: JsonObject): boolean {
   if (isGiven(body.compaction)) return true;
   const { edits } = memberOf(body, 'context_management');
   if (!Array.isArray(edits)) return false;
-  return edits.some((edit) => !isObject(edit) || !String(edit.type).startsWith('clear_'));
+  return edits.some((edit) => !isObject(edit) || !textOf(edit, 'type')?.startsWith('clear_'));
 }
 
 /** Where a region is not asked for, the workspace may have set one, at a surcharge. */

@@ -156,7 +156,7 @@ class ResponseGatherer implements Gatherer {
       return;
     }
     if (delta === '' || slot.isHosted) return;
-    const key = `${type} ${String(event.command_index)}`;
+    const key = JSON.stringify([type, event.command_index]);
     slot.others.set(key, (slot.others.get(key) ?? '') + delta);
   }
 

@@ -45,7 +45,7 @@ const UNPRICED_KEYS = [
 ] as const;
 
 const SHARED_KEYS = ['model', 'stream', 'stream_options', 'service_tier', 'metadata', 'user'];
-const CLIENT_TOOLS = new Set(['function', 'custom']);
+const CLIENT_TOOLS: ReadonlySet<Json | undefined> = new Set(['function', 'custom']);
 
 /**
  * Tokens of one image at most. A tile model scales to 768 x 2048 pixels, 8 tiles: at most 1,445
@@ -93,7 +93,7 @@ function chatContents(body: JsonObject, model: string): Contents {
   seen.tools = readList(body, 'functions').length;
   for (const tool of readList(body, 'tools')) {
     seen.tools += 1;
-    if (!isObject(tool) || !CLIENT_TOOLS.has(String(tool.type))) seen.unbounded = 'tools';
+    if (!isObject(tool) || !CLIENT_TOOLS.has(tool.type)) seen.unbounded = 'tools';
   }
   for (const key of UNPRICED_KEYS) if (isGiven(body[key])) seen.unbounded = key;
   return seen;

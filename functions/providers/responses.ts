@@ -16,13 +16,14 @@ import type { Rates } from '../../schema/rules/catalogue.ts';
 import { pricesSearches } from '../../schema/rules/price.ts';
 import type { SseEvent } from '../../schema/sse.ts';
 import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
+import { stringOf } from './calls.ts';
 import { readResponseCalls } from './calls-responses.ts';
 import type { Endpoint, Meter, Reading } from './contract.ts';
 import { addImage, freeRow, limitMember } from './openai.ts';
 import { memberOf, parseEvent, textOf } from './reading.ts';
 
 /** Tools that the caller runs. */
-const CLIENT_TOOLS = new Set([
+const CLIENT_TOOLS: ReadonlySet<Json | undefined> = new Set([
   'function',
   'custom',
   'local_shell',
@@ -42,7 +43,7 @@ const HOSTED_TOOLS: ReadonlyMap<string, 'webSearches' | 'fileSearches' | undefin
 ]);
 
 /** Items whose whole content stands in the body. */
-const TEXT_ITEMS = new Set([
+const TEXT_ITEMS: ReadonlySet<Json> = new Set([
   'message',
   'function_call',
   'function_call_output',
@@ -58,7 +59,7 @@ const TEXT_ITEMS = new Set([
   'computer_call_output',
 ]);
 
-const TEXT_PARTS = new Set([
+const TEXT_PARTS: ReadonlySet<Json | undefined> = new Set([
   'input_text',
   'output_text',
   'text',
@@ -83,7 +84,7 @@ const UNPRICED_KEYS = [
 /** Statuses after which a response does not change. */
 const FINAL = new Set(['completed', 'incomplete', 'failed', 'cancelled']);
 
-const READ_EVENTS = new Set([
+const READ_EVENTS: ReadonlySet<Json | undefined> = new Set([
   'response.created',
   'response.queued',
   'response.completed',
@@ -93,7 +94,7 @@ const READ_EVENTS = new Set([
 ]);
 
 function addPart(seen: Contents, part: Json, model: string): void {
-  if (!isObject(part) || TEXT_PARTS.has(String(part.type))) return;
+  if (!isObject(part) || TEXT_PARTS.has(part.type)) return;
   if (part.type === 'input_audio') seen.audio = true;
   else if (
     (part.type === 'input_image' || part.type === 'computer_screenshot') &&
@@ -107,7 +108,7 @@ function addItem(seen: Contents, item: Json, model: string): void {
   seen.messages += 1;
   if (!isObject(item)) return;
   const type = item.type ?? 'message';
-  const isWhole = TEXT_ITEMS.has(String(type)) || (type === 'reasoning' && hasReasoning(item));
+  const isWhole = TEXT_ITEMS.has(type) || (type === 'reasoning' && hasReasoning(item));
   if (!isWhole) seen.hidden = 'input[]';
   for (const parts of [item.content, item.output]) {
     if (Array.isArray(parts)) for (const part of parts) addPart(seen, part, model);
@@ -141,7 +142,7 @@ interface Hosted {
 function addTool(seen: Contents, hosted: Hosted, tool: Json): void {
   seen.tools += 1;
   if (!isObject(tool)) return;
-  const type = String(tool.type);
+  const type = textOf(tool, 'type') ?? '';
   if (HOSTED_TOOLS.has(type)) {
     const fee = HOSTED_TOOLS.get(type);
     hosted.count += 1;
@@ -156,7 +157,7 @@ function addTool(seen: Contents, hosted: Hosted, tool: Json): void {
 
 function isClientTool(tool: Json): boolean {
   if (!isObject(tool)) return false;
-  if (CLIENT_TOOLS.has(String(tool.type))) return true;
+  if (CLIENT_TOOLS.has(tool.type)) return true;
   return tool.type === 'shell' && memberOf(tool, 'environment').type === 'local';
 }
 
@@ -233,13 +234,13 @@ function readItemIds({ output }: JsonObject): string[] {
   return items.flatMap((item) => (isObject(item) ? (textOf(item, 'id') ?? []) : []));
 }
 
-/** Ids of kept items that a body refers to in place of their content. */
+/** Ids of kept items that a body refers to in place of their content; empty where one is none. */
 export function referredItems({ input }: JsonObject): string[] {
   const items = Array.isArray(input) ? input : [];
   return items.flatMap((item) => {
     if (!isObject(item)) return [];
     const isReference = item.type === 'item_reference' || (!isGiven(item.type) && !item.role);
-    return isReference ? [String(item.id)] : [];
+    return isReference ? [stringOf(item, 'id')] : [];
   });
 }
 
@@ -276,7 +277,7 @@ function meterResponse(): Meter {
     body: take,
     event(event) {
       const value = mayHoldResponse(event) ? parseEvent(event.data) : undefined;
-      if (value && READ_EVENTS.has(String(value.type)) && isObject(value.response)) {
+      if (value && READ_EVENTS.has(value.type) && isObject(value.response)) {
         take(value.response);
       }
       return 'pass';

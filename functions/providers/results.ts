@@ -2,6 +2,7 @@
 
 import type { Json, JsonObject } from '../../schema/json.ts';
 import { isGiven, isObject } from '../../schema/rules/bound.ts';
+import { stringOf } from './calls.ts';
 import type { Endpoint } from './contract.ts';
 
 /** A tool result of a request. */
@@ -32,7 +33,7 @@ function chatResults({ messages }: JsonObject): ToolResult[] {
 
 function responseResults({ input }: JsonObject): ToolResult[] {
   return collect(input, 'input', (item, field) => {
-    const type = String(item.type);
+    const type = stringOf(item, 'type');
     if (type === 'mcp_approval_response') return result(item, 'approval_request_id', field);
     // A search that ran upstream was nobody's call.
     if (type === 'tool_search_output' && !isGiven(item.call_id)) return [];

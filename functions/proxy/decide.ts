@@ -157,8 +157,9 @@ async function findPrevious(call: Governed, body: JsonObject): Promise<KeptRespo
 async function checkReferences(call: Governed, body: JsonObject): Promise<void> {
   if (call.endpoint?.name !== 'responses.create') return;
   const referred = referredItems(body);
-  const foreign = referred.length > 0 && (await findForeignId(call.org, call.agent.id, referred));
-  if (!foreign) return;
+  if (referred.length === 0) return;
+  const foreign = await findForeignId(call.org, call.agent.id, referred);
+  if (foreign === undefined) return;
   await deny(call, 'permission_denied', 'This agent has made no response item with that id.', {
     rule: 'responses.owner',
     field: 'input',

@@ -22,7 +22,7 @@ export function toChatCompletion(message: JsonObject, createdS: number): JsonObj
   const blocks = listOf(message.content, 'content').filter(isObject);
   const calls = blocks.filter(({ type }) => type === 'tool_use');
   const said = joinTexts(blocks.filter(({ type }) => type === 'text'));
-  const alien = blocks.find(({ type }) => !SAID.has(String(type)));
+  const alien = blocks.find(({ type }) => !SAID.has(type));
   if (alien) throw new Untranslatable('content[].type', 'has no counterpart in chat');
   refuseLateText(blocks);
   const isSaid = said !== '' || calls.length === 0;
@@ -60,7 +60,12 @@ function refuseLateText(blocks: readonly JsonObject[]): void {
 }
 
 /** The blocks of an answer that chat can say, or that it does not show. */
-const SAID = new Set(['text', 'tool_use', 'thinking', 'redacted_thinking']);
+const SAID: ReadonlySet<Json | undefined> = new Set([
+  'text',
+  'tool_use',
+  'thinking',
+  'redacted_thinking',
+]);
 
 /**
  * Says a chat completion over as a message: its text, its calls of functions, its end and its

@@ -4,30 +4,30 @@ import type { Json, JsonObject } from '../../../schema/json.ts';
 import { readCount } from '../../../schema/usage.ts';
 import { memberOf } from '../reading.ts';
 
-const FINISHES: Readonly<Record<string, string>> = {
-  end_turn: 'stop',
-  stop_sequence: 'stop',
-  max_tokens: 'length',
-  model_context_window_exceeded: 'length',
-  tool_use: 'tool_calls',
-  refusal: 'content_filter',
-};
+const FINISHES: ReadonlyMap<Json | undefined, string> = new Map([
+  ['end_turn', 'stop'],
+  ['stop_sequence', 'stop'],
+  ['max_tokens', 'length'],
+  ['model_context_window_exceeded', 'length'],
+  ['tool_use', 'tool_calls'],
+  ['refusal', 'content_filter'],
+]);
 
-const STOPS: Readonly<Record<string, string>> = {
-  stop: 'end_turn',
-  length: 'max_tokens',
-  tool_calls: 'tool_use',
-  content_filter: 'refusal',
-};
+const STOPS: ReadonlyMap<Json | undefined, string> = new Map([
+  ['stop', 'end_turn'],
+  ['length', 'max_tokens'],
+  ['tool_calls', 'tool_use'],
+  ['content_filter', 'refusal'],
+]);
 
 /** Chat's `finish_reason` for a `stop_reason`; `stop` for one that is not known. */
 export function finishOf(reason: Json | undefined): string {
-  return FINISHES[String(reason)] ?? 'stop';
+  return FINISHES.get(reason) ?? 'stop';
 }
 
 /** The `stop_reason` for chat's `finish_reason`; `end_turn` for one that is not known. */
 export function stopReasonOf(reason: Json | undefined): string {
-  return STOPS[String(reason)] ?? 'end_turn';
+  return STOPS.get(reason) ?? 'end_turn';
 }
 
 /** The usage of messages as chat's; its input includes what the cache read and wrote. */

@@ -17,7 +17,7 @@ interface Use {
 }
 
 /** Blocks that have no place in chat: what the model thought. */
-const UNSHOWN = new Set(['thinking', 'redacted_thinking']);
+const UNSHOWN: ReadonlySet<Json | undefined> = new Set(['thinking', 'redacted_thinking']);
 
 /** Says events over as they come; usage goes out only where the caller asked for it. */
 export class MessageToChatChunks {
@@ -72,7 +72,7 @@ export class MessageToChatChunks {
 
   #open(index: number, block: JsonObject): string {
     if (block.type === 'text') return this.#text(block.text);
-    if (UNSHOWN.has(String(block.type))) return '';
+    if (UNSHOWN.has(block.type)) return '';
     if (block.type !== 'tool_use') {
       throw new Untranslatable('content_block.type', 'has no counterpart in chat');
     }
