@@ -326,7 +326,7 @@ describe('an approval of what nobody has approved', () => {
       'tools.deny[0]',
     ],
     'by an id alone': [{ input: [approvalOf('mcpr_new')] }, 'tools.deny[0]'],
-    'by no id': [{ input: [approvalOf('x', { approval_request_id: 7 })] }, 'tools.deny[0]'],
+    'by no id': [{ input: [approvalOf('x', { approval_request_id: null })] }, 'tools.deny[0]'],
     'by the id in another case': [{ input: [approvalOf('MCPR_X')] }, 'tools.deny[0]'],
     'in a word other than true': [
       { input: [requestFor('mcpr_new'), approvalOf('mcpr_new', { approve: 'yes' })] },
@@ -335,6 +335,10 @@ describe('an approval of what nobody has approved', () => {
       {
         input: [requestFor('mcpr_new'), approvalOf('mcpr_new', { type: 'MCP_Approval_Response' })],
       },
+    ],
+    'of a call of which nothing is shown': [
+      { input: [{ type: 'mcp_approval_request', id: 'mcpr_new' }, approvalOf('mcpr_new')] },
+      'tools.deny[0]',
     ],
     'in an item of no type': [
       { input: [requestFor('mcpr_new'), approvalOf('mcpr_new', { type: null, role: 'user' })] },
@@ -391,18 +395,32 @@ describe('an approval of what nobody has approved', () => {
     'the arguments': { input: [approvalOf(X), requestFor(X, { Arguments: '{"amount":901}' })] },
   };
 
-  test.each(Object.entries(AMBIGUOUS))(
-    'is not sent where %s stands in another spelling too',
-    async (name, members) => {
-      const run = `ambiguous-${name.replaceAll(' ', '-')}`;
-      await release(run, requestFor(X));
-      const before = upstream.requests.length;
-      const refused = await send(run, members);
-      expect(refused.status).toBe(400);
-      expect((await refusedOf(refused)).rungate.code).toBe('invalid_body');
-      expect(upstream.requests.length).toBe(before);
+  const MISSHAPEN: Readonly<Record<string, Item>> = {
+    'the id of the approval': { input: [approvalOf(X, { approval_request_id: [X] })] },
+    'the id of another call': {
+      input: [
+        ...[requestFor('7', { arguments: '{"amount":1}' }), approvalOf('7')],
+        requestFor('', { id: 7 }),
+      ],
     },
-  );
+    'the server': { input: [requestFor(X, { server_label: ['crm'] }), approvalOf(X)] },
+    'the tool': { input: [requestFor(X, { name: ['pay'] }), approvalOf(X)] },
+    'a server that is missing': { input: [requestFor(X, { server_label: null }), approvalOf(X)] },
+    'a server that is empty': { input: [requestFor(X, { server_label: '' }), approvalOf(X)] },
+  };
+
+  test.each([
+    ...Object.entries(AMBIGUOUS).map(([name, members]) => [`${name} in two spellings`, members]),
+    ...Object.entries(MISSHAPEN).map(([name, members]) => [`${name} that is no text`, members]),
+  ] as [string, Item][])('is not sent with %s', async (name, members) => {
+    const run = `ambiguous-${name.replaceAll(' ', '-')}`;
+    await release(run, requestFor(X));
+    const before = upstream.requests.length;
+    const refused = await send(run, members);
+    expect(refused.status).toBe(400);
+    expect((await refusedOf(refused)).rungate.code).toBe('invalid_body');
+    expect(upstream.requests.length).toBe(before);
+  });
 
   test('tells the tool, the rule and the place of what it shows', async () => {
     const input = [{ role: 'user', content: 'x' }, requestFor('mcpr_t'), approvalOf('mcpr_t')];

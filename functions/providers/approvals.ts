@@ -58,7 +58,7 @@ function namesCall(item: JsonObject): boolean {
  */
 export function givenApprovals(body: JsonObject): readonly Approval[] {
   const items = placedItems(body.input);
-  for (const [item, field] of items) refuseVariants(item, field);
+  for (const [item, field] of items) refuseAmbiguous(item, field);
   const given = new Map<string, string>();
   for (const [item, field] of items) {
     const id = stringOf(item, NAMES);
@@ -71,15 +71,14 @@ export function givenApprovals(body: JsonObject): readonly Approval[] {
     const under = shown.get(foldName(id)) ?? [];
     // Of ids that differ in case only, what is shown is looked at once.
     shown.delete(foldName(id));
-    return { ...readShown(under, id), field, ...(isContinued ? { isReferring: true } : {}) };
+    const calls = under.filter(([item]) => showsCall(item)).map((placed) => shownCall(placed, id));
+    return { id, field, calls, isReferring: isContinued || !isWhole(under, id) };
   });
 }
 
-function readShown(items: readonly Placed[], id: string): Omit<Approval, 'field'> {
-  const isWhole =
-    items.some(([item]) => isRequest(item, id)) && items.every(([item]) => isPlain(item, id));
-  const calls = items.filter(([item]) => !isReference(item)).map((item) => shownCall(item, id));
-  return { id, calls, isReferring: !isWhole };
+/** Whether what is approved stands in a request, and nothing that could be something else. */
+function isWhole(items: readonly Placed[], id: string): boolean {
+  return items.some(([item]) => isRequest(item, id)) && items.every(([item]) => isPlain(item, id));
 }
 
 type Placed = readonly [item: JsonObject, field: string];
@@ -89,11 +88,16 @@ function placedItems(input: Json | undefined): readonly Placed[] {
   return list.flatMap((item, at) => (isObject(item) ? [[item, `input[${at}]`] as const] : []));
 }
 
-/** Some decoders ignore the case of keys. */
-function refuseVariants(item: JsonObject, field: string): void {
+/** Some decoders ignore the case of keys, or make a text of what is none. */
+function refuseAmbiguous(item: JsonObject, field: string): void {
   for (const key in item) {
     if (KEYS.has(key) || !KEYS.has(fold(key))) continue;
     throw invalid(`${field}.${fold(key)}`, 'must be spelled exactly like this');
+  }
+  for (const key of ['id', NAMES]) {
+    if (isGiven(item[key]) && typeof item[key] !== 'string') {
+      throw invalid(`${field}.${key}`, 'must be a string');
+    }
   }
 }
 
@@ -117,9 +121,9 @@ function shownById(items: readonly Placed[]): Map<string, Placed[]> {
   return shown;
 }
 
-function isReference({ type, name, arguments: args, server_label: label }: JsonObject): boolean {
-  const isBare = !isGiven(name) && !isGiven(args) && !isGiven(label);
-  return type === 'item_reference' || (!isGiven(type) && isBare);
+/** Whether an item says anything of its call; else it only refers to what is kept. */
+function showsCall({ type, name, arguments: args, server_label: label }: JsonObject): boolean {
+  return type !== 'item_reference' && [name, args, label].some(isGiven);
 }
 
 function isRequest(item: JsonObject, id: string): boolean {
@@ -128,11 +132,16 @@ function isRequest(item: JsonObject, id: string): boolean {
 
 /** Whether an item can be read in one way only: as a request, or as the call that came of it. */
 function isPlain(item: JsonObject, id: string): boolean {
-  return isRequest(item, id) || (item.type === 'mcp_call' && item[NAMES] === id);
+  const isOfId = isRequest(item, id) || (item.type === 'mcp_call' && item[NAMES] === id);
+  return isOfId && showsCall(item);
 }
 
 function shownCall([item, field]: Placed, approvalId: string): ShownCall {
   const { arguments: text } = item;
+  // Of a call that is named by half, no rule could tell what it is.
+  for (const key of ['server_label', 'name']) {
+    if (stringOf(item, key) === '') throw invalid(`${field}.${key}`, 'must be a text');
+  }
   const name = `${stringOf(item, 'server_label')}/${stringOf(item, 'name')}`;
   const id = isPlain(item, approvalId) ? approvalId : '';
   if (typeof text !== 'string') return { id, field, name, args: undefined };
