@@ -1,8 +1,8 @@
 /** Released calls: the tool calls that a run was given, and results that answer none of them. */
 
-import type { ParkedId, RunId, TokenId } from '../schema/ids.ts';
+import type { AgentId, ParkedId, PolicyVersionId, RunId, TokenId } from '../schema/ids.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
-import type { Statement } from './client.ts';
+import type { Row, Statement } from './client.ts';
 import type { Org } from './org.ts';
 import { newId } from './seal.ts';
 
@@ -55,6 +55,41 @@ export async function findReleased(
     JSON.stringify(callIds),
   );
   return new Map(rows.map((row) => [String(row.call_id), row.digest as string | null]));
+}
+
+/** A call that an agent was given, and by which of its runs and under which policy. */
+export interface ReleasedBefore {
+  readonly run: { readonly id: RunId };
+  readonly version: { readonly id: PolicyVersionId };
+  /** What people approved; `null` where nobody was asked. */
+  readonly digest: string | null;
+}
+
+/** Of these ids those of calls that any run of an agent was given in a response. */
+export async function findReleasedBefore(
+  org: Org,
+  agent: AgentId,
+  callIds: readonly string[],
+): Promise<ReadonlyMap<string, ReleasedBefore>> {
+  const rows = await org.read(
+    `select c.call_id, c.digest, r.id as run_id, r.policy_version_id
+     from json_each(?3)
+     join responses p on p.org_id = ?1 and p.agent_id = ?2 and p.response_id = value
+     join runs r on r.org_id = ?1 and r.id = p.run_id
+     join released_calls c
+       on c.org_id = ?1 and c.run_id = r.id and c.call_id = value and c.was_released = 1`,
+    agent,
+    JSON.stringify(callIds),
+  );
+  return new Map(rows.map((row) => [String(row.call_id), toReleasedBefore(row)]));
+}
+
+function toReleasedBefore(row: Row): ReleasedBefore {
+  return {
+    run: { id: row.run_id as RunId },
+    version: { id: row.policy_version_id as PolicyVersionId },
+    digest: row.digest as string | null,
+  };
 }
 
 /** A call that ran upstream since people had approved it. */

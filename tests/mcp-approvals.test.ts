@@ -26,7 +26,8 @@ let org: Org;
 
 beforeAll(async () => {
   upstream = await startUpstream();
-  rungate = await deploy({ upstreamUrl: upstream.url, policy: { tools: TOOLS } });
+  const policy = { tools: TOOLS };
+  rungate = await deploy({ upstreamUrl: upstream.url, policy, agents: ['tester', 'other'] });
   db = await rungate.database();
   org = (await findOrg(db, 'acme'))!;
 });
@@ -516,6 +517,66 @@ describe('an approval passes', () => {
     } finally {
       await own.stop();
     }
+  });
+});
+
+describe('a conversation that goes on in another run', () => {
+  const begun = [
+    { role: 'user', content: 'pay them' },
+    requestFor('mcpr_on'),
+    approvalOf('mcpr_on'),
+  ];
+  const ran = ranFor('mcpr_on');
+  const goOn = { role: 'user', content: 'and now?' };
+
+  /** What it shows of a call that was approved for the run before; whether that may be sent. */
+  const SHOWN: Readonly<Record<string, readonly [items: readonly Item[], isSent: boolean]>> = {
+    'that has run': [[...begun, ran, said, goOn], true],
+    'that has run, as clients keep it': [
+      [...begun, ranFor('mcpr_on', { status: undefined, output: undefined }), said, goOn],
+      true,
+    ],
+    'that is yet to run': [[...begun, goOn], false],
+    'that is running': [[...begun, ranFor('mcpr_on', { status: 'calling' })], false],
+    'that is to run again': [[...begun, ran, said, approvalOf('mcpr_on')], false],
+    'that has run before it was approved': [[ran, said, ...begun], false],
+    'that has run with other arguments': [
+      [...begun, ranFor('mcpr_on', { arguments: '{"amount": 901}' })],
+      false,
+    ],
+    'that was altered since': [
+      [requestFor('mcpr_on', { arguments: '{"amount": 901}' }), ...begun.slice(2), ran],
+      false,
+    ],
+    'that has run for another': [[...begun, ranFor('mcpr_2'), said], false],
+    'that nobody has approved': [
+      [requestFor('mcpr_no'), approvalOf('mcpr_no'), ranFor('mcpr_no'), said],
+      false,
+    ],
+  };
+
+  beforeAll(() => release('before', requestFor('mcpr_on')));
+
+  test.each(Object.entries(SHOWN))('shows a call %s', async (name, [input, isSent]) => {
+    const before = upstream.requests.length;
+    if (isSent) upstream.script(answering(false, [said]));
+    const answer = await send(`on-${name.replaceAll(/\W+/g, '-')}`, { input });
+    expect(answer.status).toBe(isSent ? 200 : 403);
+    expect(upstream.requests.length - before).toBe(isSent ? 1 : 0);
+  });
+
+  test("shows no call of another agent's", async () => {
+    const body = { input: [...begun, ran, said, goOn], max_tool_calls: 1, tools: [SERVER] };
+    const options = { run: 'theirs', token: rungate.tokens.other!, members: body };
+    expect((await call({ rungate }, 'responses', options)).status).toBe(403);
+  });
+
+  test('approves by its id what nobody had to approve', async () => {
+    upstream.script(answering(false, [requestFor('mcpr_on_2', { name: 'find' })], 'resp_on_2'));
+    expect((await send('before', {})).status).toBe(200);
+    upstream.script(answering(false, [said]));
+    const members = { previous_response_id: 'resp_on_2', input: [approvalOf('mcpr_on_2')] };
+    expect((await send('on-after', members)).status).toBe(200);
   });
 });
 

@@ -20,6 +20,7 @@ import { readProviderKeys, replaceProviderKey } from '../db/provider-keys.ts';
 import {
   approvedCalls,
   findReleased,
+  findReleasedBefore,
   findUnreleased,
   flagResults,
   releasedCalls,
@@ -108,6 +109,8 @@ const onParked: Readonly<Record<string, Act['run']>> = {
     const { run_id: run, call_id: call } = await rowOf(org, 'released_calls');
     await findUnreleased(org, run as RunId, [String(call), 'call_none']);
     await findReleased(org, run as RunId, [String(call), 'call_none']);
+    const { agent_id: agent } = await rowOf(org, 'runs', `id = '${run}'`);
+    await findReleasedBefore(org, agent as AgentId, [String(call), 'call_none']);
   },
   flagResults: async (_, org) =>
     flagResults(

@@ -24,6 +24,8 @@ export interface Approval {
   readonly calls: readonly ShownCall[];
   /** Whether the upstream may go by what it has kept under the id. */
   readonly isReferring: boolean;
+  /** Whether the request tells that the call has run, so that it is not to run again. */
+  readonly hasRun: boolean;
 }
 
 /** The member by which an approval names its call. */
@@ -33,6 +35,10 @@ const REQUEST = 'mcp_approval_request';
 const SHOWN: ReadonlySet<Json | undefined> = new Set([REQUEST, 'mcp_call']);
 const KEYS: ReadonlySet<string> = new Set([
   ...['type', 'id', NAMES, 'approve', 'server_label', 'name', 'arguments'],
+]);
+/** Statuses of a call that is over; hosts may leave it out. */
+const OVER: ReadonlySet<Json | undefined> = new Set([
+  ...[undefined, null, 'completed', 'incomplete', 'failed'],
 ]);
 /** Of what folds to {@link NAMES}; nearly all keys are shorter. */
 const SHORTEST_NAMES = 10;
@@ -58,45 +64,54 @@ function namesCall(item: JsonObject): boolean {
  */
 export function givenApprovals(body: JsonObject): readonly Approval[] {
   const items = placedItems(body.input);
-  for (const [item, field] of items) refuseAmbiguous(item, field);
-  const given = new Map<string, string>();
-  for (const [item, field] of items) {
-    const id = stringOf(item, NAMES);
-    if (approves(item) && !given.has(id)) given.set(id, `${field}.${NAMES}`);
-  }
+  for (const placed of items) refuseAmbiguous(placed);
+  const given = new Map<string, number>();
+  for (const { item, at } of items) if (approves(item)) given.set(stringOf(item, NAMES), at);
   if (given.size === 0) return [];
   const isContinued = isGiven(body.previous_response_id);
   const shown = shownById(items);
-  return [...given].map(([id, field]) => {
+  return [...given].map(([id, at]) => {
     const under = shown.get(foldName(id)) ?? [];
     // Of ids that differ in case only, what is shown is looked at once.
     shown.delete(foldName(id));
-    const calls = under.filter(([item]) => showsCall(item)).map((placed) => shownCall(placed, id));
-    return { id, field, calls, isReferring: isContinued || !isWhole(under, id) };
+    return {
+      ...{ id, field: `${fieldOf(at)}.${NAMES}` },
+      calls: under.filter(({ item }) => showsCall(item)).map((placed) => shownCall(placed, id)),
+      isReferring: isContinued || !isWhole(under, id),
+      hasRun: under.some((placed) => placed.at > at && isOver(placed.item, id)),
+    };
   });
 }
 
 /** Whether what is approved stands in a request, and nothing that could be something else. */
 function isWhole(items: readonly Placed[], id: string): boolean {
-  return items.some(([item]) => isRequest(item, id)) && items.every(([item]) => isPlain(item, id));
+  return (
+    items.some(({ item }) => isRequest(item, id)) && items.every(({ item }) => isPlain(item, id))
+  );
 }
 
-type Placed = readonly [item: JsonObject, field: string];
+/** An item of the input, and its place there. */
+interface Placed {
+  readonly item: JsonObject;
+  readonly at: number;
+}
 
 function placedItems(input: Json | undefined): readonly Placed[] {
   const list = Array.isArray(input) ? input : [];
-  return list.flatMap((item, at) => (isObject(item) ? [[item, `input[${at}]`] as const] : []));
+  return list.flatMap((item, at) => (isObject(item) ? [{ item, at }] : []));
 }
 
+const fieldOf = (at: number) => `input[${at}]`;
+
 /** Some decoders ignore the case of keys, or make a text of what is none. */
-function refuseAmbiguous(item: JsonObject, field: string): void {
+function refuseAmbiguous({ item, at }: Placed): void {
   for (const key in item) {
     if (KEYS.has(key) || !KEYS.has(fold(key))) continue;
-    throw invalid(`${field}.${fold(key)}`, 'must be spelled exactly like this');
+    throw invalid(`${fieldOf(at)}.${fold(key)}`, 'must be spelled exactly like this');
   }
   for (const key of ['id', NAMES]) {
     if (isGiven(item[key]) && typeof item[key] !== 'string') {
-      throw invalid(`${field}.${key}`, 'must be a string');
+      throw invalid(`${fieldOf(at)}.${key}`, 'must be a string');
     }
   }
 }
@@ -110,7 +125,7 @@ function approves(item: JsonObject): boolean {
 function shownById(items: readonly Placed[]): Map<string, Placed[]> {
   const shown = new Map<string, Placed[]>();
   for (const placed of items) {
-    const [item] = placed;
+    const { item } = placed;
     if (item.type === 'mcp_approval_response') continue;
     for (const id of new Set([foldName(stringOf(item, 'id')), foldName(stringOf(item, NAMES))])) {
       const known = shown.get(id);
@@ -136,8 +151,14 @@ function isPlain(item: JsonObject, id: string): boolean {
   return isOfId && showsCall(item);
 }
 
-function shownCall([item, field]: Placed, approvalId: string): ShownCall {
+/** Whether an item is the call that came of a request, and over. */
+function isOver(item: JsonObject, id: string): boolean {
+  return item.type === 'mcp_call' && item[NAMES] === id && OVER.has(item.status);
+}
+
+function shownCall({ item, at }: Placed, approvalId: string): ShownCall {
   const { arguments: text } = item;
+  const field = fieldOf(at);
   // Of a call that is named by half, no rule could tell what it is.
   for (const key of ['server_label', 'name']) {
     if (stringOf(item, key) === '') throw invalid(`${field}.${key}`, 'must be a text');

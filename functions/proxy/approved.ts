@@ -8,7 +8,10 @@ import type { ProposedCall } from '../providers/contract.ts';
 import type { Permitted } from './decide.ts';
 
 /** The call that a run is on, as far as gates are bound to it. */
-type Place = Pick<Permitted, 'org' | 'agent' | 'run' | 'version'>;
+interface Place extends Pick<Permitted, 'org' | 'agent'> {
+  readonly run: Pick<Permitted['run'], 'id'>;
+  readonly version: Pick<Permitted['version'], 'id'>;
+}
 
 /** What a gate on a proposed call is bound to. */
 export function subjectOf(
@@ -31,7 +34,7 @@ export function digestOf(place: Place, call: Pick<ProposedCall, 'name' | 'argsTe
  * request that its run was given, and has the tool and the arguments of that.
  */
 export async function findApproved(
-  place: Place,
+  place: Pick<Permitted, 'org' | 'agent' | 'run' | 'version'>,
   calls: readonly ProposedCall[],
 ): Promise<ReadonlySet<ProposedCall>> {
   const { policy } = place.version;

@@ -1,6 +1,12 @@
 /** What a request says of calls: results and approvals have to be of calls its run was given. */
 
-import { findReleased, findUnreleased, flagResults } from '../../db/released.ts';
+import {
+  findReleased,
+  findReleasedBefore,
+  findUnreleased,
+  flagResults,
+  type ReleasedBefore,
+} from '../../db/released.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { ruleOfServers } from '../../schema/rules/hosted.ts';
 import { decideTool, governsTools } from '../../schema/rules/tools.ts';
@@ -57,42 +63,72 @@ async function checkApprovals(
   approvals: readonly Approval[],
 ): Promise<void> {
   if (approvals.length === 0) return;
-  const ids = approvals.map(({ id }) => id);
-  const released = await findReleased(call.org, call.run.id, ids);
+  const given = await findGiven(
+    call,
+    approvals.map(({ id }) => id),
+  );
   for (const approval of approvals) {
-    const denial = judgeApproval(call, rule, approval, released);
+    const denial = judgeApproval(call, rule, approval, given);
     if (!denial) continue;
     const { reason, field, asked } = denial;
     await deny(call, 'permission_denied', reason, { rule: denial.rule, field, asked });
   }
 }
 
+/** The calls that were given, by their ids. */
+interface Given {
+  /** To the run, with the digests of what people approved. */
+  readonly here: ReadonlyMap<string, string | null>;
+  /** To other runs of its agent. */
+  readonly before: ReadonlyMap<string, ReleasedBefore>;
+}
+
+async function findGiven({ org, agent, run }: Permitted, ids: readonly string[]): Promise<Given> {
+  const here = await findReleased(org, run.id, ids);
+  const others = ids.filter((id) => !here.has(id));
+  if (others.length === 0) return { here, before: new Map() };
+  return { here, before: await findReleasedBefore(org, agent.id, others) };
+}
+
 /** The upstream may go by what the request shows, or by what it has kept: both have to be right. */
 function judgeApproval(
   call: Permitted,
   rule: string,
-  { id, field, calls, isReferring }: Approval,
-  released: ReadonlyMap<string, string | null>,
+  approval: Approval,
+  given: Given,
 ): Denial | undefined {
-  for (const shown of calls) {
+  const { id, field } = approval;
+  for (const shown of approval.calls) {
     const decision = decideTool(call.version.policy, shown);
     if (decision.effect === 'deny') return { ...decision, field: shown.field };
-    if (decision.effect === 'ask' && !isApproved(call, shown, released)) {
+    if (decision.effect === 'ask' && !isApproved(call, shown, approval, given)) {
       const reason = `${decision.reason} Nobody has approved this call of it for the run; leave the approval out and let the call be proposed.`;
       return { ...decision, effect: 'deny', reason, field: shown.field };
     }
   }
-  if (!isReferring || released.has(id)) return undefined;
+  if (!approval.isReferring || isKnown(call, id, given)) return undefined;
   const reason = `This run was given no call "${id.slice(0, 100)}" to approve; leave the approval out and let the call be proposed.`;
   return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason };
 }
 
+/** What another run had approved may be shown where it has run, but does not run again. */
 function isApproved(
   call: Permitted,
   { id, name, argsText }: ShownCall,
-  released: ReadonlyMap<string, string | null>,
+  { hasRun }: Approval,
+  { here, before }: Given,
 ): boolean {
-  return argsText !== undefined && released.get(id) === digestOf(call, { name, argsText });
+  if (argsText === undefined) return false;
+  const earlier = hasRun ? before.get(id) : undefined;
+  const digest = here.get(id) ?? earlier?.digest;
+  return digest === digestOf({ ...call, ...earlier }, { name, argsText });
+}
+
+/** Whether the policy has let the call pass under its id: for the run, or without asking. */
+function isKnown({ version }: Permitted, id: string, { here, before }: Given): boolean {
+  const earlier = before.get(id);
+  const isUnasked = earlier?.digest === null && earlier.version.id === version.id;
+  return here.has(id) || isUnasked;
 }
 
 async function checkReleased(
