@@ -580,6 +580,20 @@ describe('a conversation that goes on in another run', () => {
   });
 });
 
+describe('a list of what an agent has sent', () => {
+  test('gives its run no call to approve', async () => {
+    const response = await release('sent', requestFor('mcpr_sent'));
+    const listed = { object: 'list', data: [requestFor('mcpr_sent', { name: 'find' })] };
+    upstream.script({ body: JSON.stringify(listed) });
+    const list = await fetch(`${rungate.url}/r/sent-2/v1/responses/${response}/input_items`, {
+      headers: { authorization: `Bearer ${rungate.token}` },
+    });
+    expect(list.status).toBe(200);
+    const members = { previous_response_id: response, input: [approvalOf('mcpr_sent')] };
+    expect((await send('sent-2', members)).status).toBe(403);
+  });
+});
+
 describe('a response that is read again', () => {
   test('shows what has run without asking about it', async () => {
     const response = await release('again', requestFor('mcpr_again'));

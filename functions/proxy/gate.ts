@@ -7,7 +7,6 @@ import { approvedCalls, releasedCalls } from '../../db/released.ts';
 import { newId } from '../../db/seal.ts';
 import { openVault, type Vault } from '../../db/vault.ts';
 import type { ParkedId } from '../../schema/ids.ts';
-import type { Policy } from '../../schema/policy.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { type Ask, decideTool } from '../../schema/rules/tools.ts';
 import type { ProposedCall } from '../providers/contract.ts';
@@ -54,7 +53,7 @@ export async function judge(answer: Answer, proposals: Proposals | undefined): P
   const { calls, fault, lengthBytes } = proposals;
   if (fault !== undefined) return unreadable(fault);
   const approved = await findApproved(answer, calls);
-  return judgeKept(judgeCalls(answer.version.policy, calls, approved), lengthBytes);
+  return judgeKept(judgeCalls(answer, calls, approved), lengthBytes);
 }
 
 /**
@@ -63,17 +62,19 @@ export async function judge(answer: Answer, proposals: Proposals | undefined): P
  * @param approved Those of which people are not asked again.
  */
 function judgeCalls(
-  policy: Policy,
+  { version, endpoint }: Answer,
   calls: readonly ProposedCall[],
   approved: ReadonlySet<ProposedCall>,
 ): Verdict {
   const asked: AskedCall[] = [];
   for (const call of calls) {
-    const decision = decideTool(policy, call);
+    const decision = decideTool(version.policy, call);
     if (decision.effect === 'deny') return decision;
     if (decision.effect === 'ask' && !approved.has(call)) asked.push({ call, ask: decision });
   }
-  const callIds = calls.flatMap(({ id }) => id ?? []);
+  // A list of inputs has the agent's own words, and gives it nothing.
+  const isGiven = endpoint.name !== 'responses.input_items';
+  const callIds = isGiven ? calls.flatMap(({ id }) => id ?? []) : [];
   const given = { callIds, approved: [...approved] };
   return asked.length === 0 ? { effect: 'allow', ...given } : withinLimits(given, asked);
 }
