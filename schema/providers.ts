@@ -15,6 +15,8 @@ export interface Provider {
   readonly limitKey: 'max_completion_tokens' | 'max_tokens';
   /** Whether streams report usage unasked, and asking is an error or has no effect. */
   readonly streamsUsage: boolean;
+  /** Whether it asks before it runs a tool of an MCP server; others may not look at what they are told. */
+  readonly asksApproval?: boolean;
 }
 
 const host = (name: string, baseUrl: string, more: Partial<Provider> = {}): Provider => ({
@@ -47,7 +49,10 @@ const demo: Provider = {
 
 /** Every provider; a host that speaks OpenAI's dialect is one row. */
 export const PROVIDERS: readonly Provider[] = [
-  host('openai', 'https://api.openai.com/v1', { limitKey: 'max_completion_tokens' }),
+  host('openai', 'https://api.openai.com/v1', {
+    limitKey: 'max_completion_tokens',
+    asksApproval: true,
+  }),
   host('anthropic', 'https://api.anthropic.com/v1', {
     dialects: ['anthropic'],
     auth: 'x-api-key',

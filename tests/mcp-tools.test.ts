@@ -1,6 +1,7 @@
 /** Tools of MCP servers that a provider runs: what a policy governs is not run unasked. */
 
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test';
+import { join } from 'node:path';
 import fc from 'fast-check';
 import { declaredTools } from '../functions/providers/declared.ts';
 import type { JsonObject } from '../schema/json.ts';
@@ -141,20 +142,35 @@ describe('on the wire', () => {
   beforeAll(async () => {
     upstream = await startUpstream();
     const tools = { deny: ['crm/delete'], requireApproval: [{ tool: 'crm/*' }] };
-    rungate = await deploy({ upstreamUrl: upstream.url, policy: { tools } });
+    const failover = [{ model: 'openai/test-model', to: ['grok/test-model'] }];
+    rungate = await deploy({ upstreamUrl: upstream.url, policy: { tools, failover } });
+    const [inputPerMillion, outputPerMillion] = ['1.00', '4.00'];
+    const manifest = {
+      providerKeys: [
+        {
+          ...{ name: 'grok', provider: 'x-ai', baseUrl: `${upstream.url}/v1` },
+          secret: { env: 'UPSTREAM_KEY' },
+        },
+      ],
+      prices: [{ model: 'grok/test-model', inputPerMillion, outputPerMillion }],
+    };
+    const path = join(rungate.folder, 'grok.json');
+    await Bun.write(path, JSON.stringify(manifest));
+    expect((await rungate.cli('apply', path, '--org', 'acme')).code).toBe(0);
   });
+  afterEach(() => upstream.unscript());
   afterAll(async () => {
     await rungate.stop();
     await upstream.stop();
   });
 
-  const ask = (require_approval: string) =>
+  const ask = (require_approval: string, model = 'openai/test-model', more: object = {}) =>
     fetch(`${rungate.url}/v1/responses`, {
       method: 'POST',
       headers: { authorization: `Bearer ${rungate.token}` },
       body: JSON.stringify({
-        ...{ model: 'test-model', input: 'x', max_output_tokens: 16, max_tool_calls: 1 },
-        tools: [serverOf({ require_approval })],
+        ...{ model, input: 'x', max_output_tokens: 16, max_tool_calls: 1 },
+        tools: [serverOf({ require_approval, ...more })],
       }),
     });
 
@@ -172,5 +188,31 @@ describe('on the wire', () => {
     expect(upstream.requests.length).toBe(0);
     await ask('always');
     expect(upstream.requests.length).toBe(1);
+  });
+
+  test('a governed server is refused where the provider asks nobody', async () => {
+    const before = upstream.requests.length;
+    const refused = await ask('always', 'grok/test-model');
+    expect(refused.status).toBe(403);
+    const { error } = (await refused.json()) as { error: { rungate: object } };
+    expect(error.rungate).toMatchObject({
+      ...{ code: 'permission_denied', rule: 'tools.deny[0]', asked: 'crm/*' },
+      field: 'tools[0].allowed_tools',
+    });
+    const governed = await ask('always', 'grok/test-model', { allowed_tools: ['pay'] });
+    expect(governed.status).toBe(403);
+    expect(upstream.requests.length).toBe(before);
+    await ask('always', 'grok/test-model', { server_label: 'wiki' });
+    expect(upstream.requests.length).toBe(before + 1);
+  });
+
+  test('a governed server is not sent on to a provider that asks nobody', async () => {
+    const before = upstream.requests.length;
+    upstream.script({ error: 503 });
+    expect((await ask('always')).status).toBe(503);
+    expect(upstream.requests.length - before).toBe(1);
+    upstream.script({ error: 503 });
+    await ask('always', 'openai/test-model', { server_label: 'wiki' });
+    expect(upstream.requests.length - before).toBe(3);
   });
 });

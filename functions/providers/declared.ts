@@ -101,7 +101,8 @@ function responseTool(tool: Json, field: string): Declared[] {
 function mcpOfResponses(tool: JsonObject, field: string): Declared {
   const { hosted } = mcpTool(tool.server_label, tool.server_url ?? tool.connector_id, field);
   const unasked = unaskedOf(tool);
-  return { field, hosted: { ...hosted, ...(unasked ? { unasked } : {}) } };
+  const atWorst = unaskedOf({ ...tool, require_approval: 'never' })!;
+  return { field, hosted: { ...hosted, atWorst, ...(unasked ? { unasked } : {}) } };
 }
 
 /** Keys of an MCP server that say which of its tools run without a word to the caller. */

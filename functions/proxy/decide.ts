@@ -66,35 +66,41 @@ export async function decide(call: Governed): Promise<Permitted> {
   const settings = await readSettings(call.org, call.credential.revision);
   const kept = await findKept(call);
   const target = await findTarget(call, endpoint, settings, kept);
-  const denial = judgeTools(call.version.policy, endpoint, call.body?.value);
+  const denial = judgeTools(call, endpoint, target.provider);
   if (denial) return denyByPolicy(call, denial);
   const rates = endpoint.spends ? await priceOf(call, target, settings) : null;
   const fallbacks = kept ? [] : findFallbacks(call, { ...target, rates }, settings);
   return { ...call, settings, ...target, rates, kept, fallbacks };
 }
 
-/** The first tool that the request declares and the policy never lets through. */
+/** The first tool that the request declares and the policy never lets through to a provider. */
 function judgeTools(
-  policy: Policy,
+  { version, body: checked }: Governed,
   endpoint: Endpoint,
-  body: JsonObject | undefined,
+  provider: Provider,
 ): Denial | undefined {
+  const { policy } = version;
+  const body = checked?.value;
   const isGoverned = governsTools(policy);
   if (!body || (!isGoverned && !policy.hostedTools)) return undefined;
   if (isGiven(body.prompt) && endpoint.name === 'responses.create') {
     return denyPrompt(isGoverned ? 'tools' : 'hostedTools');
   }
   for (const tool of declaredTools(endpoint.name, body)) {
-    const denial = judgeDeclared(policy, tool);
+    const denial = judgeDeclared(policy, tool, provider);
     if (denial) return denial;
   }
   return undefined;
 }
 
-function judgeDeclared(policy: Policy, { field, name, hosted }: Declared): Denial | undefined {
+function judgeDeclared(
+  policy: Policy,
+  { field, name, hosted }: Declared,
+  { asksApproval = false }: Provider,
+): Denial | undefined {
   const denial = hosted ? decideHosted(policy, hosted) : denyName(policy, name ?? '');
   if (denial) return { ...denial, field };
-  const unasked = hosted && decideUnasked(policy, hosted);
+  const unasked = hosted && decideUnasked(policy, hosted, asksApproval);
   return unasked && { ...unasked, field: `${field}.${unasked.field}` };
 }
 
@@ -334,6 +340,7 @@ function fallback(
   const key = settings.keys.find((each) => name.startsWith(`${each.name}/`));
   const provider = key && findProvider(key.provider);
   if (!provider || decideModel(call.version.policy, name).effect === 'deny') return undefined;
+  if (judgeTools(call, asked, provider)) return undefined;
   const endpoint = endpointAt(provider, asked);
   const model = bare(key, name);
   const rates = tariffOf(call, settings, provider, key, model);

@@ -16,6 +16,8 @@ export interface HostedTool {
   readonly place?: string;
   /** The tools of an MCP server of which the provider asks nobody; absent where it asks of all. */
   readonly unasked?: Unasked;
+  /** Those that run where a provider asks of none, whatever it is told. */
+  readonly atWorst?: Unasked;
 }
 
 /** Tools of an MCP server that the provider runs without asking the caller. */
@@ -86,23 +88,35 @@ function placeOf(place: string): string {
 /**
  * Refuses the tools of an MCP server that a tool rule could speak of, and that the provider would
  * have run before anyone saw their calls. Those that it asks about come back to be decided.
+ *
+ * @param asks Whether the provider asks where it is told to.
  */
-export function decideUnasked(policy: Policy, { label, unasked }: HostedTool): Denial | undefined {
-  if (!unasked || !governsTools(policy)) return undefined;
-  const { names, except } = unasked;
+export function decideUnasked(
+  policy: Policy,
+  { label, unasked, atWorst = unasked }: HostedTool,
+  asks = true,
+): Denial | undefined {
+  const run = asks ? unasked : atWorst;
+  if (!run || !governsTools(policy)) return undefined;
+  const { names, except } = run;
   const server = label === undefined ? '' : `${label}/`;
   // A server without a label could come to have any.
   if (!names || label === undefined)
-    return refuseUnasked(ruleOfSome(policy, server, except), `${server}*`);
+    return refuseUnasked(ruleOfSome(policy, server, except), `${server}*`, asks);
   const governed = names.find((name) => judgeName(policy, server + name) !== 'allow');
   if (governed === undefined) return undefined;
-  return refuseUnasked(ruleOfOne(policy, server + governed), server + governed);
+  return refuseUnasked(ruleOfOne(policy, server + governed), server + governed, asks);
 }
 
-function refuseUnasked(rule: string | undefined, name: string): Denial | undefined {
+function refuseUnasked(rule: string | undefined, name: string, asks: boolean): Denial | undefined {
   if (rule === undefined) return undefined;
   const asked = name.slice(0, MAX_SHOWN_CHARS);
-  const reason = `The policy governs the tool "${asked}" (rule ${rule}), which the provider would run unasked: set require_approval to "always" or leave it out.`;
+  const governed = `The policy governs the tool "${asked}" (rule ${rule})`;
+  if (!asks) {
+    const reason = `${governed}, and this provider asks nobody before it runs one: name others in allowed_tools, or leave the server out.`;
+    return { effect: 'deny', rule, field: 'allowed_tools', asked, reason };
+  }
+  const reason = `${governed}, which the provider would run unasked: set require_approval to "always" or leave it out.`;
   return { effect: 'deny', rule, field: 'require_approval', asked, allowed: ['always'], reason };
 }
 
