@@ -197,9 +197,9 @@ describe('on the wire', () => {
     const { error } = (await refused.json()) as { error: { rungate: object } };
     expect(error.rungate).toMatchObject({
       ...{ code: 'permission_denied', rule: 'tools.deny[0]', asked: 'crm/*' },
-      field: 'tools[0].allowed_tools',
+      field: 'tools[0].type',
     });
-    const governed = await ask('always', 'grok/test-model', { allowed_tools: ['pay'] });
+    const governed = await ask('always', 'grok/test-model', { allowed_tools: ['find'] });
     expect(governed.status).toBe(403);
     expect(upstream.requests.length).toBe(before);
     await ask('always', 'grok/test-model', { server_label: 'wiki' });

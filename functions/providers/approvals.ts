@@ -38,7 +38,11 @@ const KEYS: ReadonlySet<string> = new Set([
 ]);
 /** Statuses of a call that is over; hosts may leave it out. */
 const OVER: ReadonlySet<Json | undefined> = new Set([
-  ...[undefined, null, 'completed', 'incomplete', 'failed'],
+  undefined,
+  null,
+  'completed',
+  'incomplete',
+  'failed',
 ]);
 /** Of what folds to {@link NAMES}; nearly all keys are shorter. */
 const SHORTEST_NAMES = 10;

@@ -2,7 +2,7 @@
 
 import { fold, type Json, type JsonObject } from '../../schema/json.ts';
 import { isGiven, isObject, readList } from '../../schema/rules/bound.ts';
-import type { HostedTool, Unasked } from '../../schema/rules/hosted.ts';
+import { ANY, type HostedTool, type Unasked } from '../../schema/rules/hosted.ts';
 import { memberOf } from './reading.ts';
 
 /** A tool that a request declares or names. */
@@ -101,8 +101,7 @@ function responseTool(tool: Json, field: string): Declared[] {
 function mcpOfResponses(tool: JsonObject, field: string): Declared {
   const { hosted } = mcpTool(tool.server_label, tool.server_url ?? tool.connector_id, field);
   const unasked = unaskedOf(tool);
-  const atWorst = unaskedOf({ ...tool, require_approval: 'never' })!;
-  return { field, hosted: { ...hosted, atWorst, ...(unasked ? { unasked } : {}) } };
+  return { field, hosted: { ...hosted, ...(unasked ? { unasked } : {}) } };
 }
 
 /** Keys of an MCP server that say which of its tools run without a word to the caller. */
@@ -111,7 +110,6 @@ const MCP_KEYS: ReadonlySet<string> = new Set([
 ]);
 const APPROVAL_KEYS: ReadonlySet<string> = new Set(['always', 'never']);
 const FILTER_KEYS: ReadonlySet<string> = new Set(['tool_names']);
-const ANY: Unasked = { except: [] };
 
 /**
  * The tools of a server that the upstream runs without asking; undefined where it asks about each,

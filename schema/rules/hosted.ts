@@ -16,8 +16,6 @@ export interface HostedTool {
   readonly place?: string;
   /** The tools of an MCP server of which the provider asks nobody; absent where it asks of all. */
   readonly unasked?: Unasked;
-  /** Those that run where a provider asks of none, whatever it is told. */
-  readonly atWorst?: Unasked;
 }
 
 /** Tools of an MCP server that the provider runs without asking the caller. */
@@ -27,6 +25,9 @@ export interface Unasked {
   /** The tools among any that the provider does ask about. */
   readonly except: readonly string[];
 }
+
+/** Any tool, without a word to the caller. */
+export const ANY: Unasked = { except: [] };
 
 const VERSION = /_20\d{2}(?:\d{4}|_\d{2}_\d{2})$/;
 const MAX_SHOWN_CHARS = 200;
@@ -89,16 +90,16 @@ function placeOf(place: string): string {
  * Refuses the tools of an MCP server that a tool rule could speak of, and that the provider would
  * have run before anyone saw their calls. Those that it asks about come back to be decided.
  *
- * @param asks Whether the provider asks where it is told to.
+ * @param asks Whether the provider asks where it is told to; one that doesn't may run any tool.
  */
 export function decideUnasked(
   policy: Policy,
-  { label, unasked, atWorst = unasked }: HostedTool,
+  { type, label, unasked }: HostedTool,
   asks = true,
 ): Denial | undefined {
-  const run = asks ? unasked : atWorst;
-  if (!run || !governsTools(policy)) return undefined;
-  const { names, except } = run;
+  const running = asks || fold(type) !== 'mcp' ? unasked : ANY;
+  if (!running || !governsTools(policy)) return undefined;
+  const { names, except } = running;
   const server = label === undefined ? '' : `${label}/`;
   // A server without a label could come to have any.
   if (!names || label === undefined)
@@ -113,8 +114,8 @@ function refuseUnasked(rule: string | undefined, name: string, asks: boolean): D
   const asked = name.slice(0, MAX_SHOWN_CHARS);
   const governed = `The policy governs the tool "${asked}" (rule ${rule})`;
   if (!asks) {
-    const reason = `${governed}, and this provider asks nobody before it runs one: name others in allowed_tools, or leave the server out.`;
-    return { effect: 'deny', rule, field: 'allowed_tools', asked, reason };
+    const reason = `${governed}, and this provider asks nobody before it runs one: leave the server out.`;
+    return { effect: 'deny', rule, field: 'type', asked, reason };
   }
   const reason = `${governed}, which the provider would run unasked: set require_approval to "always" or leave it out.`;
   return { effect: 'deny', rule, field: 'require_approval', asked, allowed: ['always'], reason };
