@@ -538,6 +538,10 @@ describe('a conversation that goes on in another run', () => {
     ],
     'that is yet to run': [[...begun, goOn], false],
     'that is running': [[...begun, ranFor('mcpr_on', { status: 'calling' })], false],
+    'that has run and is running': [
+      [...begun, ran, ranFor('mcpr_on', { status: 'calling' })],
+      false,
+    ],
     'that is to run again': [[...begun, ran, said, approvalOf('mcpr_on')], false],
     'that has run before it was approved': [[ran, said, ...begun], false],
     'that has run with other arguments': [

@@ -82,7 +82,7 @@ export function givenApprovals(body: JsonObject): readonly Approval[] {
       ...{ id, field: `${fieldOf(at)}.${NAMES}` },
       calls: under.filter(({ item }) => showsCall(item)).map((placed) => shownCall(placed, id)),
       isReferring: isContinued || !isWhole(under, id),
-      hasRun: under.some((placed) => placed.at > at && isOver(placed.item, id)),
+      hasRun: hasRun(under, id, at),
     };
   });
 }
@@ -151,13 +151,18 @@ function isRequest(item: JsonObject, id: string): boolean {
 
 /** Whether an item can be read in one way only: as a request, or as the call that came of it. */
 function isPlain(item: JsonObject, id: string): boolean {
-  const isOfId = isRequest(item, id) || (item.type === 'mcp_call' && item[NAMES] === id);
-  return isOfId && showsCall(item);
+  return (isRequest(item, id) || isCall(item, id)) && showsCall(item);
 }
 
-/** Whether an item is the call that came of a request, and over. */
-function isOver(item: JsonObject, id: string): boolean {
-  return item.type === 'mcp_call' && item[NAMES] === id && OVER.has(item.status);
+function isCall(item: JsonObject, id: string): boolean {
+  return item.type === 'mcp_call' && item[NAMES] === id;
+}
+
+/** Whether the call that came of an approval is shown after it, and is over. */
+function hasRun(items: readonly Placed[], id: string, approvedAt: number): boolean {
+  const calls = items.filter(({ item }) => isCall(item, id));
+  const isOver = ({ item, at }: Placed) => at > approvedAt && OVER.has(item.status);
+  return calls.length > 0 && calls.every(isOver);
 }
 
 function shownCall({ item, at }: Placed, approvalId: string): ShownCall {
