@@ -3,6 +3,7 @@
 import { parseArgs } from 'node:util';
 import { GATED, governed, LIMITED } from './governed.ts';
 import type { Stage, StageOptions } from './stage.ts';
+import { writesAlone } from './writes.ts';
 
 /**
  * How much of a governed call runs, by name. `bare` is the yardstick: the request goes upstream
@@ -23,6 +24,7 @@ const STAGES: Readonly<Record<string, (options: StageOptions) => Stage | Promise
       });
     },
   }),
+  writes: writesAlone,
   edge: governed('edge'),
   authenticate: governed('authenticate'),
   read: governed('read'),

@@ -36,6 +36,8 @@ export const YARDSTICK = 'bare';
 export const TARGETS: readonly Target[] = [
   { name: 'direct', start: async ({ upstream }) => ({ url: upstream, headers: {}, stop: rest }) },
   stage(YARDSTICK, 'bare'),
+  stage('two writes alone (normal)', 'writes', 'normal'),
+  stage('two writes alone (full)', 'writes'),
   stage('+ edge', 'edge'),
   stage('+ authenticate', 'authenticate'),
   stage('+ read body', 'read'),
