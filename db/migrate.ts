@@ -26,6 +26,7 @@ const MIGRATIONS = [
   '0017_trails.sql',
   '0018_approved_calls.sql',
   '0019_used_tokens.sql',
+  '0020_used_approvals.sql',
 ] as const;
 
 /**

@@ -1,6 +1,6 @@
 /** Released calls: the tool calls that a run was given, and results that answer none of them. */
 
-import type { AgentId, ParkedId, PolicyVersionId, RunId, TokenId } from '../schema/ids.ts';
+import type { AgentId, ParkedId, PolicyVersionId, RunId, StepId, TokenId } from '../schema/ids.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import type { Row, Statement } from './client.ts';
 import type { Org } from './org.ts';
@@ -38,23 +38,67 @@ export function releasedCalls(
   ];
 }
 
-/**
- * Of these ids those of calls that the run was given, with the digest of what people approved;
- * `null` where nobody was asked.
- */
+/** A call that a run was given. */
+export interface ReleasedCall {
+  /** What people approved; `null` where nobody was asked. */
+  readonly digest: string | null;
+  /** Whether what they approved has been sent to run. */
+  readonly isUsed: boolean;
+}
+
+/** Of these ids those of calls that the run was given. */
 export async function findReleased(
   org: Org,
   run: RunId,
   callIds: readonly string[],
-): Promise<ReadonlyMap<string, string | null>> {
+): Promise<ReadonlyMap<string, ReleasedCall>> {
   const rows = await org.read(
-    `select call_id, digest from released_calls
+    `select call_id, digest, used_by from released_calls
      where org_id = ?1 and run_id = ?2 and was_released = 1
        and call_id in (select value from json_each(?3))`,
     run,
     JSON.stringify(callIds),
   );
-  return new Map(rows.map((row) => [String(row.call_id), row.digest as string | null]));
+  return new Map(rows.map((row) => [String(row.call_id), toReleased(row)]));
+}
+
+function toReleased(row: Row): ReleasedCall {
+  return { digest: row.digest as string | null, isUsed: row.used_by !== null };
+}
+
+/**
+ * Lets a step send calls to run that people approved, each of which runs once.
+ *
+ * @returns whether all of them were still to be sent; else none of them is the step's.
+ */
+export async function useApprovals(
+  org: Org,
+  run: RunId,
+  step: StepId,
+  callIds: readonly string[],
+): Promise<boolean> {
+  const free = `org_id = ?1 and run_id = ?2 and used_by is null
+    and call_id in (select value from json_each(?4))`;
+  const [used] = await org.write(
+    org.statement(
+      `update released_calls set used_by = ?3
+       where ${free} and ?5 = (select count(*) from released_calls where ${free})`,
+      run,
+      step,
+      JSON.stringify(callIds),
+      callIds.length,
+    ),
+  );
+  return used!.changes === callIds.length;
+}
+
+/** The statement that gives back what a step was to send, and that has not run. */
+export function returnApprovals(org: Org, run: RunId, step: StepId): Statement {
+  return org.statement(
+    'update released_calls set used_by = null where org_id = ?1 and run_id = ?2 and used_by = ?3',
+    run,
+    step,
+  );
 }
 
 /** A call that an agent was given, and by which of its runs and under which policy. */
@@ -65,7 +109,10 @@ export interface ReleasedBefore {
   readonly digest: string | null;
 }
 
-/** Of these ids those of calls that any run of an agent was given in a response. */
+/**
+ * Of these ids those of calls that any run of an agent was given in a response; of those that people
+ * approved only those that were sent to run.
+ */
 export async function findReleasedBefore(
   org: Org,
   agent: AgentId,
@@ -77,7 +124,8 @@ export async function findReleasedBefore(
      join responses p on p.org_id = ?1 and p.agent_id = ?2 and p.response_id = value
      join runs r on r.org_id = ?1 and r.id = p.run_id
      join released_calls c
-       on c.org_id = ?1 and c.run_id = r.id and c.call_id = value and c.was_released = 1`,
+       on c.org_id = ?1 and c.run_id = r.id and c.call_id = value and c.was_released = 1
+       and (c.digest is null or c.used_by is not null)`,
     agent,
     JSON.stringify(callIds),
   );

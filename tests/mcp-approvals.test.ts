@@ -474,6 +474,65 @@ describe('an approval of what nobody has approved', () => {
   });
 });
 
+describe('what people approved', () => {
+  const SHOWN_WAYS = Object.entries(REFERRING);
+  const refusal = async (run: string, members: Item) => {
+    const before = upstream.requests.length;
+    const response = await send(run, members);
+    expect([response.status, upstream.requests.length - before]).toEqual([403, 0]);
+    return await refusedOf(response);
+  };
+
+  test.each(SHOWN_WAYS)('runs once, where a client sends %s', async (name, members) => {
+    const run = `once-${name.replaceAll(' ', '-')}`;
+    const id = `mcpr_${run}`;
+    const response = await release(run, requestFor(id));
+    upstream.script(answering(false, [ranFor(id), said]));
+    expect((await send(run, members(id, response))).status).toBe(200);
+    const { rungate: refused } = await refusal(run, members(id, response));
+    expect(refused).toMatchObject({ code: 'permission_denied', asked: id });
+    // Where it is shown as one that ran, nothing runs again.
+    const input = [requestFor(id), approvalOf(id), ranFor(id), said];
+    expect((await send(run, { input })).status).toBe(200);
+  });
+
+  test('runs once, however many ask at once', async () => {
+    const response = await release('at-once', requestFor('mcpr_at_once'));
+    upstream.script({ ...answering(false, [ranFor('mcpr_at_once'), said]), delayMs: 100 });
+    const members = { previous_response_id: response, input: [approvalOf('mcpr_at_once')] };
+    const before = upstream.requests.length;
+    const all = await Promise.all(Array.from({ length: 10 }, () => send('at-once', members)));
+    expect(all.map(({ status }) => status).sort()).toEqual([200, ...Array(9).fill(403)]);
+    expect(upstream.requests.length - before).toBe(1);
+    const trail = await readSettled(rungate, 'at-once', 15);
+    expect(trail.filter(({ spentNanos }) => spentNanos > 0)).toHaveLength(2);
+  });
+
+  test('has not run because a request says so', async () => {
+    await release('pretended', requestFor('mcpr_pretended'));
+    const asking = [requestFor('mcpr_pretended'), approvalOf('mcpr_pretended')];
+    upstream.script(answering(false, [said]));
+    const pretending = [...asking, ranFor('mcpr_pretended')];
+    expect((await send('pretended', { input: pretending })).status).toBe(200);
+    await refusal('pretended', { input: asking });
+  });
+
+  test.each<[string, Script, boolean]>([
+    ['once more where the upstream refused to', { error: 429 }, true],
+    ['no more where the upstream failed', { error: 500 }, false],
+    ['no more where the upstream broke off', { stall: 'socket' }, false],
+  ])('runs %s', async (name, script, again) => {
+    const run = name.replaceAll(' ', '-');
+    const response = await release(run, requestFor(`mcpr_${run}`));
+    const members = { previous_response_id: response, input: [approvalOf(`mcpr_${run}`)] };
+    upstream.script(script);
+    expect((await send(run, members)).status).toBeGreaterThanOrEqual(400);
+    upstream.script(answering(false, [ranFor(`mcpr_${run}`), said]));
+    if (again) expect((await send(run, members)).status).toBe(200);
+    await refusal(run, members);
+  });
+});
+
 describe('an approval passes', () => {
   const sent = async (run: string, members: Item) => {
     const before = upstream.requests.length;
@@ -559,7 +618,18 @@ describe('a conversation that goes on in another run', () => {
     ],
   };
 
-  beforeAll(() => release('before', requestFor('mcpr_on')));
+  beforeAll(async () => {
+    await release('before', requestFor('mcpr_on'));
+    upstream.script(answering(false, [ran, said]));
+    expect((await send('before', { input: begun })).status).toBe(200);
+    await release('before', requestFor('mcpr_unsent'));
+  });
+
+  test('shows no call as one that has run before it was sent to', async () => {
+    const id = 'mcpr_unsent';
+    const input = [requestFor(id), approvalOf(id), ranFor(id), said];
+    expect((await send('on-unsent', { input })).status).toBe(403);
+  });
 
   test.each(Object.entries(SHOWN))('shows a call %s', async (name, [input, isSent]) => {
     const before = upstream.requests.length;

@@ -24,6 +24,8 @@ import {
   findUnreleased,
   flagResults,
   releasedCalls,
+  returnApprovals,
+  useApprovals,
 } from '../db/released.ts';
 import { type Report, recordReport } from '../db/reports.ts';
 import { findForeignId, findResponse } from '../db/responses.ts';
@@ -128,6 +130,12 @@ const onParked: Readonly<Record<string, Act['run']>> = {
       ...releasedCalls(org, { runId: run }, ['call_2'], now, [['call_2', 'digest']]),
       approvedCalls(org, run, token, [call], now),
     );
+  },
+  async useApprovals(_, org) {
+    const { run_id: run, call_id: call } = await rowOf(org, 'released_calls', 'used_by is null');
+    const step = await idOf<StepId>(org, 'steps');
+    await useApprovals(org, run as RunId, step, [String(call)]);
+    await org.write(returnApprovals(org, run as RunId, step));
   },
 };
 

@@ -29,6 +29,11 @@ export function digestOf(place: Place, call: Pick<ProposedCall, 'name' | 'argsTe
   return digestText(subjectText(subjectOf(place, call)));
 }
 
+/** What a caller is told who would have approved calls run a second time. */
+export function usedUp([id = '']: readonly string[]): string {
+  return `The call "${id.slice(0, 100)}" was sent to run when people had approved it, and that is good for once; let it be proposed again.`;
+}
+
 /**
  * Of the calls of an answer those that ran upstream as people had approved them: each names the
  * request that its run was given, and has the tool and the arguments of that.
@@ -44,7 +49,9 @@ export async function findApproved(
   if (asking.length === 0) return NONE;
   const ids = [...new Set(asking.map(({ approvalId }) => approvalId!))];
   const released = await findReleased(place.org, place.run.id, ids);
-  return new Set(asking.filter((call) => released.get(call.approvalId!) === digestOf(place, call)));
+  return new Set(
+    asking.filter((call) => released.get(call.approvalId!)?.digest === digestOf(place, call)),
+  );
 }
 
 const NONE: ReadonlySet<ProposedCall> = new Set();

@@ -2,12 +2,14 @@
 
 import { Memo } from '../../db/memo.ts';
 import { secretContext } from '../../db/provider-keys.ts';
+import { useApprovals } from '../../db/released.ts';
 import { Refusal } from '../../schema/errors.ts';
 import { authHeaders } from '../../schema/providers.ts';
 import { type Failure, readRetryAfter } from '../../schema/rules/retry.ts';
 import { demo } from '../demo.ts';
 import { EgressError, type EgressErrorCode, type EgressResponse } from '../egress.ts';
 import { upstreamPath } from '../providers/endpoints.ts';
+import { usedUp } from './approved.ts';
 import { holds, upstreamHeaders } from './headers.ts';
 import type { Held } from './reserve.ts';
 import type { End } from './settlement.ts';
@@ -64,12 +66,23 @@ export async function attempt(call: Held, isTranslated: boolean): Promise<Exchan
   try {
     const opened = openSecret(call);
     const secret = typeof opened === 'string' ? opened : await opened;
+    if (call.approving) await takeApprovals(call, call.approving);
     const upstream = await send(call, secret, isTranslated);
     return { upstream, secret, firstByteMs: Math.round(performance.now() - started) };
   } catch (error) {
     call.flight.unwatch();
     return { error };
   }
+}
+
+/**
+ * Takes the approvals that a call brings for its step, right before it is sent.
+ *
+ * @throws {Refusal} `permission_denied` where another call was sent with one of them meanwhile.
+ */
+async function takeApprovals({ org, run, stepId }: Held, ids: readonly string[]): Promise<void> {
+  if (await useApprovals(org, run.id, stepId, ids)) return;
+  throw new Refusal('permission_denied', usedUp(ids), { asked: ids[0]!.slice(0, 256) });
 }
 
 function openSecret({ services, settings, org, key }: Held): string | Promise<string> {
@@ -185,7 +198,8 @@ function refused({ upstream, firstByteMs, secret }: Exchange): End {
 
 /** Free if nothing was sent, else the most it can cost. */
 function unanswered({ flight }: Held, { error }: Unanswered): End {
-  const code = error instanceof EgressError ? error.code : 'internal';
+  const isKnown = error instanceof EgressError || error instanceof Refusal;
+  const code = isKnown ? error.code : 'internal';
   return { outcome: flight.ended ?? code, isFree: isUnsentBy(error) };
 }
 

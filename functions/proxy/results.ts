@@ -6,6 +6,7 @@ import {
   findUnreleased,
   flagResults,
   type ReleasedBefore,
+  type ReleasedCall,
 } from '../../db/released.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { ruleOfServers } from '../../schema/rules/hosted.ts';
@@ -17,7 +18,7 @@ import {
   type ShownCall,
 } from '../providers/approvals.ts';
 import { toolResults } from '../providers/results.ts';
-import { digestOf } from './approved.ts';
+import { digestOf, usedUp } from './approved.ts';
 import { Outdated } from './authenticate.ts';
 import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
@@ -37,7 +38,7 @@ export function checkResults(call: Unparked): Checked | Promise<Checked> {
   const results = toolResults(endpoint, body.value);
   const rule = mayApprove(endpoint, body.value) ? ruleOfServers(version.policy) : undefined;
   if (results.length === 0 && rule === undefined) return checked;
-  return check(call, results, rule).then(() => checked);
+  return check(checked, results, rule);
 }
 
 declare const checked: unique symbol;
@@ -45,24 +46,28 @@ declare const checked: unique symbol;
 /** A call that brings no results and no approvals but those that may pass. */
 export interface Checked extends Unparked {
   readonly [checked]: true;
+  /** The calls that people approved and that this one has run, by their ids; absent for none. */
+  readonly approving?: readonly string[];
 }
 
 /** @param rule The rule by which approvals are looked at; undefined where they need not be. */
 async function check(
-  call: Permitted,
+  call: Checked,
   results: ReturnType<typeof toolResults>,
   rule: string | undefined,
-): Promise<void> {
-  if (rule !== undefined) await checkApprovals(call, rule, givenApprovals(call.body!.value));
+): Promise<Checked> {
+  const approvals = rule === undefined ? [] : givenApprovals(call.body!.value);
+  const approving = approvals.length > 0 ? await checkApprovals(call, rule!, approvals) : [];
   if (results.length > 0) await checkReleased(call, results);
+  return approving.length > 0 ? { ...call, approving } : call;
 }
 
+/** Returns the ids of the calls that people approved and that are now to run. */
 async function checkApprovals(
   call: Permitted,
   rule: string,
   approvals: readonly Approval[],
-): Promise<void> {
-  if (approvals.length === 0) return;
+): Promise<string[]> {
   const given = await findGiven(
     call,
     approvals.map(({ id }) => id),
@@ -73,12 +78,20 @@ async function checkApprovals(
     const { reason, field, asked } = denial;
     await deny(call, 'permission_denied', reason, { rule: denial.rule, field, asked });
   }
+  return approvals.filter((approval) => isToRun(approval, given)).map(({ id }) => id);
+}
+
+/** Whether people approved a call for the run and it is not shown as one that has run since. */
+function isToRun({ id, hasRun }: Approval, { here }: Given): boolean {
+  const released = here.get(id);
+  const isApproved = released !== undefined && released.digest !== null;
+  return isApproved && !(hasRun && released.isUsed);
 }
 
 /** The calls that were given, by their ids. */
 interface Given {
-  /** To the run, with the digests of what people approved. */
-  readonly here: ReadonlyMap<string, string | null>;
+  /** To the run. */
+  readonly here: ReadonlyMap<string, ReleasedCall>;
   /** To other runs of its agent. */
   readonly before: ReadonlyMap<string, ReleasedBefore>;
 }
@@ -106,6 +119,9 @@ function judgeApproval(
       return { ...decision, effect: 'deny', reason, field: shown.field };
     }
   }
+  if (isToRun(approval, given) && given.here.get(id)?.isUsed) {
+    return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason: usedUp([id]) };
+  }
   if (!approval.isReferring || isKnown(call, id, given)) return undefined;
   const reason = `This run was given no call "${id.slice(0, 100)}" to approve; leave the approval out and let the call be proposed.`;
   return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason };
@@ -120,7 +136,7 @@ function isApproved(
 ): boolean {
   if (argsText === undefined) return false;
   const earlier = hasRun ? before.get(id) : undefined;
-  const digest = here.get(id) ?? earlier?.digest;
+  const digest = here.get(id)?.digest ?? earlier?.digest;
   return digest === digestOf({ ...call, ...earlier }, { name, argsText });
 }
 

@@ -2,6 +2,7 @@
 
 import type { Body } from '../../db/captures.ts';
 import type { Statement } from '../../db/client.ts';
+import { returnApprovals } from '../../db/released.ts';
 import { keptResponse } from '../../db/responses.ts';
 import { type Settlement, settlement } from '../../db/settlements.ts';
 import type { Answered, Step } from '../../db/steps.ts';
@@ -42,9 +43,16 @@ interface Charge {
 /** Settles a call's hold, durably, together with what else the answer changes. */
 export function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
   const final = settlementOf(call, end, chargeFor(call, end), call.startedAt);
+  if (call.approving && isUnrun(end))
+    also.push(returnApprovals(call.org, call.run.id, call.stepId));
   if (!keepsBodies(call.version.policy)) return call.flight.settle(final, ...also);
   const keeping = captured(call, end.response);
   return keeping.then((kept) => call.flight.settle(final, ...kept, ...also));
+}
+
+/** Whether nothing of a call can have run: it was not sent, or refused for what it is. */
+function isUnrun({ isFree = false, httpStatus }: End): boolean {
+  return isFree && (httpStatus === undefined || httpStatus < 500);
 }
 
 /** Binds a response that the upstream keeps to the agent that made it. */
