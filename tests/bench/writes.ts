@@ -51,21 +51,42 @@ export async function writesAlone(options: StageOptions): Promise<Stage> {
         if (hold.run([HELD, run]).changes === 0) throw new Error('the ceiling is reached');
         step.run([run, id, HELD, asked]);
       });
+      const close = (answered: object) =>
+        write(() => {
+          end.run([run, id, SPENT, JSON.stringify(answered)]);
+          settle.run([run, HELD, SPENT]);
+        });
       const response = await pass(request, body, options.upstream);
+      const headers = { 'content-type': response.headers.get('content-type') ?? '' };
+      if (headers['content-type'].startsWith('text/event-stream')) {
+        return new Response(relayed(response.body!, close), { headers });
+      }
       const answer = await response.bytes();
       const { usage } = JSON.parse(new TextDecoder().decode(answer));
-      const answered = JSON.stringify({ usage, digest: sha256(answer) });
-      await write(() => {
-        end.run([run, id, SPENT, answered]);
-        settle.run([run, HELD, SPENT]);
-      });
-      return new Response(answer, { headers: { 'content-type': 'application/json' } });
+      await close({ usage, digest: sha256(answer) });
+      return new Response(answer, { headers });
     },
     async close() {
       db.close();
       await rm(folder, { recursive: true });
     },
   };
+}
+
+/** A stream as it comes, and before its end what is known of it then. */
+function relayed(
+  body: ReadableStream<Uint8Array>,
+  close: (answered: object) => Promise<void>,
+): ReadableStream<Uint8Array> {
+  const hash = createHash('sha256');
+  const transform = new TransformStream<Uint8Array, Uint8Array>({
+    transform(chunk, controller) {
+      hash.update(chunk);
+      controller.enqueue(chunk);
+    },
+    flush: () => close({ digest: hash.digest('hex') }),
+  });
+  return body.pipeThrough(transform);
 }
 
 const sha256 = (text: string | Uint8Array): string =>
