@@ -114,7 +114,7 @@ export async function findParked(
   const row = await org.first(
     `select id from parked
      where org_id = ?1 and agent_id = ?2 and run_id = ?3 and request_digest = ?4
-       and (ended_at is null or ended_at > ?5)
+       and ifnull(ended_at, ?5 + 1) > ?5
      order by created_at limit 1`,
     request.agentId,
     request.runId,
