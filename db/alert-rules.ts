@@ -3,7 +3,7 @@
 import type { AlertRuleInput, Channel, Firing, Metric } from '../schema/alert-rule.ts';
 import { shownTarget } from '../schema/alert-rule.ts';
 import { Refusal } from '../schema/errors.ts';
-import { type AlertRuleId, formatId, type OrgId } from '../schema/ids.ts';
+import { type AlertRuleId, leastId, type OrgId } from '../schema/ids.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import { type Actor, actorName, auditEntry } from './audit.ts';
 import type { Database, Row, Statement } from './client.ts';
@@ -413,10 +413,9 @@ async function* readSteps(
   { org, since, until, wholeFrom }: Stretch,
   runs: readonly ActiveRun[],
 ): AsyncGenerator<Sums> {
-  const border = (atMs: number) => formatId('step', Math.max(0, atMs), new Uint8Array(10));
-  const end = border(until);
+  const end = leastId('step', until);
   for (const { ids, isLong } of batchesOf(runs)) {
-    let next: string = border(since);
+    let next: string = leastId('step', since);
     let isOver = false;
     while (!isOver) {
       const subject = isLong ? ids[0]! : JSON.stringify(ids);

@@ -1,7 +1,7 @@
 /** Retention: how long an org's records are kept, and their deletion in small transactions. */
 
 import { Refusal } from '../schema/errors.ts';
-import { formatId, type OrgId } from '../schema/ids.ts';
+import { leastId, type OrgId } from '../schema/ids.ts';
 import { DAY_MS, judgeDays, keptDays, type PlanName, planDays } from '../schema/rules/retention.ts';
 import { PRUNING } from '../schema/trail.ts';
 import { type Actor, auditEntry } from './audit.ts';
@@ -227,11 +227,6 @@ function deletion(
      )`,
     ...args,
   );
-}
-
-/** The least text that an id made at a time or later can have. */
-function leastId(kind: 'step' | 'gate', atMs: number): string {
-  return formatId(kind, Math.max(0, atMs), new Uint8Array(10));
 }
 
 /**

@@ -2,7 +2,7 @@
 
 import type { z } from 'zod';
 import type { AuditEntry } from '../schema/audit.ts';
-import { formatId, ID_ENTROPY_BYTES, type OrgId, type RunId } from '../schema/ids.ts';
+import { leastId, type OrgId, type RunId } from '../schema/ids.ts';
 import {
   ANCHOR,
   ANCHORED_RUNS,
@@ -69,14 +69,14 @@ export async function anchorRuns(org: Org, now: number): Promise<number> {
      where org_id = ?1 and ${DUE} and closed_at < ?2 and coalesce(grown_at, 0) < ?2 and ${READY}
      order by closed_at limit ${RUNS_PER_ANCHOR}`,
     now - ANCHOR_AFTER_MS,
-    leastStepId(now - STEP_AGE_MS),
-    leastStepId(now - ANCHOR_WITHIN_MS),
+    leastId('step', now - STEP_AGE_MS),
+    leastId('step', now - ANCHOR_WITHIN_MS),
   );
   const statements: Statement[] = [];
   const anchored: { id: RunId; steps: number; head: string }[] = [];
   let left = STEPS_PER_ANCHOR;
   for (const row of rows) {
-    const anchoring = await fold(org, row, left, leastStepId(now - STEP_AGE_MS));
+    const anchoring = await fold(org, row, left, leastId('step', now - STEP_AGE_MS));
     left -= anchoring.steps - Number(row.anchored_steps);
     statements.push(progress(org, anchoring, Number(row.step_count), now));
     const { runId: id, steps, head, state } = anchoring;
@@ -98,11 +98,6 @@ const READY = `(
       and s.id > coalesce(runs.anchored_last, '') and s.id < ?4
   )
 )`;
-
-/** The least id of a step made at a time or later. */
-function leastStepId(atMs: number): string {
-  return formatId('step', Math.max(0, atMs), new Uint8Array(ID_ENTROPY_BYTES));
-}
 
 /** @param young The least id of the steps that are too young. */
 async function fold(org: Org, row: Row, left: number, young: string): Promise<Anchoring> {

@@ -78,6 +78,13 @@ export function formatId<N extends Noun>(
   return (PREFIXES[kind] + time + base32(entropy, at) + base32(entropy, at + 5)) as Id<N>;
 }
 
+/** The least id of a noun made at a moment or later, Unix milliseconds; moments before 1970 are 1970. */
+export function leastId<N extends Noun>(kind: N, millis: number): Id<N> {
+  return formatId(kind, Math.max(0, millis), LEAST_ENTROPY);
+}
+
+const LEAST_ENTROPY = new Uint8Array(ID_ENTROPY_BYTES);
+
 /** Whether a string has the shape of an id of this kind. */
 export function isId<N extends Noun>(kind: N, text: string): text is Id<N> {
   const prefix = PREFIXES[kind];
