@@ -185,15 +185,21 @@ describe.each(stages({}))('on $runtime', (stage) => {
         expect(await heldNanos(stage, run)).toBe(0);
       });
 
-      for (const stream of [false, true]) {
-        test(`before the headers of ${kind}, stream ${stream}, is charged at the bound`, async () => {
-          const run = `left-early-${kind}-${stream}`;
+      // A caller is listened to once a call takes a while; who leaves before that is noticed then.
+      for (const [stream, afterMs] of [
+        [false, 0],
+        [true, 0],
+        [false, 300],
+      ] as const) {
+        test(`before the headers of ${kind}, stream ${stream}, after ${afterMs} ms, is charged at the bound`, async () => {
+          const run = `left-early-${kind}-${stream}-${afterMs}`;
           stage.upstream.script({ stall: 'headers' });
           const arrival = upcoming(stage);
           const leaving = new AbortController();
           const { signal } = leaving;
           const response = call(stage, kind, { run, signal, members: { stream } });
           const received = await arrival;
+          await Bun.sleep(afterMs);
           leaving.abort();
           expect(response).rejects.toThrow();
           await expectCancelled(received);

@@ -1,5 +1,6 @@
 /** The time that an exchange is given, and its end before that. */
 
+import { clearInterval, setInterval } from 'node:timers';
 import { EgressError, type EgressErrorCode, type EgressInit } from './exchange.ts';
 
 /** From how far off a time-out has no timer of its own, and how often those are looked at. */
@@ -64,7 +65,7 @@ export class Deadline {
     clearTimeout(this.#timer);
     if (waitMs > FAR_MS) {
       far.add(this);
-      looking ??= setInterval(look, LOOK_MS);
+      looking ??= setInterval(look, LOOK_MS).unref();
       return;
     }
     far.delete(this);
