@@ -29,8 +29,8 @@ export function digestOf(place: Place, call: Pick<ProposedCall, 'name' | 'argsTe
   return digestText(subjectText(subjectOf(place, call)));
 }
 
-/** What a caller is told who would have approved calls run a second time. */
-export function usedUp([id = '']: readonly string[]): string {
+/** What a caller is told who would have an approved call run a second time. */
+export function usedUp(id: string): string {
   return `The call "${id.slice(0, 100)}" was sent to run when people had approved it, and that is good for once; let it be proposed again.`;
 }
 

@@ -82,7 +82,8 @@ export async function attempt(call: Held, isTranslated: boolean): Promise<Exchan
  */
 async function takeApprovals({ org, run, stepId }: Held, ids: readonly string[]): Promise<void> {
   if (await useApprovals(org, run.id, stepId, ids)) return;
-  throw new Refusal('permission_denied', usedUp(ids), { asked: ids[0]!.slice(0, 256) });
+  const [id = ''] = ids;
+  throw new Refusal('permission_denied', usedUp(id), { asked: id.slice(0, 256) });
 }
 
 function openSecret({ services, settings, org, key }: Held): string | Promise<string> {

@@ -120,7 +120,7 @@ function judgeApproval(
     }
   }
   if (isToRun(approval, given) && given.here.get(id)?.isUsed) {
-    return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason: usedUp([id]) };
+    return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason: usedUp(id) };
   }
   if (!approval.isReferring || isKnown(call, id, given)) return undefined;
   const reason = `This run was given no call "${id.slice(0, 100)}" to approve; leave the approval out and let the call be proposed.`;
