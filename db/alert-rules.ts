@@ -222,8 +222,10 @@ export async function findDueRules(db: Database, sinceMs: number, limit: number)
   );
 }
 
+type StepMetric = 'spend' | 'error_rate';
+
 /** Whether a rule is about steps, and so takes as long to measure as they are many. */
-export function readsSteps({ metric }: Pick<AlertRule, 'metric'>): boolean {
+export function readsSteps(metric: Metric): metric is StepMetric {
   return metric === 'spend' || metric === 'error_rate';
 }
 
@@ -313,7 +315,7 @@ const OF_RUN = `select max(id) || ' ' as next, ${SUMS} from (
     order by id limit ${STEPS_AT_ONCE}
   )`;
 
-const COUNTS: Readonly<Record<Exclude<Metric, 'spend' | 'error_rate'>, string>> = {
+const COUNTS: Readonly<Record<Exclude<Metric, StepMetric>, string>> = {
   blocked_runs: `select count(*) as value from runs
     where org_id = ?1 and closed_at >= ?2 and status = 'blocked'`,
   pending_gates: `select count(*) as value from gates
@@ -334,7 +336,7 @@ export async function* measuring(
 ): AsyncGenerator<void, number> {
   const { metric, windowS } = rule;
   const since = now - windowS * 1_000;
-  if (metric !== 'spend' && metric !== 'error_rate') {
+  if (!readsSteps(metric)) {
     return Number((await org.first(COUNTS[metric], since))?.value ?? 0);
   }
   const stretch = stretchOf(org, metric, since, now);
@@ -350,18 +352,6 @@ export async function* measuring(
   }
   if (metric === 'spend') return sums.spent + (await spentFrom(org, stretch.wholeFrom));
   return sums.calls === 0 ? 0 : Math.floor((100 * sums.failed) / sums.calls);
-}
-
-/** What a rule comes to now. */
-export async function measure(due: Pick<DueRule, 'org' | 'rule'>, now: number): Promise<number> {
-  const rows = await due.org.read(
-    `select id, step_count, opened_at from runs where +org_id = ?1 and status = 'open'`,
-  );
-  const reading = measuring(due, now, rows.map(toActive));
-  for (;;) {
-    const part = await reading.next();
-    if (part.done) return part.value;
-  }
 }
 
 /** A step's id may be made a little after the time by which its day was told. */

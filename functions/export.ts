@@ -129,36 +129,42 @@ async function* rowLines(exporting: Exporting, table: ExportTable): AsyncGenerat
 }
 
 async function* bodyLines({ services, org }: Exporting): AsyncGenerator<string> {
-  for (let after: Parameters<typeof listCaptured>[1]; ; ) {
-    const steps = await listCaptured(org, after, BODIES_PER_PAGE);
+  for await (const steps of pages(listCaptured, org, BODIES_PER_PAGE)) {
     for (const step of steps) {
       const bodies = await exportBodies(org, services.master, step);
       yield* bodies.map((body) => JSON.stringify(body));
     }
-    if (steps.length < BODIES_PER_PAGE) return;
-    after = steps.at(-1);
-    await breathe();
   }
 }
 
 async function* argLines({ services, org }: Exporting): AsyncGenerator<string> {
-  for (let after: Parameters<typeof listAsked>[1]; ; ) {
-    const gates = await listAsked(org, after, ARGS_PER_PAGE);
+  for await (const gates of pages(listAsked, org, ARGS_PER_PAGE)) {
     const args = await exportArgs(org, services.master, gates);
     yield* args.map((each) => JSON.stringify(each));
-    if (gates.length < ARGS_PER_PAGE) return;
-    after = gates.at(-1);
-    await breathe();
   }
 }
 
 /** One at a time: an answer may be long. */
 async function* answerLines({ services, org }: Exporting): AsyncGenerator<string> {
-  for (let after: Parameters<typeof listParked>[1]; ; ) {
-    [after] = await listParked(org, after, 1);
-    if (after === undefined) return;
-    const answer = await exportParked(org, services.master, after);
-    if (answer) yield JSON.stringify(answer);
+  for await (const ids of pages(listParked, org, 1)) {
+    for (const id of ids) {
+      const answer = await exportParked(org, services.master, id);
+      if (answer) yield JSON.stringify(answer);
+    }
+  }
+}
+
+/** What a list tells page by page, each after the last of the page before. */
+async function* pages<T>(
+  list: (org: Org, after: T | undefined, limit: number) => Promise<readonly T[]>,
+  org: Org,
+  limit: number,
+): AsyncGenerator<readonly T[]> {
+  for (let after: T | undefined; ; ) {
+    const page = await list(org, after, limit);
+    yield page;
+    if (page.length < limit) return;
+    after = page.at(-1);
     await breathe();
   }
 }

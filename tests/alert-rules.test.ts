@@ -7,7 +7,6 @@ import {
   createAlertRule,
   type DueRule,
   findDueRules,
-  measure,
   measuring,
   noteValue,
   readAlertRules,
@@ -23,6 +22,7 @@ import type { Letter } from '../functions/mail.ts';
 import type { Services } from '../functions/services.ts';
 import { type AlertRuleInput, alertRuleSchema } from '../schema/alert-rule.ts';
 import { type AlertRuleId, formatId } from '../schema/ids.ts';
+import { measure } from './measure.ts';
 import { type Ground, makeGround, makeOrg } from './orgs.ts';
 import { type Deployment, deploy } from './rungate.ts';
 
@@ -171,7 +171,7 @@ describe('a rule', () => {
       await createAlertRule(org, services.master, 'operator', rule);
     }
     for (const due of await findDueRules(services.db, now + 1, 10)) {
-      values[due.rule.metric] = await measure(due, now);
+      values[due.rule.metric] = await measure(services.db, due, now);
     }
     expect(values).toEqual({ spend: 123, blocked_runs: 3, pending_gates: 1, error_rate: 50 });
     await services.db.write([{ sql: 'delete from alert_rules', args: [] }]);
@@ -355,7 +355,9 @@ describe('a rule on steps', () => {
           error_rate: inside.length === 0 ? 0 : Math.floor((100 * failed) / inside.length),
         };
         for (const metric of ['spend', 'error_rate'] as const) {
-          expect(await measure(dueOf(on.org, metric, windowS), NOW)).toBe(wanted[metric]);
+          expect(await measure(ground.db, dueOf(on.org, metric, windowS), NOW)).toBe(
+            wanted[metric],
+          );
         }
       }),
       { numRuns: 40 },
@@ -394,7 +396,7 @@ describe('a rule on steps', () => {
       },
     ]);
     // Of the twelfth, twelve hours are in the window.
-    expect(await measure(dueOf(on.org, 'spend', 3 * 86_400), NOW)).toBe(31);
+    expect(await measure(ground.db, dueOf(on.org, 'spend', 3 * 86_400), NOW)).toBe(31);
   });
 
   test('finds runs by their end and steps by their run, however many the org has', async () => {
@@ -413,7 +415,7 @@ describe('a rule on steps', () => {
       },
     });
     for (const metric of ['spend', 'error_rate'] as const) {
-      await measure(dueOf(forOrg(spied, on.org.id), metric, 600), NOW);
+      await measure(spied, dueOf(forOrg(spied, on.org.id), metric, 600), NOW);
     }
     expect(statements.length).toBeGreaterThan(6);
     for (const [sql, args] of statements) {

@@ -1,7 +1,7 @@
 /** What is done to an org's rows beside its requests: the functions of db/ that jobs and calls come to. */
 
 import { agentNames, createAgent, updateAgent } from '../db/agents.ts';
-import { type DueRule, measure, noteTold, takeUntold } from '../db/alert-rules.ts';
+import { type DueRule, measuring, noteTold, takeUntold } from '../db/alert-rules.ts';
 import { readSpend, type SpendKey } from '../db/analytics.ts';
 import { chainHistory, erasePayloads, listAudit } from '../db/audit.ts';
 import { pruneAudit, signHead, verifyOrg } from '../db/checkpoints.ts';
@@ -58,6 +58,7 @@ import type {
 import type { Nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import type { Limit } from '../schema/rules/limit.ts';
+import { finish } from './measure.ts';
 import { as } from './orgs.ts';
 import type { World } from './world.ts';
 
@@ -289,9 +290,13 @@ const onTime: Readonly<Record<string, Act['run']>> = {
   },
   deleteOrg: async ({ ground }, org) =>
     deleteOrg(ground.db, org, await tenantTables(ground.db), Date.now()),
-  async measure(_, org) {
+  async measuring(_, org) {
+    const run = await rowOf(org, 'runs', "status = 'open'");
+    const counts = { stepCount: Number(run.step_count), openedAt: Number(run.opened_at) };
+    const open = [{ id: String(run.id), ...counts }];
     for (const metric of ['spend', 'error_rate', 'blocked_runs', 'pending_gates'] as const) {
-      await measure({ org, rule: { metric, windowS: 3_600 } } as DueRule, Date.now());
+      const due = { org, rule: { metric, windowS: 3_600 } } as DueRule;
+      await finish(measuring(due, Date.now(), open));
     }
   },
 };

@@ -96,7 +96,7 @@ async function readOpen(
   dues: readonly DueRule[],
   limitMs: number,
 ): Promise<OpenRuns> {
-  const orgs = new Set(dues.filter(({ rule }) => readsSteps(rule)).map(({ org }) => org.id));
+  const orgs = new Set(dues.filter(({ rule }) => readsSteps(rule.metric)).map(({ org }) => org.id));
   if (orgs.size === 0) return new Map();
   const pages = findOpenRuns(db, orgs);
   const budget = new Budget(limitMs);

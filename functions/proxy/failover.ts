@@ -10,6 +10,7 @@ import { EgressError } from '../egress.ts';
 import { referredItems } from '../providers/responses.ts';
 import { type Translation, Untranslatable } from '../providers/translate/contract.ts';
 import { translate } from '../providers/translate/translate.ts';
+import { pause } from '../waiting.ts';
 import { type Exchange, endOf, refusalOf, type Unanswered } from './attempt.ts';
 import type { Target } from './decide.ts';
 import { limitRate, type Paced } from './pace.ts';
@@ -125,20 +126,6 @@ async function drop(
 function told({ org, run, stepId, key, model, services }: Held, { call }: Leg): Statement[] {
   const [from, to] = [`${key.name}/${model}`, `${call.key.name}/${call.model}`];
   return [announce(org, 'step.failed_over', { runId: run.id, stepId, from, to }, services.now())];
-}
-
-/** Waits, but no longer than the caller does. */
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => {
-    const done = () => {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal.addEventListener('abort', done);
-  });
 }
 
 /** Puts on the trail, and tells the caller, why the upstreams that are left can't be asked. */
