@@ -24,8 +24,10 @@ export interface Result {
 
 /** Writes of one kind that can often be made as one, at a fraction of the cost. */
 export interface Merge<Item, Outcome> {
-  /** What items have in common that can be written as one. */
-  keyOf(item: Item): string;
+  /** What it changes: items of one place may be alike, those of two never are. */
+  placeOf(item: Item): string;
+  /** Whether two items of a place can be written as one; what is alike to one is alike to all. */
+  isAlike(one: Item, other: Item): boolean;
   /** Writes all the items or none of them. */
   together(items: readonly Item[]): readonly Statement[];
   /** What came of each item; `undefined` when none was written, and each has to be by itself. */
@@ -296,11 +298,10 @@ interface Pending {
   readonly reject: (error: DatabaseError) => void;
 }
 
-/** What may be merged: items of one kind, with one key. */
+/** What may be merged with others of its kind. */
 interface Merging {
   readonly merge: Merge<unknown, unknown>;
   readonly item: unknown;
-  readonly key: string;
 }
 
 /** Writes that are committed together: one, or several that were merged. */
@@ -346,8 +347,7 @@ function groupWrites(driver: Driver): Database {
     },
     write: (statements) => enqueue(statements),
     merge<Item, Outcome>(merge: Merge<Item, Outcome>, item: Item) {
-      const key = merge.keyOf(item);
-      return enqueue<Outcome>({ merge: merge as Merge<unknown, unknown>, item, key });
+      return enqueue<Outcome>({ merge: merge as Merge<unknown, unknown>, item });
     },
     async close() {
       await flushing;
@@ -374,23 +374,31 @@ function apart(pending: Pending): Part {
 /** Merges what can be merged; all others stay as they are. */
 function mergeParts(group: readonly Pending[]): Part[] {
   const parts: Pending[][] = [];
-  const alike: Alike = new Map();
+  const places = new Map<string, Pending[][]>();
   for (const pending of group) {
-    const together = 'merge' in pending.write ? findAlike(alike, pending.write) : [];
-    if (together.push(pending) === 1) parts.push(together);
+    const there = 'merge' in pending.write ? partsAt(places, pending.write) : [];
+    const alike = there.find(([first]) => areAlike(first!.write, pending.write));
+    if (alike) {
+      alike.push(pending);
+      continue;
+    }
+    const part = [pending];
+    there.push(part);
+    parts.push(part);
   }
   return parts.map(mergePart);
 }
 
-/** Writes that may be merged, by their kind and key. */
-type Alike = Map<unknown, Map<string, Pending[]>>;
+function partsAt(places: Map<string, Pending[][]>, { merge, item }: Merging): Pending[][] {
+  const place = merge.placeOf(item);
+  const there = places.get(place) ?? [];
+  if (there.length === 0) places.set(place, there);
+  return there;
+}
 
-function findAlike(alike: Alike, { merge, key }: Merging): Pending[] {
-  const keys = alike.get(merge) ?? new Map<string, Pending[]>();
-  const together = keys.get(key) ?? [];
-  if (keys.size === 0) alike.set(merge, keys);
-  if (together.length === 0) keys.set(key, together);
-  return together;
+function areAlike(one: Pending['write'], other: Pending['write']): boolean {
+  if (!('merge' in one && 'merge' in other) || one.merge !== other.merge) return false;
+  return one.merge.isAlike(one.item, other.item);
 }
 
 function mergePart(pending: readonly Pending[]): Part {

@@ -2,7 +2,7 @@
 
 import type { AgentId, StepId, TokenId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
-import type { Standing as LimitStanding } from '../schema/rules/limit.ts';
+import type { Limit, Standing as LimitStanding } from '../schema/rules/limit.ts';
 import type { Merge, Result, Statement, Value } from './client.ts';
 import {
   type Charge,
@@ -62,6 +62,7 @@ export function reserve(
 }
 
 const NO_CHARGES: readonly Charge[] = [];
+const NO_STANDINGS: readonly LimitStanding[] = [];
 
 /** What came of a call. */
 export interface Reserved {
@@ -146,14 +147,15 @@ interface Item {
  * since then there is room for each. The sums are written once for all.
  */
 const MERGE: Merge<Item, Reserved> = {
-  keyOf({ org, call, charges }) {
-    const { runId, kind, windows, standing, ceilings } = call;
-    const { tokenId, revision, windowSince } = standing;
-    const { agentPerDay, agentPerMonth, orgPerMonth } = ceilings;
-    const facts = `${org.id} ${runId} ${kind} ${windows.day} ${tokenId} ${revision} ${windowSince === null}`;
-    const key = `${facts} ${agentPerDay} ${agentPerMonth} ${orgPerMonth}`;
-    return charges.length === 0 ? key : charges.reduce(addLimit, key);
-  },
+  placeOf: ({ call }) => call.runId,
+  isAlike: (one, other) =>
+    one.org.id === other.org.id &&
+    one.call.kind === other.call.kind &&
+    one.call.windows.day === other.call.windows.day &&
+    isSameStanding(one.call.standing, other.call.standing) &&
+    isSameCeilings(one.call.ceilings, other.call.ceilings) &&
+    one.charges.length === other.charges.length &&
+    one.charges.every(({ limit }, nth) => isSameLimit(limit, other.charges[nth]!.limit)),
 
   alone(item) {
     const { org, id, call, charges, nowMillis } = item;
@@ -198,7 +200,7 @@ const MERGE: Merge<Item, Reserved> = {
   outcomesOf(items, results) {
     if (results[0]!.changes === 0) return undefined;
     if (items[0]!.charges.length === 0) {
-      return items.map(({ id }) => ({ stepId: id, standings: [], tokens: undefined }));
+      return items.map(({ id }) => ({ stepId: id, standings: NO_STANDINGS, tokens: undefined }));
     }
     const nowMillis = latestOf(items);
     // Each is told how its limits stood before those that came after it.
@@ -218,8 +220,20 @@ const MERGE: Merge<Item, Reserved> = {
 const latestOf = (items: readonly Item[]): number =>
   Math.max(...items.map(({ nowMillis }) => nowMillis));
 
-const addLimit = (key: string, { limit }: Charge): string =>
-  `${key} ${limit.kind} ${limit.per} ${limit.subject} ${limit.windowMs} ${limit.most}`;
+const isSameStanding = (one: Standing, other: Standing): boolean =>
+  one.tokenId === other.tokenId &&
+  one.revision === other.revision &&
+  (one.windowSince === null) === (other.windowSince === null);
+
+const isSameCeilings = (one: Ceilings, other: Ceilings): boolean =>
+  SCOPES.every(({ name }) => one[name] === other[name]);
+
+const isSameLimit = (one: Limit, other: Limit): boolean =>
+  one.kind === other.kind &&
+  one.per === other.per &&
+  one.subject === other.subject &&
+  one.windowMs === other.windowMs &&
+  one.most === other.most;
 
 const sum = (amounts: readonly number[]): number =>
   amounts.reduce((total, amount) => total + amount, 0);
@@ -288,18 +302,15 @@ const HOLD_IN_WINDOW = `insert into spend (org_id, subject, window, held_nanos, 
 /** Only after the statement before them has held the money. */
 function insertions(items: readonly Item[], nowMillis: number): Statement[] {
   const [{ org, call }] = items as [Item, ...Item[]];
-  const shared = [call.runId, call.agentId, call.kind, call.windows.day];
   const statements: Statement[] = [];
   for (const rows of inBatches(items)) {
-    const values = rows.flatMap(({ id, call, charges }) => [
-      id,
-      call.now,
-      call.heldNanos,
-      call.leaseExpiresAt,
-      JSON.stringify(call.asked),
-      writeTokens(charges, nowMillis),
-    ]);
-    statements.push(org.statement(insertingSql(rows.length), ...shared, ...values));
+    const args: Value[] = [call.runId, call.agentId, call.kind, call.windows.day];
+    for (const { id, call, charges } of rows) {
+      const { now, heldNanos, leaseExpiresAt, asked } = call;
+      const tokens = writeTokens(charges, nowMillis);
+      args.push(id, now, heldNanos, leaseExpiresAt, JSON.stringify(asked), tokens);
+    }
+    statements.push(org.statement(insertingSql(rows.length), ...args));
   }
   return statements;
 }

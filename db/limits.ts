@@ -32,6 +32,7 @@ export function reservedTokens(
   charges: readonly Charge[],
   nowMillis: number,
 ): ReservedTokens | undefined {
+  if (charges.length === 0) return undefined;
   const charged = charges.filter(({ limit, amount }) => limit.kind === 'tokens' && amount > 0);
   const [first] = charged;
   if (!first) return undefined;

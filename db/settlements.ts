@@ -2,7 +2,7 @@
 
 import type { AgentId, PolicyVersionId, RunId, StepId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
-import type { Merge, Statement } from './client.ts';
+import type { Merge, Statement, Value } from './client.ts';
 import type { ReservedTokens } from './limits.ts';
 import type { Org } from './org.ts';
 import { forSizes, inBatches, rowsOfParameters } from './rows.ts';
@@ -66,7 +66,8 @@ interface Item {
 
 /** Settlements of one run and day add to the same sums, which need to be written once for all. */
 const MERGE: Merge<Item, void> = {
-  keyOf: ({ org, hold }) => `${org.id} ${hold.runId} ${hold.day}`,
+  placeOf: ({ hold }) => hold.runId,
+  isAlike: (one, other) => one.org.id === other.org.id && one.hold.day === other.hold.day,
   alone: ({ org, hold, end }) => [settlement(org, hold.runId, hold.stepId, end)],
   outcomeOf: () => {},
   outcomesOf: (items) => items.map(() => undefined),
@@ -102,14 +103,12 @@ function updates(items: readonly Item[]): [Statement[], number] {
   const statements: Statement[] = [];
   let before = 0;
   for (const rows of inBatches(items)) {
-    const values = rows.flatMap(({ hold: { stepId }, end }) => [
-      stepId,
-      end.now,
-      end.spentNanos,
-      end.outcome,
-      JSON.stringify(end.answered),
-    ]);
-    statements.push(org.statement(settlingSql(rows.length), hold.runId, before, ...values));
+    const args: Value[] = [hold.runId, before];
+    for (const { hold, end } of rows) {
+      const { now, spentNanos, outcome, answered } = end;
+      args.push(hold.stepId, now, spentNanos, outcome, JSON.stringify(answered));
+    }
+    statements.push(org.statement(settlingSql(rows.length), ...args));
     before = rows.length;
   }
   return [statements, before];

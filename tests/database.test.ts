@@ -248,15 +248,18 @@ describe.each([
   });
 });
 
+/** What things may have in common; those of `away` change another place. */
+const KEYS = ['one', 'other', 'away', undefined] as const;
+
 /** A write that may be made as one with others of its key, or something that is not merged. */
 interface Mergeable {
-  readonly key: 'one' | 'other' | undefined;
+  readonly key: (typeof KEYS)[number];
   readonly amount: number;
   readonly fault: string | undefined;
 }
 
 const mergeable: fc.Arbitrary<Mergeable> = fc.record({
-  key: fc.constantFrom('one', 'other', undefined),
+  key: fc.constantFrom(...KEYS),
   amount: fc.integer({ min: 0, max: 9 }),
   fault: fc.option(fc.constantFrom(...Object.keys(FAULTS)), { nil: undefined, freq: 12 }),
 });
@@ -275,7 +278,8 @@ const insertBelow = (id: string, amount: number, total: number, most: number) =>
 function merging(groups: string[][]): Merge<Numbered, { id: string; isIn: boolean }> {
   const faultOf = ({ fault, id }: Numbered) => (fault ? [FAULTS[fault]!(id)] : []);
   return {
-    keyOf: ({ key }) => String(key),
+    placeOf: ({ key }) => (key === 'away' ? 'there' : 'here'),
+    isAlike: (one, other) => one.key === other.key,
     together(items) {
       groups.push(items.map(({ id }) => id));
       const total = items.reduce((sum, { amount }) => sum + amount, 0);
@@ -302,7 +306,7 @@ async function mergeAll(db: Database, all: readonly Mergeable[], groups: string[
     }),
   );
   const present = new Set(await ids(db));
-  for (const key of ['one', 'other', undefined] as const) {
+  for (const key of KEYS) {
     const own = items.filter((item) => item.key === key);
     const total = own.reduce((sum, { amount }) => sum + amount, 0);
     const isRefused = all.some(({ fault }) => fault);

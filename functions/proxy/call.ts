@@ -41,8 +41,7 @@ export async function readCall(caller: Caller): Promise<Call> {
   const endpoint = found?.endpoint;
   const bytes = takesBody(endpoint) ? await readBody(request, BODY_LIMITS) : NO_BYTES;
   const body = takesBody(endpoint) ? parseBody(bytes, endpoint) : undefined;
-  return {
-    ...caller,
+  return extend(caller, {
     path,
     query,
     endpoint,
@@ -51,7 +50,15 @@ export async function readCall(caller: Caller): Promise<Call> {
     body,
     requestDigest: body ? digest(bytes) : null,
     runName: nameRun(request.headers, run && decodeRun(run), body?.value),
-  };
+  });
+}
+
+/**
+ * Adds to a call what a step has found out. The call itself grows: to copy some forty properties at
+ * each step would cost more than most steps do. Whoever needs it as it was copies it before.
+ */
+export function extend<C extends object, F extends object>(call: C, found: F): C & F {
+  return Object.assign(call, found);
 }
 
 /** Far above what any client sends, and below what servers behind us take. */

@@ -20,6 +20,7 @@ import type { Endpoint } from '../providers/contract.ts';
 import { type Declared, declaredTools } from '../providers/declared.ts';
 import { ENDPOINTS } from '../providers/endpoints.ts';
 import { referredItems } from '../providers/responses.ts';
+import { extend } from './call.ts';
 import { deny, type Governed } from './deny.ts';
 
 /** A call that the policy lets through, and where it goes. */
@@ -70,7 +71,7 @@ export async function decide(call: Governed): Promise<Permitted> {
   if (denial) return denyByPolicy(call, denial);
   const rates = endpoint.spends ? await priceOf(call, target, settings) : null;
   const fallbacks = kept ? [] : findFallbacks(call, { ...target, rates }, settings);
-  return { ...call, settings, ...target, rates, kept, fallbacks };
+  return extend(call, { settings, ...target, rates, kept, fallbacks });
 }
 
 /** The first tool that the request declares and the policy never lets through to a provider. */
@@ -270,10 +271,13 @@ export function ratesOf(
   atMillis: number,
 ): Rates | undefined {
   const own = settings.prices.get(`${key.name}/${model}`);
-  const listed = provider.catalogue && findRates(provider.catalogue, model, atMillis, catalogue);
-  if (!own) return listed || undefined;
-  const contextWindow = own.contextWindow ?? (listed || undefined)?.contextWindow;
-  return overrideRates({ ...own, model, contextWindow });
+  if (own?.hasWindow) return own.rates;
+  const listed = provider.catalogue
+    ? findRates(provider.catalogue, model, atMillis, catalogue)
+    : undefined;
+  if (!own) return listed;
+  const contextWindow = listed?.contextWindow;
+  return contextWindow === undefined ? own.rates : { ...own.rates, contextWindow };
 }
 
 /** As {@link ratesOf}, or else the explicit price that the policy has for models without one. */
@@ -322,8 +326,9 @@ const COUNTERPARTS: ReadonlyMap<string, string> = new Map([
  */
 function findFallbacks(call: Governed, first: Target, settings: Settings): readonly Target[] {
   const { failover } = call.version.policy;
+  if (!failover || !first.rates) return NO_TARGETS;
   const name = `${first.key.name}/${first.model}`;
-  const entry = first.rates && failover?.find(({ model }) => model === name);
+  const entry = failover.find(({ model }) => model === name);
   if (!entry) return NO_TARGETS;
   return entry.to.flatMap((model) => fallback(call, first.endpoint, settings, model) ?? []);
 }

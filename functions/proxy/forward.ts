@@ -3,6 +3,7 @@
 import type { Endpoint } from '../providers/contract.ts';
 import type { Translation } from '../providers/translate/contract.ts';
 import { attempt, type Exchange, endOf, failureOf, refusalOf, type Unanswered } from './attempt.ts';
+import { extend } from './call.ts';
 import { begin, type Journey, type Leg, plan } from './failover.ts';
 import { interruption } from './interrupt.ts';
 import { type Held, reserveBudget } from './reserve.ts';
@@ -53,8 +54,9 @@ function conclude(
   if ('error' in outcome) return giveUp(held, outcome);
   const { endpoint, body, bytes } = first;
   const upstreamEndpoint = held.endpoint;
-  const answer = { ...held, endpoint, body, bytes, upstreamEndpoint, attempts, ...outcome };
-  return translation ? { ...answer, translation } : answer;
+  const own = { endpoint, body, bytes, upstreamEndpoint, attempts, ...outcome };
+  const answer = extend(held, own);
+  return translation ? extend(answer, { translation }) : answer;
 }
 
 /** Settles a call without an answer and refuses. */

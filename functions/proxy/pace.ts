@@ -16,6 +16,7 @@ import {
   stopReasonOf,
   tightestFirst,
 } from '../../schema/rules/limit.ts';
+import { extend } from './call.ts';
 import { deny } from './deny.ts';
 import type { Checked } from './results.ts';
 
@@ -35,7 +36,7 @@ export function limitRate(call: Checked): Paced {
     run: run.id,
     requestDigest,
   });
-  return { ...call, limits };
+  return extend(call, { limits });
 }
 
 /**

@@ -22,6 +22,7 @@ import {
 import { type StopReason, stopSentence } from '../../schema/rules/limit.ts';
 import { fitOutput, pricesSearches, worstCaseOf } from '../../schema/rules/price.ts';
 import { Outdated } from './authenticate.ts';
+import { extend } from './call.ts';
 import { keepsDigests } from './capture.ts';
 import { deny } from './deny.ts';
 import { type Flight, LEASE_MS } from './flight.ts';
@@ -157,8 +158,8 @@ async function hold(
   };
   const flight = services.flights.start(org, kept, leaseExpiresAt, credential.tokenId);
   const limitStates = pace ? statesOf(pace.charges, pace.standings, now) : NO_STATES;
-  const held = { ...call, flight, stepId, bound, heldNanos, outputLimit, limitStates, ...prepared };
-  return { held, pace };
+  const own = { flight, stepId, bound, heldNanos, outputLimit, limitStates, ...prepared };
+  return { held: extend(call, own), pace };
 }
 
 const NO_STATES: readonly LimitState[] = [];

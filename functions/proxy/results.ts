@@ -20,6 +20,7 @@ import {
 import { toolResults } from '../providers/results.ts';
 import { digestOf, usedUp } from './approved.ts';
 import { Outdated } from './authenticate.ts';
+import { extend } from './call.ts';
 import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
 import type { Unparked } from './park.ts';
@@ -59,7 +60,7 @@ async function check(
   const approvals = rule === undefined ? [] : givenApprovals(call.body!.value);
   const approving = approvals.length > 0 ? await checkApprovals(call, rule!, approvals) : [];
   if (results.length > 0) await checkReleased(call, results);
-  return approving.length > 0 ? { ...call, approving } : call;
+  return approving.length > 0 ? extend(call, { approving }) : call;
 }
 
 /** Returns the ids of the calls that people approved and that are now to run. */

@@ -51,6 +51,7 @@ export async function resolveRun(call: Call): Promise<Governed> {
   return governed;
 }
 
+/** A copy, which is given up where the facts turn out to be outdated: the call is read only once. */
 function onRun(call: Call, run: Governed['run'], version: PolicyVersion): Governed {
   const windowSince = call.runName ? null : call.startedAt - idleMsOf(version);
   return { ...call, run, version, windowSince };
