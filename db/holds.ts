@@ -41,6 +41,11 @@ export interface Standing {
    * `null` for a run with a name.
    */
   readonly windowSince: number | null;
+  /**
+   * Since when no answer of the run may have waited for people, Unix milliseconds; `null` where that
+   * has been looked up, or nobody is asked.
+   */
+  readonly unparkedSince: number | null;
 }
 
 /**
@@ -89,7 +94,7 @@ interface Template {
 
 const template = (write: Template['write']): Template => ({ write, written: new Map() });
 
-const FIRST_CEILING = 9;
+const FIRST_CEILING = 10;
 
 function sqlFor({ write, written }: Template, { ceilings }: Reservation): string {
   const present = SCOPES.filter(({ name }) => ceilings[name] !== undefined);
@@ -115,12 +120,18 @@ const OPEN = `org_id = ?1 and id = ?2 and status = 'open'
             and t.revoked_at is null and (t.expires_at is null or t.expires_at > ?4)
             and a.suspended_at is null and o.revision = ?7
             and (?8 is null or a.window_run_id = runs.id and runs.active_at >= ?8)
-        )`;
+        )
+        and (?9 is null or not exists (
+          select 1 from parked where org_id = ?1 and run_id = runs.id and ended_at is null
+          union all
+          select 1 from parked where org_id = ?1 and run_id = runs.id and ended_at > ?9
+        ))`;
 
 /** What the condition binds: as strict as the strictest of the calls, which have a key in common. */
 function conditionArgs(calls: readonly Reservation[]): Value[] {
   const [{ runId, windows, standing, ceilings }] = calls as [Reservation, ...Reservation[]];
-  const since = calls.map((call) => call.standing.windowSince ?? 0);
+  const active = calls.map((call) => call.standing.windowSince ?? 0);
+  const unparked = calls.map((call) => call.standing.unparkedSince ?? 0);
   return [
     runId,
     windows.day,
@@ -128,7 +139,8 @@ function conditionArgs(calls: readonly Reservation[]): Value[] {
     calls.reduce((total, { heldNanos }) => total + heldNanos, 0),
     standing.tokenId,
     standing.revision,
-    standing.windowSince === null ? null : Math.max(...since),
+    standing.windowSince === null ? null : Math.max(...active),
+    standing.unparkedSince === null ? null : Math.min(...unparked),
     ...SCOPES.flatMap(({ name }) => ceilings[name] ?? []),
   ];
 }
@@ -223,7 +235,8 @@ const latestOf = (items: readonly Item[]): number =>
 const isSameStanding = (one: Standing, other: Standing): boolean =>
   one.tokenId === other.tokenId &&
   one.revision === other.revision &&
-  (one.windowSince === null) === (other.windowSince === null);
+  (one.windowSince === null) === (other.windowSince === null) &&
+  (one.unparkedSince === null) === (other.unparkedSince === null);
 
 const isSameCeilings = (one: Ceilings, other: Ceilings): boolean =>
   SCOPES.every(({ name }) => one[name] === other[name]);

@@ -27,6 +27,7 @@ const MIGRATIONS = [
   '0018_approved_calls.sql',
   '0019_used_tokens.sql',
   '0020_used_approvals.sql',
+  '0021_parked_runs.sql',
 ] as const;
 
 /**

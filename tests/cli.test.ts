@@ -490,7 +490,7 @@ async function addCall(
     ...{ runId: run, agentId: agent, windows: windowsOf(now), now, kind: 'model_call', ceilings },
     ...{ heldNanos: nanos(heldNanos), leaseExpiresAt: Date.now() + DAY_MS },
     asked: { endpoint: 'chat/completions', tokenId, ...named, requestDigest: 'd' },
-    standing: { tokenId, revision: Number(row!.revision), windowSince: null },
+    standing: { tokenId, revision: Number(row!.revision), windowSince: null, unparkedSince: null },
   });
   if (spentNanos === null) return;
   const usage = estimated ? { inputTokens: 56 } : { inputTokens: 120, outputTokens: 34 };

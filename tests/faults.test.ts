@@ -488,7 +488,7 @@ describe('a call in flight', () => {
       ...{ kind: 'model_call', runId: run.id, agentId: run.agentId, windows: windowsOf(now), now },
       ...{ heldNanos: HELD, leaseExpiresAt: now + LEASE_MS, asked: { endpoint: 'x', tokenId } },
       ceilings: { agentPerDay: undefined, agentPerMonth: undefined, orgPerMonth: undefined },
-      standing: { tokenId, revision: 1, windowSince: null },
+      standing: { tokenId, revision: 1, windowSince: null, unparkedSince: null },
     });
     return stepId!;
   }

@@ -434,7 +434,7 @@ async function ledger(deployment: Deployment) {
         ...{ heldNanos: ZERO, ceilings },
         leaseExpiresAt: now + 15_000,
         asked: { endpoint: 'chat.create', tokenId },
-        standing: { tokenId, revision, windowSince: null },
+        standing: { tokenId, revision, windowSince: null, unparkedSince: null },
       },
       [charge],
       now,

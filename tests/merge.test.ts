@@ -327,6 +327,7 @@ class Side {
       standing: {
         ...{ tokenId, revision: 1 },
         windowSince: each.isWindow ? this.#now - agoMs - IDLE_MS : null,
+        unparkedSince: null,
       },
     };
     // What is no call is not limited.
@@ -460,7 +461,7 @@ const endOf = (spentNanos: number) =>
 
 /** What a call goes by, each of which is as it was read or not. */
 const traits = fc.record({
-  run: fc.constantFrom('open', 'other', 'closed', 'suspended'),
+  run: fc.constantFrom('open', 'other', 'asking', 'closed', 'suspended'),
   token: fc.constantFrom('good', 'ending', 'revoked', 'foreign'),
   ...{ kind: fc.constantFrom(...KINDS), revision: fc.constantFrom(1, 2) },
   ...{
@@ -479,6 +480,7 @@ const traits = fc.record({
     subject: fc.constantFrom('one', 'two'),
     isLimitLow: fc.boolean(),
     isCeilingLow: fc.boolean(),
+    isUnparked: fc.boolean(),
   },
 });
 type Traits = typeof traits extends fc.Arbitrary<infer T> ? T : never;
@@ -486,7 +488,7 @@ type Traits = typeof traits extends fc.Arbitrary<infer T> ? T : never;
 const ALL_SOUND: Traits = {
   ...{ run: 'open', token: 'good', kind: 'model_call', revision: 1, agoMs: 5, day: 0, nanos: 5 },
   ...{ window: 'none', ceiling: 'none', kindOfLimit: 'none', per: 'org', windowMs: 1_000 },
-  ...{ subject: 'one', isLimitLow: false, isCeilingLow: false },
+  ...{ subject: 'one', isLimitLow: false, isCeilingLow: false, isUnparked: true },
 };
 
 /** Calls that share all but a few traits: these each has as it happens. */
@@ -508,7 +510,8 @@ const mixed = fc
 /** Whether a call may leave, by its own facts alone. */
 function isSound({ run, token, revision, window, agoMs, ...each }: Traits): boolean {
   return (
-    (run === 'open' || run === 'other') &&
+    (run === 'open' || run === 'other' || run === 'asking') &&
+    !(each.isUnparked && (run === 'asking' || (run === 'other' && agoMs === 2_000))) &&
     (token === 'good' || (token === 'ending' && agoMs === 2_000)) &&
     revision === 1 &&
     (window === 'none' || (window === 'current' && run === 'open')) &&
@@ -538,7 +541,8 @@ class Ground {
     for (const name of ['good', 'ending', 'revoked', 'foreign', 'suspended']) {
       await this.#addAgent(name, policy.id);
     }
-    for (const name of ['open', 'other', 'closed', 'suspended']) await this.#addRun(name);
+    for (const name of ['open', 'other', 'asking', 'closed', 'suspended']) await this.#addRun(name);
+    await this.org.write(this.#park('asking', null), this.#park('other', START - 1_000));
     const own = this.#agents.get('good')!;
     const change = (table: string, set: string, id: string, value: string | number = 1) =>
       this.org.statement(
@@ -572,6 +576,16 @@ class Ground {
     this.#runs.set(name, (await findRun(this.org, agentId, name))!.id);
   }
 
+  #park(run: string, endedAt: number | null) {
+    return this.org.statement(
+      `insert into parked (
+         org_id, id, agent_id, run_id, step_id, request_digest, head_parts, created_at, expires_at,
+         ended_at
+       ) values (?1, ?2, ?3, ?4, 'step', 'digest', 1, 0, 0, ?5)`,
+      ...[newId('parked'), this.#agents.get('good')!, this.#runs.get(run)!, endedAt],
+    );
+  }
+
   /** Whether a call is let in that counts against one limit at a moment. */
   async use(limit: Limit, nowMillis: number): Promise<boolean> {
     const [agentId, tokenId] = [this.#agents.get('good')!, this.#tokens.get('good')!];
@@ -579,7 +593,7 @@ class Ground {
       ...({ runId: this.#runs.get('open')!, agentId, kind: 'model_call', now: START } as const),
       ...{ windows: windowsOf(START), heldNanos: 0 as Nanos, ceilings: NO_CEILINGS },
       ...{ leaseExpiresAt: START + LEASE_MS, asked: { endpoint: 'chat', tokenId } },
-      standing: { tokenId, revision: 1, windowSince: null },
+      standing: { tokenId, revision: 1, windowSince: null, unparkedSince: null },
     };
     const charges = [{ limit, amount: 1 }];
     return (await reserve(this.org, call, charges, nowMillis)).stepId !== undefined;
@@ -598,7 +612,10 @@ class Ground {
       ...{ runId, agentId, kind, windows, now, heldNanos: nanos as Nanos },
       ...{ leaseExpiresAt: START + LEASE_MS, asked: { endpoint: 'chat', tokenId } },
       ceilings: { ...NO_CEILINGS, ...(each.ceiling === 'none' ? {} : { [each.ceiling]: ceiling }) },
-      standing: { tokenId, revision, windowSince: since },
+      standing: {
+        ...{ tokenId, revision, windowSince: since },
+        unparkedSince: each.isUnparked ? now : null,
+      },
     };
     const charges = chargesOf(each);
     const { stepId: id } = await reserve(this.org, call, charges, START);

@@ -715,7 +715,7 @@ class Ledger {
       ...{ kind: 'model_call', runId: this.#runs[run]!, agentId: this.#agents[run % AGENTS]! },
       ...{ windows, now, leaseExpiresAt },
       ...{ heldNanos: nanos as Nanos, ceilings: this.#limits },
-      standing: { tokenId, revision: 1, windowSince: null },
+      standing: { tokenId, revision: 1, windowSince: null, unparkedSince: null },
       asked: { endpoint: 'chat', tokenId },
     });
     hold.id = stepId;

@@ -235,7 +235,7 @@ async function callOn(org: Org): Promise<Reservation> {
     ...{ kind: 'model_call', heldNanos: 1 as Nanos },
     ...{ leaseExpiresAt: now + 60_000, asked: { endpoint: 'made', tokenId } },
     ceilings: { agentPerDay: most, agentPerMonth: most, orgPerMonth: most },
-    standing: { tokenId, revision: Number(revision), windowSince: null },
+    standing: { tokenId, revision: Number(revision), windowSince: null, unparkedSince: null },
   };
 }
 

@@ -83,7 +83,7 @@ async function hold(runId: RunId, now = START): Promise<StepId> {
   const { stepId } = await reserve(org, {
     ...{ ...placeOf(runId, now), agentId, kind: 'model_call', heldNanos: HELD },
     ...{ leaseExpiresAt: now + 15_000, asked: { endpoint: 'chat', tokenId }, ceilings: UNLIMITED },
-    standing: { tokenId, revision: 1, windowSince: null },
+    standing: { tokenId, revision: 1, windowSince: null, unparkedSince: null },
   });
   return stepId!;
 }

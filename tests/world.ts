@@ -476,7 +476,7 @@ async function fly(org: Org, runId: RunId, agentId: AgentId, tokenId: TokenId): 
     ...{ ...place, agentId, kind: 'model_call', heldNanos: 1 as Nanos },
     leaseExpiresAt: now + 86_400_000,
     ...{ asked: { endpoint: 'made', tokenId }, ceilings },
-    standing: { tokenId, revision: Number(revision), windowSince: null },
+    standing: { tokenId, revision: Number(revision), windowSince: null, unparkedSince: null },
   });
   if (!stepId) throw new Error('nothing was reserved');
   await Bun.sleep(2);

@@ -28,7 +28,7 @@ import {
 import { respond, respondJson } from '../edge.ts';
 import { baseUrl } from '../links.ts';
 import { pause, pollUntil } from '../waiting.ts';
-import { Outdated } from './authenticate.ts';
+import { extend } from './call.ts';
 import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
 import { errorEvent } from './interrupt.ts';
@@ -56,11 +56,10 @@ export interface Waiting {
   readonly passed: Uint8Array;
 }
 
-declare const unparked: unique symbol;
-
-/** A call that no answer is parked for. */
+/** A call that no answer is parked for, or none as far as is remembered. */
 export interface Unparked extends Permitted {
-  readonly [unparked]: true;
+  /** As {@link Standing} has it: for the write that holds the call's money to confirm. */
+  readonly unparkedSince: number | null;
 }
 
 /** How a parked answer stands for a request. */
@@ -74,16 +73,19 @@ type Stand =
       readonly gates: readonly GateStand[];
     };
 
-/** Finds the answer that is parked for the same request of the same run. */
+/**
+ * Finds the answer that is parked for the same request of the same run. A call that goes by
+ * remembered facts takes it that no answer of the run is, which is one of those: few runs have any.
+ */
 export function findWaiting(call: Permitted): Unparked | Promise<Waiting | Unparked> {
-  return asksPeople(call.version.policy) ? findOwn(call) : (call as Unparked);
+  if (!asksPeople(call.version.policy)) return extend(call, { unparkedSince: null });
+  return call.isRemembered ? extend(call, { unparkedSince: call.startedAt }) : findOwn(call);
 }
 
 async function findOwn(call: Permitted): Promise<Waiting | Unparked> {
   const parkedId = await findParked(call.org, placeOf(call), call.startedAt);
-  // Nothing is held that would confirm remembered facts: they are read anew.
-  if (parkedId !== undefined && call.isRemembered) throw new Outdated();
-  return parkedId === undefined ? (call as Unparked) : { call, parkedId, passed: NOTHING };
+  if (parkedId === undefined) return extend(call, { unparkedSince: null });
+  return { call, parkedId, passed: NOTHING };
 }
 
 /**

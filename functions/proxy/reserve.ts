@@ -138,6 +138,7 @@ async function hold(
       tokenId: call.credential.tokenId,
       revision: call.credential.revision,
       windowSince: call.windowSince,
+      unparkedSince: call.unparkedSince,
     },
     ceilings,
   } as const;
