@@ -322,6 +322,17 @@ describe('the limits of a policy', () => {
       expect(subject).toBe(per === 'deployment' ? '*' : subjects[per]);
     }
   });
+
+  test('are those of its caps and of the call, whichever were asked for before', () => {
+    const run = { maxSteps: 9 };
+    const policy = policySchema.parse({ run, loop: { sameRequest: 3, windowS: 60 } });
+    const capped = { requestsPerMinute: 1, concurrentCalls: undefined };
+    const subjectsOf = (caps: typeof capped | typeof none, requestDigest: string | null) =>
+      limitsOf(policy, caps, { ...subjects, requestDigest }).map(({ subject }) => subject);
+    expect(subjectsOf(none, 'one')).toEqual(['run', 'run/one']);
+    expect(subjectsOf(capped, 'two')).toEqual(['run', 'run/two', '*']);
+    expect(subjectsOf(none, null)).toEqual(['run']);
+  });
 });
 
 describe('the headers of limits', () => {

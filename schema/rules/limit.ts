@@ -116,17 +116,36 @@ export interface Caps {
 
 const NONE: readonly Limit[] = [];
 
+/** A limit before it is known whom it counts. */
+type Planned = Omit<Limit, 'subject'>;
+
 /** The limits that a call counts against; each counter once, by its lowest limit. */
 export function limitsOf(policy: Policy, caps: Caps, subjects: Subjects): readonly Limit[] {
-  const { limits, loop, run } = policy;
-  const isCapped = caps.requestsPerMinute ?? caps.concurrentCalls;
-  const isBounded = loop ?? run.maxSteps ?? run.maxDurationS;
-  if (!limits?.length && isCapped === undefined && isBounded === undefined) return NONE;
-  return lowest([
-    ...runLimits(policy, subjects),
-    ...policyLimits(policy, subjects),
-    ...operatorLimits(caps),
-  ]);
+  const plan = planOf(policy, caps);
+  if (plan.length === 0) return NONE;
+  return plan.flatMap((limit) => {
+    const subject = subjectOf(limit, subjects);
+    return subject === undefined ? [] : { ...limit, subject };
+  });
+}
+
+/** Of each policy, by the caps that it was made with: few, and asked for with every call. */
+const plans = new WeakMap<Policy, { readonly caps: Caps; readonly plan: readonly Planned[] }>();
+
+function planOf(policy: Policy, caps: Caps): readonly Planned[] {
+  const known = plans.get(policy);
+  if (known?.caps === caps) return known.plan;
+  const plan = lowest([...runLimits(policy), ...policyLimits(policy), ...operatorLimits(caps)]);
+  plans.set(policy, { caps, plan });
+  return plan;
+}
+
+/** Whom a limit counts; `undefined` where it doesn't apply to the call. */
+function subjectOf({ kind, per }: Planned, subjects: Subjects): string | undefined {
+  if (per === 'deployment') return '*';
+  if (kind !== 'same_request') return subjects[per];
+  const { run, requestDigest } = subjects;
+  return requestDigest === null ? undefined : `${run}/${requestDigest}`;
 }
 
 /** Whether each attempt of a call counts, and not the call once. */
@@ -134,10 +153,10 @@ export function countsAttempts({ kind }: Limit): boolean {
   return kind !== 'requests' && kind !== 'same_request';
 }
 
-function runLimits({ loop, run }: Policy, subjects: Subjects): Limit[] {
-  const common = { per: 'run', windowMs: 0, subject: subjects.run } as const;
+function runLimits({ loop, run }: Policy): Planned[] {
+  const common = { per: 'run', windowMs: 0 } as const;
   const { maxSteps, maxDurationS } = run;
-  const limits: Limit[] = [];
+  const limits: Planned[] = [];
   if (maxSteps !== undefined) {
     limits.push({ ...common, kind: 'steps', rule: 'run.maxSteps', most: maxSteps });
   }
@@ -145,10 +164,9 @@ function runLimits({ loop, run }: Policy, subjects: Subjects): Limit[] {
     const most = maxDurationS * 1_000;
     limits.push({ ...common, kind: 'duration', rule: 'run.maxDurationS', most });
   }
-  if (loop && subjects.requestDigest !== null) {
+  if (loop) {
     limits.push({
       ...{ kind: 'same_request', per: 'run', rule: 'loop.sameRequest' },
-      subject: `${subjects.run}/${subjects.requestDigest}`,
       windowMs: loop.windowS * 1_000,
       // The request that would make it so many is the one that stops the run.
       most: loop.sameRequest - 1,
@@ -157,9 +175,9 @@ function runLimits({ loop, run }: Policy, subjects: Subjects): Limit[] {
   return limits;
 }
 
-function policyLimits({ limits = [] }: Policy, subjects: Subjects): Limit[] {
+function policyLimits({ limits = [] }: Policy): Planned[] {
   return limits.map((limit, at) => {
-    const common = { per: limit.per, rule: `limits[${at}]`, subject: subjects[limit.per] };
+    const common = { per: limit.per, rule: `limits[${at}]` };
     if ('concurrent' in limit) {
       return { ...common, kind: 'concurrent', windowMs: 0, most: limit.concurrent };
     }
@@ -170,23 +188,23 @@ function policyLimits({ limits = [] }: Policy, subjects: Subjects): Limit[] {
   });
 }
 
-function operatorLimits({ requestsPerMinute, concurrentCalls }: Caps): Limit[] {
-  const common = { per: 'deployment', subject: '*' } as const;
-  const limits: Limit[] = [];
+function operatorLimits({ requestsPerMinute, concurrentCalls }: Caps): Planned[] {
+  const per = 'deployment';
+  const limits: Planned[] = [];
   if (requestsPerMinute !== undefined) {
     const rule = 'RUNGATE_MAX_REQUESTS_PER_MINUTE';
-    limits.push({ ...common, kind: 'requests', rule, windowMs: 60_000, most: requestsPerMinute });
+    limits.push({ per, kind: 'requests', rule, windowMs: 60_000, most: requestsPerMinute });
   }
   if (concurrentCalls !== undefined) {
     const rule = 'RUNGATE_MAX_CONCURRENT_CALLS';
-    limits.push({ ...common, kind: 'concurrent', rule, windowMs: 0, most: concurrentCalls });
+    limits.push({ per, kind: 'concurrent', rule, windowMs: 0, most: concurrentCalls });
   }
   return limits;
 }
 
 /** Two limits on one counter must not count a call twice. */
-function lowest(limits: readonly Limit[]): Limit[] {
-  const byCounter = new Map<string, Limit>();
+function lowest(limits: readonly Planned[]): Planned[] {
+  const byCounter = new Map<string, Planned>();
   for (const limit of limits) {
     const counter = `${limit.kind} ${limit.per} ${limit.windowMs}`;
     const other = byCounter.get(counter);
