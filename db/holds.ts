@@ -15,6 +15,7 @@ import {
   writeCharges,
 } from './limits.ts';
 import type { Org } from './org.ts';
+import { anyParkedSql } from './parked.ts';
 import { forSizes, inBatches, rowsOfParameters } from './rows.ts';
 import { type Ceilings, SCOPES } from './scopes.ts';
 import { newId } from './seal.ts';
@@ -121,11 +122,7 @@ const OPEN = `org_id = ?1 and id = ?2 and status = 'open'
             and a.suspended_at is null and o.revision = ?7
             and (?8 is null or a.window_run_id = runs.id and runs.active_at >= ?8)
         )
-        and (?9 is null or not exists (
-          select 1 from parked where org_id = ?1 and run_id = runs.id and ended_at is null
-          union all
-          select 1 from parked where org_id = ?1 and run_id = runs.id and ended_at > ?9
-        ))`;
+        and (?9 is null or not ${anyParkedSql('runs.id', '?9')})`;
 
 /** What the condition binds: as strict as the strictest of the calls, which have a key in common. */
 function conditionArgs(calls: readonly Reservation[]): Value[] {
@@ -159,7 +156,9 @@ interface Item {
  * since then there is room for each. The sums are written once for all.
  */
 const MERGE: Merge<Item, Reserved> = {
-  placeOf: ({ call }) => call.runId,
+  // Each request has its own count of how often it was sent, so that few of a run are alike then.
+  placeOf: ({ call, charges }) =>
+    charges.find(({ limit }) => limit.kind === 'same_request')?.limit.subject ?? call.runId,
   isAlike: (one, other) =>
     one.org.id === other.org.id &&
     one.call.kind === other.call.kind &&

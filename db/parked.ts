@@ -102,6 +102,14 @@ export async function parking(
   ];
 }
 
+/** What is parked in a run. */
+export interface FoundParked {
+  /** The answer for the request. */
+  readonly id: ParkedId | undefined;
+  /** Whether there is any, of whichever request. */
+  readonly isAny: boolean;
+}
+
 /**
  * The answer parked for a request that began at `startedAt`: one that waits, or one that has ended
  * since, so that requests under way at that moment share it.
@@ -110,18 +118,30 @@ export async function findParked(
   org: Org,
   request: ParkedRequest,
   startedAt: number,
-): Promise<ParkedId | undefined> {
+): Promise<FoundParked> {
   const row = await org.first(
-    `select id from parked
-     where org_id = ?1 and agent_id = ?2 and run_id = ?3 and request_digest = ?4
-       and ifnull(ended_at, ?5 + 1) > ?5
-     order by created_at limit 1`,
+    `select (
+         select id from parked
+         where org_id = ?1 and agent_id = ?2 and run_id = ?3 and request_digest = ?4
+           and ifnull(ended_at, ?5 + 1) > ?5
+         order by created_at limit 1
+       ) as id,
+       ${anyParkedSql('?3', '?5')} as is_any`,
     request.agentId,
     request.runId,
     request.requestDigest,
     startedAt,
   );
-  return row && (row.id as ParkedId);
+  return { id: (row?.id as ParkedId | null) ?? undefined, isAny: row?.is_any === 1 };
+}
+
+/** Whether any answer of a run waits, or has ended since a moment; `?1` is the org. */
+export function anyParkedSql(run: string, since: string): string {
+  return `exists (
+    select 1 from parked where org_id = ?1 and run_id = ${run} and ended_at is null
+    union all
+    select 1 from parked where org_id = ?1 and run_id = ${run} and ended_at > ${since}
+  )`;
 }
 
 /** A parked answer with its gates, and whether who waits for it with this token still may. */

@@ -61,7 +61,7 @@ export async function boot(
     deliveries,
     mailer: new Mailer(config, log),
     memory: {
-      ...{ credentials: new Memo(MEMORY), runs: new Memo(MEMORY) },
+      ...{ credentials: new Memo(MEMORY), runs: new Memo(MEMORY), parked: new Memo(MEMORY) },
       ...{ failures: new Memo(MEMORY), admins: new Memo(MEMORY) },
     },
     catalogues,

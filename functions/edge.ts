@@ -46,12 +46,12 @@ export function respond(
 /**
  * From this length on, in bytes, Bun hands each part of a response's head to the system by itself:
  * some fifty times for one response, which takes longer than governing it. The head of a stream it
- * hands over at once. The stream's length is told where the runtime lets it be.
+ * hands over at once. Bun sends a stream in chunks and never tells its length; other runtimes do.
  */
 const LARGE_BYTES = 15 * 1024;
 
 function largeBytes(body: BodyInit): Uint8Array | undefined {
-  // Text of fewer characters is left as it is: few have so many bytes that it would matter.
+  // Text of fewer characters is left as it is: it is rarely so much longer in bytes.
   if (typeof body !== 'string') {
     return body instanceof Uint8Array && body.length >= LARGE_BYTES ? body : undefined;
   }

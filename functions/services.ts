@@ -23,6 +23,8 @@ export interface Memory {
   readonly credentials: Memo<Credential>;
   /** The run of an agent's name, or of its window. */
   readonly runs: Memo<KnownRun>;
+  /** Whether any answer of a run was parked when that was looked up last, by the run's id. */
+  readonly parked: Memo<boolean>;
   /** Until when an address has failed to sign in too often, Unix milliseconds. */
   readonly failures: Memo<number>;
   /** Until when a token or a session has asked the admin API too often, by its id, likewise. */

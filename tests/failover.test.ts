@@ -10,11 +10,14 @@ import { type Script, startUpstream, type Upstream } from './upstream.ts';
 setDefaultTimeout(60_000);
 
 const PRICE = { inputPerMillion: '1.00', outputPerMillion: '4.00' };
+/** So dear that a call's least output doesn't fit the run's budget. */
+const DEAR = { model: 'openai/dear-model', inputPerMillion: '1.00', outputPerMillion: '500000' };
 const MODELS = [
   'openai/other-model',
   'openai/far-model',
   'anthropic/far-model',
   'openai/only-model',
+  'openai/near-model',
 ];
 
 /** The first upstream, and where its calls go when it fails: the same dialect or the other one. */
@@ -22,6 +25,7 @@ const FAILOVER = [
   { model: 'openai/test-model', to: ['openai/other-model'] },
   { model: 'openai/far-model', to: ['anthropic/test-model'] },
   { model: 'anthropic/far-model', to: ['openai/test-model'] },
+  { model: 'openai/near-model', to: [DEAR.model] },
 ];
 
 const ROUTES = {
@@ -62,7 +66,7 @@ beforeAll(async () => {
   rungate = await deploy({
     upstreamUrl: upstream.url,
     policy: { failover: FAILOVER, budget: { run: '5.00' } },
-    prices: MODELS.map((model) => ({ model, ...PRICE })),
+    prices: [...MODELS.map((model) => ({ model, ...PRICE })), DEAR],
   });
 });
 afterAll(async () => {
@@ -142,6 +146,17 @@ describe('a call whose first upstream', () => {
       ['model_call', 'far-model'],
       ['retry', 'far-model'],
     ]);
+  });
+
+  test('fails and whose next one is too dear for the run is not asked once more', async () => {
+    await (await ask(ROUTES['chat to chat']).sent).text();
+    upstream.script({ error: 503 });
+    const before = upstream.requests.length;
+    const { run, sent } = ask({ ...ROUTES['chat to chat'], model: 'openai/near-model' });
+    expect((await sent).status).toBe(402);
+    expect(upstream.requests.length).toBe(before + 1);
+    const steps = await readSettled(rungate, run, 2);
+    expect(steps.map(({ kind }) => kind)).toEqual(['model_call', 'denial']);
   });
 
   test('fails as all others do gets the last error in its own dialect', async () => {

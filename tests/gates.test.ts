@@ -17,13 +17,15 @@ import { findOrg } from '../db/orgs.ts';
 import { openMasterKeys } from '../db/seal.ts';
 import { openVault } from '../db/vault.ts';
 import { createWebhook } from '../db/webhooks.ts';
+import { boot } from '../functions/boot.ts';
+import { listen } from '../functions/bun.ts';
 import type { GateId, MemberId, TokenId } from '../schema/ids.ts';
 import { ANSWER, LOOPS } from './loops.ts';
 import { framesOf, usualForm } from './proposals.ts';
 import { type Receiver, startReceiver } from './receiver.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
 import { ALL_KINDS, type CallOptions, call, type Kind } from './runtimes.ts';
-import { startUpstream, type Upstream } from './upstream.ts';
+import { startUpstream, UPSTREAM_KEY, type Upstream } from './upstream.ts';
 
 const ARGS = '{"order":"A-1","amount_usd":900.50}';
 const POLICY = {
@@ -821,6 +823,49 @@ describe('an answer of another upstream', () => {
       }
     } finally {
       await connection.close();
+      await own.stop();
+    }
+  });
+});
+
+describe('a run with an answer that waits', () => {
+  test('lets its other calls out at their first write, as any run does', async () => {
+    const own = await deploy({ upstreamUrl: upstream.url, policy: POLICY, processes: 0 });
+    const services = await boot({
+      ...{ HOST: '127.0.0.1', PORT: '0', RUNGATE_LOG: 'silent', UPSTREAM_KEY },
+      RUNGATE_DATABASE_URL: `file:${own.folder}/rungate.db`,
+      RUNGATE_EGRESS_ALLOW: '127.0.0.1/32',
+    });
+    const written: boolean[] = [];
+    const counting: Database = {
+      ...services.db,
+      async merge(merge, item) {
+        const outcome = await services.db.merge(merge, item);
+        const isHold = typeof outcome === 'object' && outcome !== null && 'stepId' in outcome;
+        if (isHold) written.push(outcome.stepId !== undefined);
+        return outcome;
+      },
+    };
+    const server = listen({ ...services, db: counting });
+    const at = { rungate: { ...own, url: server.url } };
+    const statusOf = async (run: string, prompt: string): Promise<number> => {
+      const response = await call(at, 'chat', asking('chat', run, prompt));
+      await response.text();
+      return response.status;
+    };
+    try {
+      for (const run of ['waits', 'waits not']) expect(await statusOf(run, 'hello')).toBe(200);
+      expect(await statusOf('waits', REFUND)).toBe(403);
+      for (let nth = 0; nth < 5; nth++) {
+        expect(await statusOf('waits', `hello ${nth}`)).toBe(200);
+        expect(await statusOf('waits not', `hello ${nth}`)).toBe(200);
+        expect(await statusOf('waits', REFUND)).toBe(403);
+      }
+      // One of the run that waits found out that it does.
+      expect(written.filter((isWritten) => !isWritten).length).toBe(1);
+      expect(written.length).toBe(14);
+    } finally {
+      await server.stop(1_000);
       await own.stop();
     }
   });

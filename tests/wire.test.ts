@@ -100,6 +100,32 @@ function sendRaw(url: string, lines: readonly string[], body: string): Promise<s
   return promise;
 }
 
+/** The body of a response as it was received, by the one header that frames it. */
+function bodiesOf(response: string): string[] {
+  const [head = '', ...rest] = response.split('\r\n\r\n');
+  const bytes = Buffer.from(rest.join('\r\n\r\n'));
+  expect(head).toStartWith('HTTP/1.1 200');
+  const framings = head.match(/^(content-length|transfer-encoding):/gim);
+  expect(framings).toHaveLength(1);
+  const length = /^content-length: (\d+)$/im.exec(head)?.[1];
+  if (length !== undefined) {
+    expect(bytes.length).toBe(Number(length));
+    return [bytes.toString()];
+  }
+  const parts: Buffer[] = [];
+  for (let at = 0; ; ) {
+    const end = bytes.indexOf('\r\n', at);
+    const size = Number.parseInt(bytes.toString('latin1', at, end), 16);
+    at = end + 2;
+    if (size === 0) {
+      expect(bytes.toString('latin1', at)).toBe('\r\n');
+      return [Buffer.concat(parts).toString()];
+    }
+    parts.push(bytes.subarray(at, at + size));
+    at += size + 2;
+  }
+}
+
 /** Headers that must not reach any upstream, with what they could do there. */
 const PRIVATE = [
   'OpenAI-Organization: org-other',
@@ -387,6 +413,34 @@ describe.each(stages({ policy: { budget: { run: '1.00' } } }))('on $runtime', (s
         expect(step).toMatchObject({ estimated: false, spentNanos: 5_000 });
       });
     }
+
+    test.each([15_359, 15_360, 100_000])('of %d bytes is framed once and whole', async (bytes) => {
+      const { path, body } = KINDS.chat;
+      const answer = (content: string) => JSON.stringify({ id: 'x', choices: [], content });
+      const text = answer('€'.repeat(Math.floor((bytes - answer('').length) / 3)));
+      const padded = text + ' '.repeat(bytes - encoder.encode(text).length);
+      stage.upstream.script({ body: padded });
+      const response = await sendRaw(
+        stage.rungate.url,
+        [
+          ...[`POST ${path} HTTP/1.1`, `Host: ${new URL(stage.rungate.url).host}`],
+          ...[`Authorization: Bearer ${stage.rungate.token}`, 'Connection: close'],
+        ],
+        JSON.stringify(body),
+      );
+      expect(bodiesOf(response)).toEqual([padded]);
+    });
+
+    test('to HEAD is one head, and leaves the connection to what follows', async () => {
+      const host = `Host: ${new URL(stage.rungate.url).host}`;
+      const head = ['HEAD /openapi.json HTTP/1.1', host, '', ''].join('\r\n');
+      const get = [`${head}GET /openapi.json HTTP/1.1`, host, 'Connection: close'];
+      const response = await sendRaw(stage.rungate.url, get, '');
+      const [first, ...rest] = response.split('\r\n\r\n');
+      expect(first).toStartWith('HTTP/1.1 200');
+      const shown = await fetch(`${stage.rungate.url}/openapi.json`);
+      expect(bodiesOf(rest.join('\r\n\r\n'))).toEqual([await shown.text()]);
+    });
 
     test('in gzip, though identity was asked for, reaches the caller decoded', async () => {
       stage.upstream.script({ gzip: true });

@@ -185,7 +185,11 @@ class Server {
   start() {
     const [base, db] = [this.#base, this.watched];
     const memory = {
-      ...{ credentials: new Memo<never>(99), runs: new Memo<never>(99) },
+      ...{
+        credentials: new Memo<never>(99),
+        runs: new Memo<never>(99),
+        parked: new Memo<never>(99),
+      },
       ...{ failures: new Memo<number>(99), admins: new Memo<number>(99) },
     };
     const flights = new Flights(db, base.log, Date.now);

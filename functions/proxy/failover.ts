@@ -72,9 +72,9 @@ export async function plan(
   journey.here = decision.verdict === 'next' ? 1 : here + 1;
   if (decision.verdict === 'next') journey.rest.shift();
   const stepKind = decision.verdict === 'next' ? 'failover' : 'retry';
-  // What has been sent is not taken up again because of an answer that was parked meanwhile.
-  const own = { stepKind, startedAt: first.services.now(), unparkedSince: null } as const;
-  const call = { ...chosen.call, ...own };
+  // What has been sent once is not taken up again from its first upstream on.
+  const own = { stepKind, isRemembered: false, unparkedSince: null } as const;
+  const call = { ...chosen.call, ...own, startedAt: first.services.now() };
   return { ...chosen, call: limitRate(call) };
 }
 

@@ -28,6 +28,7 @@ import {
 import { respond, respondJson } from '../edge.ts';
 import { baseUrl } from '../links.ts';
 import { pause, pollUntil } from '../waiting.ts';
+import { Outdated } from './authenticate.ts';
 import { extend } from './call.ts';
 import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
@@ -74,18 +75,23 @@ type Stand =
     };
 
 /**
- * Finds the answer that is parked for the same request of the same run. A call that goes by
- * remembered facts takes it that no answer of the run is, which is one of those: few runs have any.
+ * Finds the answer that is parked for the same request of the same run. That no answer of a run is
+ * parked may be remembered too: then the write that holds the call's money confirms it.
  */
 export function findWaiting(call: Permitted): Unparked | Promise<Waiting | Unparked> {
   if (!asksPeople(call.version.policy)) return extend(call, { unparkedSince: null });
-  return call.isRemembered ? extend(call, { unparkedSince: call.startedAt }) : findOwn(call);
+  const { parked } = call.services.memory;
+  const isUnparked = call.isRemembered && parked.get(call.run.id) === false;
+  return isUnparked ? extend(call, { unparkedSince: call.startedAt }) : findOwn(call);
 }
 
 async function findOwn(call: Permitted): Promise<Waiting | Unparked> {
-  const parkedId = await findParked(call.org, placeOf(call), call.startedAt);
-  if (parkedId === undefined) return extend(call, { unparkedSince: null });
-  return { call, parkedId, passed: NOTHING };
+  const { id, isAny } = await findParked(call.org, placeOf(call), call.startedAt);
+  call.services.memory.parked.set(call.run.id, isAny);
+  if (id === undefined) return extend(call, { unparkedSince: null });
+  // Nothing is held that would confirm remembered facts: they are read anew.
+  if (call.isRemembered) throw new Outdated();
+  return { call, parkedId: id, passed: NOTHING };
 }
 
 /**
@@ -102,7 +108,8 @@ export async function joinParked(
   passed: Uint8Array = NOTHING,
 ): Promise<Waiting> {
   const isOwn = own !== undefined && (await read(call, own)) !== undefined;
-  const parkedId = isOwn ? own : await findParked(call.org, placeOf(call), call.startedAt);
+  const found = isOwn ? undefined : await findParked(call.org, placeOf(call), call.startedAt);
+  const parkedId = found ? found.id : own;
   if (parkedId === undefined) {
     throw new Refusal('unavailable', 'The answer could not be kept for approval; try again.');
   }
