@@ -507,6 +507,18 @@ const mixed = fc
     }),
   );
 
+/** Calls that differ in nothing but what they know of answers that are parked in their runs. */
+const askedAbout = fc.array(
+  fc
+    .record({
+      run: fc.constantFrom('open', 'other', 'asking'),
+      agoMs: fc.constantFrom(5, 2_000),
+      isUnparked: fc.boolean(),
+    })
+    .map((own): Traits => ({ ...ALL_SOUND, ...own })),
+  { minLength: 2, maxLength: 6 },
+);
+
 /** Whether a call may leave, by its own facts alone. */
 function isSound({ run, token, revision, window, agoMs, ...each }: Traits): boolean {
   return (
@@ -654,7 +666,7 @@ describe('calls at once', () => {
     const db = await onFile();
     const ground = new Ground(forOrg(db, newId('org')));
     await ground.make(db);
-    const promise = fc.asyncProperty(mixed, async (calls) => {
+    const promise = fc.asyncProperty(fc.oneof(mixed, askedAbout), async (calls) => {
       const told = await Promise.all(calls.map((each) => ground.ask(each)));
       expect(told.map(({ id }) => id !== undefined)).toEqual(calls.map(isSound));
       const held = told.filter(({ id }) => id !== undefined);
