@@ -124,11 +124,9 @@ const OPEN = `org_id = ?1 and id = ?2 and status = 'open'
         )
         and (?9 is null or not ${anyParkedSql('runs.id', '?9')})`;
 
-/** What the condition binds: as strict as the strictest of the calls, which have a key in common. */
+/** What the condition binds: as strict as the strictest of the calls, which are alike. */
 function conditionArgs(calls: readonly Reservation[]): Value[] {
   const [{ runId, windows, standing, ceilings }] = calls as [Reservation, ...Reservation[]];
-  const active = calls.map((call) => call.standing.windowSince ?? 0);
-  const unparked = calls.map((call) => call.standing.unparkedSince ?? 0);
   return [
     runId,
     windows.day,
@@ -136,8 +134,12 @@ function conditionArgs(calls: readonly Reservation[]): Value[] {
     calls.reduce((total, { heldNanos }) => total + heldNanos, 0),
     standing.tokenId,
     standing.revision,
-    standing.windowSince === null ? null : Math.max(...active),
-    standing.unparkedSince === null ? null : Math.min(...unparked),
+    standing.windowSince === null
+      ? null
+      : Math.max(...calls.map((call) => call.standing.windowSince!)),
+    standing.unparkedSince === null
+      ? null
+      : Math.min(...calls.map((call) => call.standing.unparkedSince!)),
     ...SCOPES.flatMap(({ name }) => ceilings[name] ?? []),
   ];
 }

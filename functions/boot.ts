@@ -15,10 +15,18 @@ import { openKeys } from './keys.ts';
 import { makeLog } from './log.ts';
 import { Mailer } from './mail.ts';
 import { Flights } from './proxy/flight.ts';
-import type { Services } from './services.ts';
+import type { Memory, Services } from './services.ts';
 
 /** How many tokens and runs a process remembers. */
 const MEMORY = 10_000;
+
+/** Nothing remembered yet. */
+export function emptyMemory(): Memory {
+  return {
+    ...{ credentials: new Memo(MEMORY), runs: new Memo(MEMORY), parked: new Memo(MEMORY) },
+    ...{ failures: new Memo(MEMORY), admins: new Memo(MEMORY) },
+  };
+}
 
 /**
  * Reads the environment and opens the database, brought to the newest schema.
@@ -60,10 +68,7 @@ export async function boot(
     flights: new Flights(db, log, Date.now),
     deliveries,
     mailer: new Mailer(config, log),
-    memory: {
-      ...{ credentials: new Memo(MEMORY), runs: new Memo(MEMORY), parked: new Memo(MEMORY) },
-      ...{ failures: new Memo(MEMORY), admins: new Memo(MEMORY) },
-    },
+    memory: emptyMemory(),
     catalogues,
     stopping: new AbortController(),
     now: Date.now,

@@ -34,9 +34,9 @@ export function respond(
   status: number,
   headers: Readonly<Record<string, string>> = {},
 ): Response {
-  const large = body === null ? undefined : largeBytes(body);
-  const sentBody = large ? inOneChunk(large) : body;
-  const response = new Response(sentBody, { status, headers: CHECKED_HEADERS });
+  const large = largeBytes(body);
+  const init = { status, headers: CHECKED_HEADERS };
+  const response = new Response(large ? inOneChunk(large) : body, init);
   const sent = response.headers;
   for (const name in headers) if (!EDGE_NAMES.has(name)) sent.set(name, headers[name]!);
   if (large) sent.set('content-length', String(large.length));
@@ -50,12 +50,11 @@ export function respond(
  */
 const LARGE_BYTES = 15 * 1024;
 
-function largeBytes(body: BodyInit): Uint8Array | undefined {
-  // Text of fewer characters is left as it is: it is rarely so much longer in bytes.
-  if (typeof body !== 'string') {
-    return body instanceof Uint8Array && body.length >= LARGE_BYTES ? body : undefined;
-  }
-  return body.length >= LARGE_BYTES ? encoder.encode(body) : undefined;
+/** Text is large by its characters: it is rarely so much longer in bytes. */
+function largeBytes(body: BodyInit | null): Uint8Array | undefined {
+  const isSized = typeof body === 'string' || body instanceof Uint8Array;
+  if (!isSized || body.length < LARGE_BYTES) return undefined;
+  return typeof body === 'string' ? encoder.encode(body) : body;
 }
 
 const encoder = new TextEncoder();

@@ -15,7 +15,6 @@ import { decideGate, gateOpening, sealArgs } from '../db/gates.ts';
 import { reserve } from '../db/holds.ts';
 import { invite } from '../db/invitations.ts';
 import { type Member, offerOwnership } from '../db/members.ts';
-import { Memo } from '../db/memo.ts';
 import type { Org } from '../db/org.ts';
 import { renameOrg } from '../db/orgs.ts';
 import { newParkedId, parking, release } from '../db/parked.ts';
@@ -33,7 +32,7 @@ import { createAdminToken } from '../db/tokens.ts';
 import { openVault } from '../db/vault.ts';
 import { createWebhook } from '../db/webhooks.ts';
 import { makeApp } from '../functions/app.ts';
-import { boot } from '../functions/boot.ts';
+import { boot, emptyMemory } from '../functions/boot.ts';
 import { Deliveries } from '../functions/jobs/deliver.ts';
 import { Flights } from '../functions/proxy/flight.ts';
 import type { Services } from '../functions/services.ts';
@@ -184,17 +183,9 @@ class Server {
   /** Nothing is remembered of what the file held before. */
   start() {
     const [base, db] = [this.#base, this.watched];
-    const memory = {
-      ...{
-        credentials: new Memo<never>(99),
-        runs: new Memo<never>(99),
-        parked: new Memo<never>(99),
-      },
-      ...{ failures: new Memo<number>(99), admins: new Memo<number>(99) },
-    };
     const flights = new Flights(db, base.log, Date.now);
     const deliveries = new Deliveries({ ...base, db });
-    const services: Services = { ...base, db, memory, flights, deliveries };
+    const services: Services = { ...base, db, memory: emptyMemory(), flights, deliveries };
     return { services, answer: makeApp(services) };
   }
 

@@ -108,8 +108,7 @@ export async function joinParked(
   passed: Uint8Array = NOTHING,
 ): Promise<Waiting> {
   const isOwn = own !== undefined && (await read(call, own)) !== undefined;
-  const found = isOwn ? undefined : await findParked(call.org, placeOf(call), call.startedAt);
-  const parkedId = found ? found.id : own;
+  const parkedId = isOwn ? own : (await findParked(call.org, placeOf(call), call.startedAt)).id;
   if (parkedId === undefined) {
     throw new Refusal('unavailable', 'The answer could not be kept for approval; try again.');
   }
