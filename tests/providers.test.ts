@@ -228,7 +228,7 @@ describe('chat usage', () => {
     for (const askedUsage of [true, false]) {
       const meter = row('chat.completions').meter({ askedUsage });
       const passed = stream.map((data) => meter.event(event(data)));
-      expect(passed).toEqual(['pass', 'pass', askedUsage ? 'swallow' : 'pass', 'pass']);
+      expect(passed).toEqual(['pass', 'pass', askedUsage ? 'swallow' : 'pass', 'last']);
       expect(meter.reading()).toMatchObject({ usage: chatRead, complete: true });
     }
   });

@@ -158,6 +158,9 @@ const METERED: Readonly<Record<string, Metered>> = {
 /** More than any SDK makes. */
 const ATTEMPTS = 10;
 
+/** What tells clients of each dialect that a stream is over. */
+const LAST_EVENT = /^data: (?:\[DONE\]|.*"(?:response\.completed|message_stop)".*)\n\n/m;
+
 /** How an answer is cut short once it speaks: by a broken connection, by a clean but early end. */
 const CUTS: Readonly<Record<string, Script>> = {
   breaks: { breakAfterChunks: 5, chunkDelayMs: 5 },
@@ -249,6 +252,46 @@ describe.each(stages({}))('on $runtime', (stage) => {
     const [step] = await readSettled(stage.rungate, 'unread');
     expect(step).toMatchObject({ outcome: 'client_left', estimated: true });
   });
+
+  describe('a stream whose connection outlasts it', () => {
+    for (const kind of ALL_KINDS) {
+      // Clients leave as soon as they have the last event, and may call again at once.
+      test(`of ${kind} is settled when its last event is there, and ends`, async () => {
+        const run = `lingering-${kind}`;
+        stage.upstream.script({ lingers: true });
+        const arrival = upcoming(stage);
+        const response = await call(stage, kind, { run, members: { stream: true } });
+        const reader = response.body!.getReader();
+        const decoder = new TextDecoder();
+        let text = '';
+        while (!LAST_EVENT.test(text)) {
+          const { value, done } = await reader.read();
+          expect(done).toBe(false);
+          text += decoder.decode(value, { stream: true });
+        }
+        const [step] = await readTrail(stage.rungate, run);
+        expect(step).toMatchObject({ outcome: 'ok', estimated: false });
+        expect(step?.settledAt).not.toBeNull();
+        expect((await reader.read()).done).toBe(true);
+        await expectCancelled(await arrival);
+      });
+    }
+  });
+
+  for (const includesUsage of [false, true]) {
+    test(`a comment passes before any event does, include_usage ${includesUsage}`, async () => {
+      const run = `comment-${includesUsage}`;
+      stage.upstream.script({ chunks: [': PROCESSING\n\n'], lingers: true });
+      const leaving = new AbortController();
+      const options = includesUsage ? { stream_options: { include_usage: true } } : {};
+      const members = { stream: true, ...options };
+      const response = await call(stage, 'chat', { run, members, signal: leaving.signal });
+      const { value } = await response.body!.getReader().read();
+      expect(new TextDecoder().decode(value)).toBe(': PROCESSING\n\n');
+      leaving.abort();
+      await readSettled(stage.rungate, run);
+    });
+  }
 
   for (const [way, script] of Object.entries(CUTS)) {
     describe(`a stream that ${way}`, () => {

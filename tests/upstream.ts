@@ -56,6 +56,8 @@ export interface Script {
   breakAfterChunks?: number;
   endAfterChunks?: number;
   stallAfterChunks?: number;
+  /** Keep the connection open after the body's last chunk. */
+  lingers?: boolean;
   /** Never answer (`headers`), or destroy the socket without an answer (`socket`). */
   stall?: 'headers' | 'socket';
 }
@@ -272,7 +274,7 @@ async function send(
     if (chunk.length > left) return destroy(outgoing);
     sent++;
   }
-  outgoing.end();
+  if (!script.lingers) outgoing.end();
 }
 
 /** Ends when the chunk is with the system, so that a break after it does not take it back. */

@@ -246,8 +246,9 @@ function meterMessage(): Meter {
       if (value?.type === 'message_delta') {
         reported = { ...reported, ...readReported(memberOf(value, 'usage')) };
       }
-      if (value?.type === 'message_stop') complete = true;
-      return 'pass';
+      if (value?.type !== 'message_stop') return 'pass';
+      complete = true;
+      return 'last';
     },
     reading: () => ({
       ...named,

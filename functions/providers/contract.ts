@@ -76,9 +76,10 @@ export interface Meter {
   /**
    * Takes one event of a stream.
    *
-   * @returns `swallow` for an event that exists only because we asked for usage.
+   * @returns `swallow` for an event that exists only because we asked for usage, `last` for the one
+   *   that ends the stream: callers may act on it at once.
    */
-  event(event: SseEvent): 'pass' | 'swallow';
+  event(event: SseEvent): 'pass' | 'swallow' | 'last';
   reading(): Reading;
 }
 

@@ -215,8 +215,11 @@ function meterChat(hasOutput: boolean, options: MeterOptions): Meter {
       complete = true;
     },
     event({ data }: SseEvent) {
-      if (data === '[DONE]') complete = true;
-      else if (isFirst || mayHoldUsage(data)) {
+      if (data === '[DONE]') {
+        complete = true;
+        return 'last';
+      }
+      if (isFirst || mayHoldUsage(data)) {
         const value = parseEvent(data);
         if (!value) return 'pass';
         isFirst = false;

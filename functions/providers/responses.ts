@@ -270,6 +270,7 @@ function mayHoldResponse({ event, data }: SseEvent): boolean {
 
 function meterResponse(): Meter {
   let seen: Omit<Reading, 'complete'> = {};
+  const isFinal = () => FINAL.has(seen.status ?? '');
   const take = (response: JsonObject) => {
     seen = { ...seen, ...readResponse(response) };
   };
@@ -280,9 +281,9 @@ function meterResponse(): Meter {
       if (value && READ_EVENTS.has(value.type) && isObject(value.response)) {
         take(value.response);
       }
-      return 'pass';
+      return isFinal() ? 'last' : 'pass';
     },
-    reading: () => ({ ...seen, complete: FINAL.has(seen.status ?? '') }),
+    reading: () => ({ ...seen, complete: isFinal() }),
   };
 }
 

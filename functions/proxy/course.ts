@@ -40,16 +40,17 @@ export class Course {
   /** What a person or a verdict has to let go first; there once the stream has ended. */
   withheld: Uint8Array = EMPTY;
 
-  constructor(
-    meter: Meter,
-    swallows: boolean,
-    { copies, translator, policy, reader }: CourseStages,
-  ) {
+  constructor(meter: Meter, { copies, translator, policy, reader }: CourseStages) {
     this.copy = copies ? new Copy() : undefined;
-    this.#meter = new StreamMeter(meter, swallows);
+    this.#meter = new StreamMeter(meter);
     this.#translator = translator;
     this.#screen = policy && reader && new Screen(reader, (name) => judgeName(policy, name));
     this.#keeps = policy !== undefined && asksPeople(policy);
+  }
+
+  /** Whether the upstream has told the end of the stream, so that the caller still waits for it. */
+  get isOver(): boolean {
+    return this.#meter.isOver;
   }
 
   /** Bytes that came from upstream. */

@@ -10,22 +10,27 @@ const MAX_EVENT_BYTES = 32 * 1024 * 1024;
 
 /**
  * Reads a stream's events; the bytes pass as they are, but for events that only we asked for. Only
- * whole events go on: after half of one, no client could read the error that ends the stream.
+ * whole events go on: after half of one, no client could read the error that ends the stream. From
+ * the event on that ends the stream, nothing does: callers act on it before its transport ends.
  */
 export class StreamMeter {
   readonly #meter: Meter;
   readonly #parser = new SseParser(MAX_EVENT_BYTES);
   readonly #digest = new Digest();
-  /** Whether an event may have to be left out. */
-  readonly #swallows: boolean;
   #kept: Uint8Array[] = [];
   /** Where the kept bytes begin in the stream. */
   #keptAt = 0;
+  /** Where the event begins that ends the stream, once it is there. */
+  #lastAt: number | undefined;
   bytes = 0;
 
-  constructor(meter: Meter, swallows: boolean) {
+  constructor(meter: Meter) {
     this.#meter = meter;
-    this.#swallows = swallows;
+  }
+
+  /** Whether the event is there that ends the stream. */
+  get isOver(): boolean {
+    return this.#lastAt !== undefined;
   }
 
   /**
@@ -46,46 +51,38 @@ export class StreamMeter {
   }
 
   #pass(chunk: Uint8Array, events: readonly SseEvent[]): Uint8Array {
-    if (this.#swallows) return this.#select(chunk, events);
-    for (const event of events) this.#meter.event(event);
-    const until = this.bytes - this.#parser.pendingBytes;
+    const swallowed = events.filter((event) => !this.#read(event));
+    const until = this.#lastAt ?? this.bytes - this.#parser.pendingBytes;
     // Mostly chunks end where events do.
-    if (until === this.bytes && this.#kept.length === 0) {
-      this.#keptAt = until;
-      return chunk;
-    }
-    return this.#take(chunk, until);
+    const isPlain = until === this.bytes && this.#kept.length === 0 && swallowed.length === 0;
+    if (!isPlain) return this.#take(chunk, until, swallowed);
+    this.#keptAt = until;
+    return chunk;
   }
 
-  /** Lets go what stands before an offset of the stream, and keeps the rest. */
-  #take(chunk: Uint8Array, until: number): Uint8Array {
+  /** Whether an event is to go on. */
+  #read(event: SseEvent): boolean {
+    const read = this.#meter.event(event);
+    if (read === 'last') this.#lastAt ??= event.start;
+    return this.isOver || read !== 'swallow';
+  }
+
+  /** Lets go what stands before an offset of the stream but for some events, and keeps the rest. */
+  #take(chunk: Uint8Array, until: number, swallowed: readonly SseEvent[]): Uint8Array {
     this.#kept.push(chunk);
     // An event may come in very many chunks, which are joined once.
     if (until === this.#keptAt) return EMPTY;
+    const at = this.#keptAt;
     const bytes = concat(this.#kept);
-    const length = until - this.#keptAt;
+    const length = until - at;
     // A slice, since whoever reads the stream may use its buffers again.
     this.#kept = length < bytes.length ? [bytes.slice(length)] : [];
     this.#keptAt = until;
-    return bytes.subarray(0, length);
-  }
-
-  #select(chunk: Uint8Array, events: readonly SseEvent[]): Uint8Array {
-    this.#kept.push(chunk);
-    if (events.length === 0) return EMPTY;
-    const bytes = concat(this.#kept);
-    const passed: Uint8Array[] = [];
-    let from = 0;
-    for (const event of events) {
-      const until = event.end - this.#keptAt;
-      // What stands before an event, such as a comment, is no part of it and passes either way.
-      const isPassed = this.#meter.event(event) === 'pass';
-      passed.push(bytes.subarray(from, isPassed ? until : event.start - this.#keptAt));
-      from = until;
-    }
-    this.#keptAt += from;
-    this.#kept = [bytes.subarray(from)];
-    return concat(passed);
+    if (swallowed.length === 0) return bytes.subarray(0, length);
+    // What stands before an event, such as a comment, is no part of it and passes.
+    const starts = [0, ...swallowed.map(({ end }) => end - at)];
+    const ends = [...swallowed.map(({ start }) => start - at), length];
+    return concat(starts.map((start, nth) => bytes.subarray(start, ends[nth])));
   }
 
   /** SHA-256 of what came from upstream. Ends the meter. */

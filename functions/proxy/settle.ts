@@ -34,7 +34,7 @@ import { downstreamHeaders, holds, withoutSecret } from './headers.ts';
 import { errorEvent, interruption } from './interrupt.ts';
 import { answerParked, joinParked, preferenceHeaders, prefersAsync, waitInStream } from './park.ts';
 import { bindResponse, type End, settleHold, settleKept } from './settlement.ts';
-import { relay } from './stream.ts';
+import { chunksOf, relay } from './stream.ts';
 
 /** The longest answer that is read whole, in bytes. */
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
@@ -54,7 +54,7 @@ export async function settle(answer: Answer): Promise<Response> {
   if (upstream.status === 401) return refuseCredential(answer);
   const meter = upstreamEndpoint.meter({ askedUsage });
   const type = upstream.headers.get('content-type') ?? '';
-  const isStream = upstream.status < 300 && type.startsWith('text/event-stream');
+  const isStream = upstream.status < 300 && /^text\/event-stream\b/i.test(type);
   const body = isStream ? upstream.body : null;
   if (!body) return whole(answer, meter);
   const isWanted = asksPeople(answer.version.policy) && prefersAsync(answer);
@@ -197,17 +197,20 @@ async function buffer(
 ): Promise<Response> {
   const course = courseOf(answer, meter);
   const parts: Uint8Array[] = [];
+  const reader = body.getReader();
   try {
-    let length = 0;
-    for await (const chunk of body) {
+    const next = chunksOf(reader, () => course.isOver);
+    for (let chunk = await next(); chunk; chunk = await next()) {
       parts.push(course.push(chunk));
-      length += chunk.length;
-      if (length > MAX_ANSWER_BYTES) throw new EgressError('too_large', 'the stream is too long');
+      if (course.receivedBytes > MAX_ANSWER_BYTES) {
+        throw new EgressError('too_large', 'the stream is too long');
+      }
     }
     parts.push(course.end(), course.withheld);
     if (!meter.reading().complete) throw new EgressError('broken', 'the stream ended too early');
   } catch (error) {
     answer.flight.unwatch();
+    void reader.cancel(error).catch(() => {});
     await finish(answer, endOf(answer, meter, course, outcomeOf(error, answer)));
     throw interruptionOf(answer, error) ?? brokenOff(answer);
   }
@@ -222,8 +225,8 @@ async function buffer(
 const STREAM_HEADERS = { 'cache-control': 'no-cache, no-transform', 'x-accel-buffering': 'no' };
 
 function courseOf(answer: Answer, meter: Meter): Course {
-  const { translation, endpoint, version, askedUsage } = answer;
-  return new Course(meter, askedUsage, {
+  const { translation, endpoint, version } = answer;
+  return new Course(meter, {
     copies: keepsBodies(version.policy),
     ...(translation ? { translator: translation.stream() } : {}),
     ...(isGoverned(answer) ? { policy: version.policy, reader: endpoint.calls!() } : {}),
@@ -256,6 +259,7 @@ function stream(answer: Answer, meter: Meter, body: ReadableStream<Uint8Array>):
   const { flight, upstream } = answer;
   const relayed = relay(body, {
     chunk: (bytes) => course.push(bytes),
+    isOver: () => course.isOver,
     async *end() {
       const rest = course.end();
       // A clean end too early reads as success in every client: it has to look broken instead.

@@ -1,5 +1,7 @@
 /** Relaying a body chunk by chunk, with the caller's own back-pressure. */
 
+import { pause } from '../waiting.ts';
+
 /** What a stream's bytes pass through on their way to the caller. */
 export interface Stage {
   /** Takes a chunk; returns what may go on now. */
@@ -12,6 +14,8 @@ export interface Stage {
 export interface Tap {
   /** Takes a chunk; returns what of it, and of what was kept back, goes on now. */
   chunk(bytes: Uint8Array): Uint8Array;
+  /** Whether the body has told its end, so that only the end of its transport is missing. */
+  isOver(): boolean;
   /**
    * The body has ended; yields what was kept back, which may take its time. When it throws, the
    * caller sees a broken connection instead of an end.
@@ -32,17 +36,44 @@ export interface Relayed {
   stop(): void;
 }
 
+/** How long the transport of a body that has told its end may take to end too. */
+const LINGER_MS = 100;
+
+/**
+ * Reads a body chunk by chunk to its end. One that has told its end is read on for a moment and is
+ * then left, since some hosts keep the connection open.
+ *
+ * @param isOver Whether it has told its end.
+ * @returns a function that reads the next chunk; `undefined` from the end on.
+ */
+export function chunksOf(
+  reader: ReadableStreamDefaultReader<Uint8Array>,
+  isOver: () => boolean,
+): () => Promise<Uint8Array | undefined> {
+  const ended = new AbortController();
+  let lingered: Promise<undefined> | undefined;
+  return async () => {
+    if (!isOver()) return (await reader.read()).value;
+    lingered ??= pause(LINGER_MS, ended.signal).then(() => undefined);
+    const next = await Promise.race([reader.read(), lingered]);
+    if (next?.done) ended.abort();
+    if (!next) await reader.cancel().catch(() => {});
+    return next?.value;
+  };
+}
+
 /**
  * Relays a body. It is read only as fast as the caller reads; a caller that leaves cancels it; an
  * error in it, or a tap's, breaks the caller's connection rather than ending it cleanly.
  */
 export function relay(body: ReadableStream<Uint8Array>, tap: Tap): Relayed {
   const reader = body.getReader();
+  const nextChunk = chunksOf(reader, tap.isOver);
   let rest: AsyncGenerator<Uint8Array, void, void> | undefined;
   const next = async (): Promise<Uint8Array | undefined> => {
     if (!rest) {
-      const { done, value } = await reader.read();
-      if (!done) return tap.chunk(value);
+      const chunk = await nextChunk();
+      if (chunk) return tap.chunk(chunk);
       rest = tap.end();
     }
     return (await rest.next()).value ?? undefined;
