@@ -293,6 +293,17 @@ describe.each(stages({}))('on $runtime', (stage) => {
     });
   }
 
+  test('what has come of a stream that ends too early reaches the caller, however fast it came', async () => {
+    const text = 'data: {"choices":[]}\n\ndata: {"error":{"message":"overloaded"}}\n\n';
+    for (let time = 0; time < 10; time++) {
+      stage.upstream.script({ chunks: [text] });
+      const options = { run: `burst-${time}`, members: { stream: true } };
+      const reader = (await call(stage, 'chat', options)).body!.getReader();
+      expect(new TextDecoder().decode((await reader.read()).value)).toBe(text);
+      await expect((async () => await reader.read())()).rejects.toThrow();
+    }
+  });
+
   for (const [way, script] of Object.entries(CUTS)) {
     describe(`a stream that ${way}`, () => {
       for (const client of CLIENTS.filter(({ isStream }) => isStream)) {

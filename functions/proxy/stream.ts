@@ -39,6 +39,9 @@ export interface Relayed {
 /** How long the transport of a body that has told its end may take to end too. */
 const LINGER_MS = 100;
 
+/** What has been enqueued is lost on Bun, the head too, where the stream fails in the same turn. */
+const BREAK_MS = 5;
+
 /**
  * Reads a body chunk by chunk to its end. One that has told its end is read on for a moment and is
  * then left, since some hosts keep the connection open.
@@ -89,7 +92,10 @@ export function relay(body: ReadableStream<Uint8Array>, tap: Tap): Relayed {
       } catch (error) {
         const last = await tap.broken(error);
         await reader.cancel(error).catch(() => {});
-        if (!last) throw error;
+        if (!last) {
+          await new Promise((resolve) => setTimeout(resolve, BREAK_MS));
+          throw error;
+        }
         controller.enqueue(last);
         controller.close();
       }
