@@ -337,6 +337,16 @@ describe.each(stages({}))('on $runtime', (stage) => {
         expect(step?.spentNanos).toBe(boundNanos(kind));
       });
 
+      test(`is 502 to ${kind} where only the end of the connection tells its length`, async () => {
+        const run = `unframed-${kind}`;
+        stage.upstream.script({ isUnframed: true });
+        expect((await call(stage, kind, { run })).status).toBe(200);
+        stage.upstream.script({ isUnframed: true, breakAfterBytes: 100 });
+        expect((await call(stage, kind, { run })).status).toBe(502);
+        const outcomes = (await readTrail(stage.rungate, run)).map(({ outcome }) => outcome);
+        expect(outcomes).toEqual(['ok', 'broken']);
+      });
+
       test(`without any answer is 502 to ${kind}, charged at the bound`, async () => {
         const run = `unanswered-${kind}`;
         stage.upstream.script({ stall: 'socket' });

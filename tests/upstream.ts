@@ -56,6 +56,8 @@ export interface Script {
   breakAfterChunks?: number;
   endAfterChunks?: number;
   stallAfterChunks?: number;
+  /** Let nothing but the end of the connection tell that the body ends. */
+  isUnframed?: boolean;
   /** Keep the connection open after the body's last chunk. */
   lingers?: boolean;
   /** Never answer (`headers`), or destroy the socket without an answer (`socket`). */
@@ -239,7 +241,8 @@ async function serve(received: Received, outgoing: ServerResponse, state: State)
   if (script.stall === 'socket') await destroy(outgoing);
   if (script.stall || outgoing.destroyed) return;
   const answer = await pack(await answerTo(received, script, state), script);
-  const length = answer.lengthBytes;
+  const length = script.isUnframed ? undefined : answer.lengthBytes;
+  if (script.isUnframed) Object.assign(outgoing, UNFRAMED);
   outgoing.writeHead(answer.status, {
     ...answer.headers,
     ...(length !== undefined && { 'content-length': String(length) }),
@@ -255,6 +258,8 @@ function scriptOf(received: Received, state: State): Script {
   const [, preset] = /"model"\s*:\s*"[^"]*~(\w+)"/.exec(received.text()) ?? [];
   return (preset && PRESETS[preset]) || state.queue.shift() || {};
 }
+
+const UNFRAMED = { useChunkedEncodingByDefault: false, shouldKeepAlive: false };
 
 async function send(
   chunks: Iterable<Uint8Array>,

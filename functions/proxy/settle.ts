@@ -359,12 +359,24 @@ function isPending({ body, rates }: Answer, { status, responseId }: Reading): bo
 /** Reads an answer to its end; of one that breaks, nothing has been sent to the caller yet. */
 async function readAnswer(answer: Answer): Promise<Uint8Array<ArrayBuffer>> {
   try {
-    return await answer.upstream.bytes(MAX_ANSWER_BYTES);
+    const bytes = await answer.upstream.bytes(MAX_ANSWER_BYTES);
+    if (isCut(answer, bytes)) throw new EgressError('broken', 'the answer ended too early');
+    return bytes;
   } catch (error) {
     answer.flight.unwatch();
     await settleHold(answer, { ...beginning(answer), outcome: outcomeOf(error, answer) });
     throw interruptionOf(answer, error) ?? brokenOff(answer);
   }
+}
+
+/**
+ * Whether a JSON answer that nothing but its connection ends was cut short: no length tells that,
+ * and Bun takes a reset for an end.
+ */
+function isCut({ upstream: { status, headers } }: Answer, bytes: Uint8Array): boolean {
+  const isFramed = headers.has('content-length') || headers.has('transfer-encoding');
+  const isJson = /^application\/(?:\S+\+)?json\b/i.test(headers.get('content-type') ?? '');
+  return status < 300 && isJson && !isFramed && parseJson(bytes) === undefined;
 }
 
 function brokenOff({ key, run }: Answer): Refusal {
@@ -378,9 +390,13 @@ function brokenOff({ key, run }: Answer): Refusal {
 const decoder = new TextDecoder();
 
 function parseObject(bytes: Uint8Array): JsonObject | undefined {
+  const value = parseJson(bytes);
+  return isObject(value) ? value : undefined;
+}
+
+function parseJson(bytes: Uint8Array): Json | undefined {
   try {
-    const value = JSON.parse(decoder.decode(bytes)) as Json;
-    return isObject(value) ? value : undefined;
+    return JSON.parse(decoder.decode(bytes)) as Json;
   } catch {
     return undefined;
   }
