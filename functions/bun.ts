@@ -2,6 +2,7 @@
 
 import http from 'node:http';
 import process from 'node:process';
+import { isEventStream } from '../schema/sse.ts';
 import { makeApp } from './app.ts';
 import { boot, shutDown } from './boot.ts';
 import { startTicking } from './scheduled.ts';
@@ -43,8 +44,7 @@ export function listen(services: Services): Listening {
       const { address } = server.requestIP(request) ?? {};
       const response = await answer(request, { address, wait });
       // Only streams wait from here on: anybody else could keep an idle connection for good.
-      const isStream = response.headers.get('content-type')?.startsWith('text/event-stream');
-      if (isWaiting && !isStream) server.timeout(request, IDLE_S);
+      if (isWaiting && !isEventStream(response.headers)) server.timeout(request, IDLE_S);
       return response;
     },
     // Nothing of an error's text may reach a caller; everything that can be told was told before.

@@ -1,5 +1,10 @@
 /** An incremental parser of server-sent events (`text/event-stream`, WHATWG HTML 9.2.6). */
 
+/** Whether headers tell of a stream of events; media types have no case (RFC 9110, 8.3.1). */
+export function isEventStream(headers: Headers): boolean {
+  return /^text\/event-stream\b/i.test(headers.get('content-type') ?? '');
+}
+
 /** One event that the standard dispatches, with where its bytes stand. */
 export interface SseEvent {
   /** The `event` field; empty where there is none. */

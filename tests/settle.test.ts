@@ -278,6 +278,14 @@ describe.each(stages({}))('on $runtime', (stage) => {
     }
   });
 
+  test('a stream is one whatever the case of its media type', async () => {
+    stage.upstream.script({ headers: { 'content-type': 'Text/Event-Stream;Charset=UTF-8' } });
+    const response = await call(stage, 'chat', { run: 'cased', members: { stream: true } });
+    expect(await response.text()).not.toContain('"usage":{');
+    const [step] = await readTrail(stage.rungate, 'cased');
+    expect(step).toMatchObject({ outcome: 'ok', estimated: false });
+  });
+
   for (const includesUsage of [false, true]) {
     test(`a comment passes before any event does, include_usage ${includesUsage}`, async () => {
       const run = `comment-${includesUsage}`;

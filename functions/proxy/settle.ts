@@ -13,7 +13,7 @@ import type { Denial } from '../../schema/rules/decide.ts';
 import { asksPeople } from '../../schema/rules/gate.ts';
 import { limitHeaders } from '../../schema/rules/limit.ts';
 import { governsTools } from '../../schema/rules/tools.ts';
-import { SseTooLarge } from '../../schema/sse.ts';
+import { isEventStream, SseTooLarge } from '../../schema/sse.ts';
 import { respond } from '../edge.ts';
 import { EgressError } from '../egress.ts';
 import type { Meter, Reading } from '../providers/contract.ts';
@@ -53,8 +53,7 @@ export async function settle(answer: Answer): Promise<Response> {
   const { upstream, upstreamEndpoint, askedUsage } = answer;
   if (upstream.status === 401) return refuseCredential(answer);
   const meter = upstreamEndpoint.meter({ askedUsage });
-  const type = upstream.headers.get('content-type') ?? '';
-  const isStream = upstream.status < 300 && /^text\/event-stream\b/i.test(type);
+  const isStream = upstream.status < 300 && isEventStream(upstream.headers);
   const body = isStream ? upstream.body : null;
   if (!body) return whole(answer, meter);
   const isWanted = asksPeople(answer.version.policy) && prefersAsync(answer);
