@@ -55,6 +55,22 @@ export async function readAgentPolicy(
   return row && toVersion(row);
 }
 
+/** The versions that runs open with: the newest of each policy, and those that agents are pinned to. */
+export async function readUsedPolicies(org: Org): Promise<PolicyVersion[]> {
+  const rows = await org.read(
+    `select v.id, v.policy_id, v.number, v.document, p.name
+     from policy_versions v join policies p on p.id = v.policy_id and p.org_id = v.org_id
+     where v.org_id = ?1 and (
+       v.number = (select max(number) from policy_versions where org_id = ?1 and policy_id = p.id)
+       or exists (
+         select 1 from agents a
+         where a.org_id = ?1 and a.policy_id = p.id and a.policy_version = v.number
+       )
+     )`,
+  );
+  return rows.map(toVersion);
+}
+
 /**
  * The versions that an agent's caller may choose to open a run with, beside the agent's own: those
  * named by their number, and the newest of policies that are allowed without one.

@@ -1,8 +1,10 @@
-/** What an org's calls are governed by besides policies: its provider keys, prices and org key. */
+/** What an org's calls are governed by besides their policy: keys, prices, windows of others. */
 
 import { overrideRates, type Rates } from '../schema/rules/catalogue.ts';
+import { type Counter, countersOf } from '../schema/rules/limit.ts';
 import { Memo } from './memo.ts';
 import type { Org } from './org.ts';
+import { readUsedPolicies } from './policies.ts';
 import { type Price, readPrices } from './prices.ts';
 import { type ProviderKey, readProviderKeys } from './provider-keys.ts';
 
@@ -19,6 +21,8 @@ export interface Settings {
   readonly keys: readonly ProviderKey[];
   /** By `key/model`. */
   readonly prices: ReadonlyMap<string, OwnPrice>;
+  /** The windows that its policies limit, each of which counts the calls of all policies. */
+  readonly counters: readonly Counter[];
   /** The org's wrapped key; `undefined` once it was destroyed. */
   readonly wrappedKey: string | undefined;
 }
@@ -35,13 +39,15 @@ export function readSettings(org: Org, revision: number): Settings | Promise<Set
 }
 
 async function loadSettings(org: Org): Promise<Settings> {
-  const [keys, prices, orgKey] = await Promise.all([
+  const [keys, prices, policies, orgKey] = await Promise.all([
     readProviderKeys(org),
     readPrices(org),
+    readUsedPolicies(org),
     org.first('select wrapped from org_keys where org_id = ?1'),
   ]);
   const own = new Map([...prices].map(([name, price]) => [name, ownPrice(name, price)]));
-  return { keys, prices: own, wrappedKey: orgKey && String(orgKey.wrapped) };
+  const counters = policies.flatMap(({ policyId, policy }) => countersOf(policyId, policy));
+  return { keys, prices: own, counters, wrappedKey: orgKey && String(orgKey.wrapped) };
 }
 
 /** @param name As `key/model`; the name of a key has no slash. */

@@ -586,6 +586,39 @@ test('each token of an agent has a limit per token to itself', async () => {
   });
 });
 
+test.each(['requests', 'tokens'] as const)(
+  'a limit of %s per org counts the calls of every policy, also of those without a limit',
+  async (kind) => {
+    const usage = { prompt_tokens: 60, completion_tokens: 40, total_tokens: 100 };
+    const limit = kind === 'requests' ? { requests: 4 } : { tokens: 400 };
+    await within({}, async (deployment) => {
+      const manifest = {
+        policies: [
+          { name: 'limited', document: { limits: [{ per: 'org', ...limit, windowS: LONG_S }] } },
+        ],
+        agents: [{ name: 'limited', policy: 'limited' }],
+      };
+      const file = join(deployment.folder, 'limited.json');
+      await Bun.write(file, JSON.stringify(manifest));
+      // The server has known the org without it.
+      expect((await call(deployment, { script: { usage } })).status).toBe(200);
+      const applied = await deployment.cli('apply', file, '--org', 'acme', '--json');
+      const [{ token }] = JSON.parse(applied.stdout).tokens;
+      for (let turn = 0; turn < 3; turn++) {
+        const free = await call(deployment, { script: { usage } });
+        expect(free.status).toBe(200);
+        expect(free.headers.has('ratelimit')).toBe(false);
+      }
+      const last = await call(deployment, { token, script: { usage } });
+      expect(last.status).toBe(200);
+      expect(numberOf(last, 'x-ratelimit-remaining')).toBe(0);
+      await last.text();
+      expect((await call(deployment, { token, script: { usage } })).status).toBe(429);
+      expect((await call(deployment, { script: { usage } })).status).toBe(200);
+    });
+  },
+);
+
 describe('tokens', () => {
   const usage = { prompt_tokens: 300, completion_tokens: 100, total_tokens: 400 };
   const policy: PolicyDocument = {

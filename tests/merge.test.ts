@@ -571,6 +571,7 @@ class Ground {
       change('agents', 'window_run_id', own, this.#runs.get('open')!),
       change('runs', 'status', this.#runs.get('closed')!, 'completed'),
     );
+    await db.write([{ sql: 'update orgs set revision = 1 where id = ?1', args: [this.org.id] }]);
   }
 
   async #addAgent(name: string, policy: PolicyId): Promise<void> {

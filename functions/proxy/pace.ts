@@ -27,15 +27,16 @@ export interface Paced extends Checked {
 
 /** Finds the limits of the policy, of the run and of the operator that apply to a call. */
 export function limitRate(call: Checked): Paced {
-  const { version, services, run, requestDigest } = call;
-  const limits = limitsOf(version.policy, services.config.caps, {
+  const { version, services, settings, run, requestDigest } = call;
+  const subjects = {
     token: call.credential.tokenId,
     agent: call.agent.id,
     policy: version.policyId,
     org: call.org.id,
     run: run.id,
     requestDigest,
-  });
+  };
+  const limits = limitsOf(version.policy, services.config.caps, subjects, settings.counters);
   return extend(call, { limits });
 }
 

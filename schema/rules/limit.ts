@@ -115,13 +115,39 @@ export interface Caps {
 }
 
 const NONE: readonly Limit[] = [];
+/** The most that fits where a call is only counted, for the limits of other policies. */
+const UNLIMITED = Number.MAX_SAFE_INTEGER;
 
 /** A limit before it is known whom it counts. */
 type Planned = Omit<Limit, 'subject'>;
 
-/** The limits that a call counts against; each counter once, by its lowest limit. */
-export function limitsOf(policy: Policy, caps: Caps, subjects: Subjects): readonly Limit[] {
-  const plan = planOf(policy, caps);
+/** A window that a policy limits: it counts every call of its subject, whatever their policies. */
+export interface Counter extends Pick<Limit, 'kind' | 'per' | 'windowMs'> {
+  /** The id of the policy; whom a limit per policy counts. */
+  readonly policy: string;
+}
+
+const NO_COUNTERS: readonly Counter[] = [];
+
+/** The windows that a policy limits. What is in flight is counted as it is, and needs none. */
+export function countersOf(id: string, policy: Policy): Counter[] {
+  const windows = policyLimits(policy).filter(({ windowMs }) => windowMs > 0);
+  return windows.map(({ kind, per, windowMs }) => ({ kind, per, windowMs, policy: id }));
+}
+
+/**
+ * The limits that a call counts against; each counter once, by its lowest limit.
+ *
+ * @param counters Those of the org's policies, which count the call even where its own has no such
+ *   limit; the same list as long as nothing changes.
+ */
+export function limitsOf(
+  policy: Policy,
+  caps: Caps,
+  subjects: Subjects,
+  counters: readonly Counter[] = NO_COUNTERS,
+): readonly Limit[] {
+  const plan = planOf(policy, caps, subjects.policy, counters);
   if (plan.length === 0) return NONE;
   return plan.flatMap((limit) => {
     const subject = subjectOf(limit, subjects);
@@ -129,15 +155,35 @@ export function limitsOf(policy: Policy, caps: Caps, subjects: Subjects): readon
   });
 }
 
-/** Of each policy, by the caps that it was made with: few, and asked for with every call. */
-const plans = new WeakMap<Policy, { readonly caps: Caps; readonly plan: readonly Planned[] }>();
+/** The limits of a policy, and what they were planned by. */
+interface Plan {
+  readonly caps: Caps;
+  readonly counters: readonly Counter[];
+  readonly plan: readonly Planned[];
+}
 
-function planOf(policy: Policy, caps: Caps): readonly Planned[] {
+/** The newest of each policy: few, and asked for with every call. */
+const plans = new WeakMap<Policy, Plan>();
+
+function planOf(
+  policy: Policy,
+  caps: Caps,
+  id: string,
+  counters: readonly Counter[],
+): readonly Planned[] {
   const known = plans.get(policy);
-  if (known?.caps === caps) return known.plan;
-  const plan = lowest([...runLimits(policy), ...policyLimits(policy), ...operatorLimits(caps)]);
-  plans.set(policy, { caps, plan });
+  if (known?.caps === caps && known.counters === counters) return known.plan;
+  const own = [...runLimits(policy), ...policyLimits(policy), ...operatorLimits(caps)];
+  const plan = lowest([...own, ...counting(counters, id)]);
+  plans.set(policy, { caps, counters, plan });
   return plan;
+}
+
+function counting(counters: readonly Counter[], id: string): Planned[] {
+  const counted = counters.filter(({ per, policy }) => per !== 'policy' || policy === id);
+  return counted.map(({ kind, per, windowMs }) => {
+    return { kind, per, windowMs, rule: 'limits', most: UNLIMITED };
+  });
 }
 
 /** Whom a limit counts; `undefined` where it doesn't apply to the call. */
@@ -246,7 +292,7 @@ export function stopSentence(runName: string, closedReason: string | null): stri
 
 /**
  * What is told of a limit: what remains of it and when more will. `undefined` for the bounds of a
- * run, which no waiting lifts.
+ * run, which no waiting lifts, and where a call is only counted.
  */
 export function stateOf(
   limit: Limit,
@@ -255,6 +301,7 @@ export function stateOf(
 ): LimitState | undefined {
   const { kind, per, windowMs, most } = limit;
   if (kind !== 'requests' && kind !== 'tokens' && kind !== 'concurrent') return undefined;
+  if (most === UNLIMITED) return undefined;
   const remaining = Math.max(0, most - used);
   const enough = remaining > 0 ? used - 1 : most - 1;
   const waitMs = windowMs > 0 ? waitMsOf(slots, windowMs, nowMillis, enough) : 0;
