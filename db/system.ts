@@ -84,6 +84,19 @@ export async function findEnded(
   return new Map(rows.map((row) => [row.at as number, row.reason as EndReason]));
 }
 
+/** The ids of the master keys that something is wrapped with and that are not configured. */
+export async function missingMasterKeys(db: Database, { keys }: MasterKeys): Promise<string[]> {
+  const rows = await db.read(
+    `with wraps as (
+       select substr(wrapped, instr(wrapped, '.') + 1) as rest from org_keys
+       union all select substr(wrapped, instr(wrapped, '.') + 1) from signing_keys
+     )
+     select distinct substr(rest, 1, instr(rest, '.') - 1) as id from wraps order by id`,
+    [],
+  );
+  return rows.map(({ id }) => String(id)).filter((id) => !keys.has(id));
+}
+
 /** How far a rotation has come. */
 export interface RotationProgress {
   readonly done: number;

@@ -1,13 +1,14 @@
 /** Opens what a process needs, from its environment alone. */
 
 import process from 'node:process';
-import { openDatabase } from '../db/client.ts';
+import { type Database, openDatabase } from '../db/client.ts';
 import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
 import { watchOutbox } from '../db/outbox.ts';
-import { keepOpened } from '../db/seal.ts';
+import { keepOpened, type MasterKeys } from '../db/seal.ts';
+import { missingMasterKeys } from '../db/system.ts';
 import { Catalogues } from './catalogues.ts';
-import { ledgerWarning, readConfig } from './config.ts';
+import { ConfigError, ledgerWarning, readConfig } from './config.ts';
 import { makeEgress } from './egress.ts';
 import { Deliveries } from './jobs/deliver.ts';
 import { replayDeletions } from './jobs/erase.ts';
@@ -31,7 +32,7 @@ export function emptyMemory(): Memory {
 /**
  * Reads the environment and opens the database, brought to the newest schema.
  *
- * @throws {ConfigError} naming every variable that is wrong.
+ * @throws {ConfigError} naming every variable that is wrong, or a master key that is missing.
  * @throws {DatabaseError} when the database can't be opened.
  */
 export async function boot(
@@ -45,6 +46,7 @@ export async function boot(
   const opened = await openDatabase(config.database);
   const applied = await migrate(opened);
   if (applied.length > 0) log.info('migrated the database', { applied });
+  await refuseMissingKeys(opened, master);
   await replayDeletions({ config, log, db: opened, master, now: Date.now });
   const secrets = keepOpened(master, () => performance.now());
   const egress = makeEgress({ allow: config.egressAllow });
@@ -73,6 +75,16 @@ export async function boot(
     stopping: new AbortController(),
     now: Date.now,
   };
+}
+
+/** Without a key that it needs, a process would serve some orgs and fail others. */
+async function refuseMissingKeys(db: Database, master: MasterKeys): Promise<void> {
+  const missing = await missingMasterKeys(db, master);
+  if (missing.length === 0) return;
+  await db.close();
+  throw new ConfigError(
+    missing.map((id) => `RUNGATE_MASTER_KEYS lacks the key "${id}", by which keys are wrapped.`),
+  );
 }
 
 /** For the last bytes of what has been settled. */

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
+import { filePath } from '../db/client.ts';
 import {
   type AllowList,
   type Cidr,
@@ -115,7 +116,7 @@ const ENVIRONMENT = z.object({
   PORT: variable('a port from 0 to 65535', parsePort).optional(),
   HOST: matching(/^[\w.:-]{1,253}$/, 'an address or a host name to listen on').optional(),
   RUNGATE_DATABASE_URL: variable(
-    'a URL that starts with file:, http://, https:// or libsql://',
+    'a URL that starts with file: (and has no query), http://, https:// or libsql://',
     parseDatabaseUrl,
   ).optional(),
   RUNGATE_DATABASE_AUTH_TOKEN: matching(/^[\x21-\x7e]+$/, 'a token without spaces').optional(),
@@ -271,7 +272,7 @@ export function ledgerWarning({ deletionLedger, isProduction }: Config): string 
 }
 
 function parseDatabaseUrl(text: string): string | undefined {
-  if (text.startsWith('file:')) return /^file:[^?#\s]/.test(text) ? text : undefined;
+  if (text.startsWith('file:')) return /^file:[^?#\s][^?#]*$/.test(text) ? text : undefined;
   return /^(https?|libsql):\/\/[^/\s]/.test(text) && URL.canParse(text) ? text : undefined;
 }
 
@@ -304,8 +305,8 @@ function parseSender(text: string): string | undefined {
 }
 
 function parsePublicUrl(text: string): string | undefined {
-  const { protocol, search, hash, username, href } = new URL(text);
-  const isPlain = search === '' && hash === '' && username === '';
+  const { protocol, search, hash, username, password, href } = new URL(text);
+  const isPlain = search === '' && hash === '' && username === '' && password === '';
   return /^https?:$/.test(protocol) && isPlain ? href.replace(/\/+$/, '') : undefined;
 }
 
@@ -324,7 +325,7 @@ export function developmentKeyPath(databaseUrl: string): string {
 }
 
 function fileOf(databaseUrl: string): string | undefined {
-  return /^file:(?:\/\/(?=\/))?(?<path>[^?#]+)/.exec(databaseUrl)?.groups?.path;
+  return databaseUrl.startsWith('file:') ? filePath(databaseUrl) : undefined;
 }
 
 /**

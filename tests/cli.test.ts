@@ -702,6 +702,11 @@ describe('keys', () => {
   const both = { RUNGATE_MASTER_KEYS: `${NEW_KEY},${OLD_KEY}` };
   const onlyNew = { RUNGATE_MASTER_KEYS: NEW_KEY };
 
+  test('a server without a key that it needs does not start, and names it', async () => {
+    const { code, stderr } = await failure(['serve'], onlyNew);
+    expect([code, stderr]).toEqual([2, expect.stringContaining('RUNGATE_MASTER_KEYS lacks')]);
+  });
+
   test('rotate needs the old key', async () => {
     const { code, stderr } = await failure(['keys', 'rotate'], onlyNew);
     expect(code).toBe(2);

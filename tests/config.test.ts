@@ -110,9 +110,15 @@ describe('readConfig()', () => {
   test.each([
     ['PORT', ['65536', '-1', '80a', '1e3', '0x50']],
     ['HOST', ['a b', 'http://a']],
-    ['RUNGATE_DATABASE_URL', ['rungate.db', 'file:', 'mysql://a', 'http://', 'wss://a']],
+    [
+      'RUNGATE_DATABASE_URL',
+      ['rungate.db', 'file:', 'file:a.db?mode=ro', 'mysql://a', 'http://', 'wss://a'],
+    ],
     ['RUNGATE_DATABASE_SYNCHRONOUS', ['off', 'FULL']],
-    ['RUNGATE_PUBLIC_URL', ['gate.example.com', 'ftp://a', 'https://a/?q', 'https://u@a/']],
+    [
+      'RUNGATE_PUBLIC_URL',
+      ['gate.example.com', 'ftp://a', 'https://a/?q', 'https://u@a/', 'https://:p@a/'],
+    ],
     ['RUNGATE_TRUSTED_PROXIES', ['10.0.0.0/33', 'proxy.lan', '*']],
     ['RUNGATE_EGRESS_ALLOW', ['*.lan', 'http://a', '10.0.0.0/33']],
     ['RUNGATE_MAX_REQUESTS_PER_MINUTE', ['0', '-1', '1e3', '1.5', '1000000000']],
@@ -248,7 +254,8 @@ describe('developmentMasterKeys()', () => {
     ['file:.rungate/rungate.db', '.rungate/master-keys'],
     ['file:/var/lib/gate.db', '/var/lib/master-keys'],
     ['file:///var/lib/gate.db', '/var/lib/master-keys'],
-    ['file:gate.db?mode=rw', 'master-keys'],
+    ['file:gate.db', 'master-keys'],
+    ['file:///var/lib/a%20gate/gate.db', '/var/lib/a gate/master-keys'],
     ['https://db.example.com', '.rungate/master-keys'],
     ['libsql://db.example.com/x', '.rungate/master-keys'],
   ])('for %s they are in %s', (url, path) => expect(developmentKeyPath(url)).toBe(path));

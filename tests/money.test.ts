@@ -398,10 +398,10 @@ describe.each(LIMITS)('an output limit of %s in %s', (path, member) => {
   });
 
   /** Calls on a run whose ceiling pays for the input and so many tokens of output. */
-  async function askWithRoomFor(tokens: number, asked: number) {
+  async function askWithRoomFor(tokens: number, asked: number, more: object = {}) {
     const content = [{ role: 'user', content: 'hello' }];
     const input = path === '/v1/responses' ? { input: 'hello' } : { messages: content };
-    const body = JSON.stringify({ model: 'test-model', ...input, [member]: asked });
+    const body = JSON.stringify({ model: 'test-model', ...input, ...more, [member]: asked });
     const ceiling = worstOf(body, path) + (tokens - asked) * worstToken;
     const name = shop.unique('run');
     const run = { agentId: agent.id, policyVersionId: agent.versionId, now: Date.now() };
@@ -440,6 +440,13 @@ describe.each(LIMITS)('an output limit of %s in %s', (path, member) => {
     expect(status).toBe(402);
     expect(sent).toBeUndefined();
     expect(await shop.run(agent.id, name)).toMatchObject({ status: 'blocked', spentNanos: 0 });
+  });
+
+  test.skipIf(path !== '/v1/messages')('leaves thinking more than its budget', async () => {
+    const more = { thinking: { type: 'enabled', budget_tokens: 500 } };
+    const enough = await askWithRoomFor(501, ASKED, more);
+    expect([enough.status, enough.headers.get('x-rungate-output-limit')]).toEqual([200, '501']);
+    expect((await askWithRoomFor(500, ASKED, more)).status).toBe(402);
   });
 
   test('below the least is kept where it is what the caller asked for', async () => {

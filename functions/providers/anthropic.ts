@@ -142,7 +142,16 @@ function boundMessage(body: JsonObject, bodyBytes: number, rates: Rates): Bound 
     webSearches,
     serviceTier: tierOf(body),
   };
-  return boundText(seen, turns, bodyBytes, rates.contextWindow);
+  const bound = boundText(seen, turns, bodyBytes, rates.contextWindow);
+  const leastOutput = leastOutputOf(body);
+  return leastOutput === undefined ? bound : { ...bound, leastOutput };
+}
+
+/** Thinking has to leave something of the output limit: its budget is less than `max_tokens`. */
+function leastOutputOf({ thinking }: JsonObject): number | undefined {
+  if (!isObject(thinking) || thinking.type !== 'enabled') return undefined;
+  const budget = readCount(thinking.budget_tokens);
+  return budget === undefined ? undefined : budget + 1;
 }
 
 /** Counts as reported so far: a later event overwrites, since each one is cumulative. */

@@ -226,7 +226,7 @@ async function refit(
   const most = Math.floor(attempt.bound.outputTokens / attempt.bound.choices);
   const fits = fitOutput(attempt.bound, call.rates, room);
   const least = Math.min(call.version.policy.budget.minOutputTokens, most);
-  if (most > 0 && fits >= Math.max(least, 1)) {
+  if (most > 0 && fits >= Math.max(least, attempt.bound.leastOutput ?? 1)) {
     const outputTokens = fits * attempt.bound.choices;
     return { bound: { ...attempt.bound, outputTokens }, outputLimit: fits };
   }

@@ -11,6 +11,8 @@ export interface Bound {
   readonly outputTokens: number;
   /** How many times the output limit counts: at least 1. */
   readonly choices: number;
+  /** The least that the output limit may be lowered to; absent where the body says nothing of it. */
+  readonly leastOutput?: number;
   readonly webSearches: number;
   readonly fileSearches: number;
   /** Whether some of the input may be audio. */
