@@ -209,11 +209,31 @@ describe('a request', () => {
     expect(over(chat, { ...asked, ...labels, ...neutral })).toEqual(over(chat, asked));
     const hints = { thinking: { type: 'disabled' }, service_tier: 'auto' };
     expect(over(messages, { ...asked, ...hints })).toEqual(over(messages, asked));
+    const [tool] = CUSTOM_TOOLS.tools;
+    const hinted = { ...tool!, eager_input_streaming: true, cache_control: { type: 'ephemeral' } };
+    const plain = over(messages, { ...asked, ...CUSTOM_TOOLS });
+    expect(over(messages, { ...asked, tools: [hinted] })).toEqual(plain);
   });
+});
+
+const chatCall = (id: string, args: string): JsonObject => ({
+  ...{ id, type: 'function' },
+  function: { name: 'f', arguments: args },
 });
 
 const USER = [{ role: 'user', content: 'a' }];
 const withPart = (part: object) => ({ messages: [{ role: 'user', content: [part] }] });
+
+const CHAT_TOOLS = { tools: [{ type: 'function', function: { name: 'f' } }] };
+const CUSTOM_TOOLS = { tools: [{ name: 'f', input_schema: { type: 'object' } }] };
+const withParameters = (parameters: Json) => ({
+  tools: [{ type: 'function', function: { name: 'f', parameters } }],
+});
+const withCall = (args: string): JsonObject[] => [
+  ...USER,
+  { role: 'assistant', content: null, tool_calls: [chatCall('c', args)] },
+  { role: 'tool', tool_call_id: 'c', content: 'b' },
+];
 
 /** What would be lost, and the member that the refusal names. */
 const LOST: readonly (readonly [from: 'chat' | 'messages', members: object, field: string])[] = [
@@ -247,6 +267,24 @@ const LOST: readonly (readonly [from: 'chat' | 'messages', members: object, fiel
   ['chat', { messages: [...USER, { role: 'assistant', content: 'b' }] }, 'messages'],
   ['chat', { messages: [...USER, { role: 'system', content: 'b' }] }, 'messages[].role'],
   ['chat', { messages: [{ role: 'user', content: 'a', name: 'Ann' }] }, 'messages[].name'],
+  ['chat', { messages: [{ role: 'user', content: [] }] }, 'messages[].content'],
+  ['chat', withParameters('x'), 'tools[].function.parameters'],
+  ['chat', withParameters(['x']), 'tools[].function.parameters'],
+  ['chat', { ...CHAT_TOOLS, parallel_tool_calls: 'no' }, 'parallel_tool_calls'],
+  ['chat', { stream: true, stream_options: { more: 1 } }, 'stream_options.more'],
+  ['chat', { stream: true, stream_options: ['more'] }, 'stream_options'],
+  ['chat', { messages: withCall('{"a":1,"a":2}') }, 'messages[].tool_calls[].function.arguments'],
+  [
+    'chat',
+    { messages: withCall('{"b":[{"a":1,"\\u0061":1}]}') },
+    'messages[].tool_calls[].function.arguments',
+  ],
+  ['messages', { messages: [...USER, { role: 'user', content: [] }] }, 'messages[].content'],
+  [
+    'messages',
+    { ...CUSTOM_TOOLS, tool_choice: { type: 'any', disable_parallel_tool_use: 'yes' } },
+    'tool_choice.disable_parallel_tool_use',
+  ],
   ['messages', { tool_choice: { type: 'tool', name: 'f' } }, 'tool_choice'],
   ['messages', { tool_choice: { type: 'any' }, tools: [] }, 'tool_choice'],
   ['messages', { top_k: 5 }, 'top_k'],

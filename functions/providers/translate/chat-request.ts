@@ -35,6 +35,7 @@ const NEUTRAL: Readonly<Record<string, string>> = {
   response_format: '{"type":"text"}',
 };
 const KNOWN = new Set([...CARRIED, ...LEFT_BEHIND]);
+const STREAM_OPTIONS = new Set(['include_usage']);
 
 const SYSTEM_MESSAGE = new Set(['role', 'content']);
 const TOOL_MESSAGE = new Set(['role', 'content', 'tool_call_id']);
@@ -57,6 +58,8 @@ const TIERS: Readonly<Record<string, string | undefined>> = {
  */
 export function toMessagesRequest(body: JsonObject, model: string, maxTokens: number): JsonObject {
   allowOnly(withoutNeutral(body), KNOWN);
+  const options = objectOf(body.stream_options ?? {}, 'stream_options');
+  allowOnly(options, STREAM_OPTIONS, 'stream_options.');
   const { system, messages } = turnsOf(listOf(body.messages, 'messages'));
   const tools = listOf(body.tools, 'tools').map(customTool);
   const choice = messageChoice(body.tool_choice, body.parallel_tool_calls);
@@ -152,12 +155,9 @@ function systemOf(contents: readonly Json[]): Json {
 }
 
 function contentOf(content: Json | undefined, texts = false): Json {
-  if (Array.isArray(content) && content.length > 0) {
-    return content.map((part) => blockOf(part, 'messages[].content[]', texts));
-  }
-  const text = stringOf(content, 'messages[].content');
-  if (text === '') throw new Untranslatable('messages[].content', 'is empty');
-  return text;
+  if (!isGiven(content)) throw new Untranslatable('messages[].content', 'is empty');
+  if (!Array.isArray(content)) return stringOf(content, 'messages[].content');
+  return content.map((part) => blockOf(part, 'messages[].content[]', texts));
 }
 
 function assistantOf(message: JsonObject): JsonObject {

@@ -8,7 +8,7 @@ import { Untranslatable } from './contract.ts';
 interface SourceJson {
   parse(
     text: string,
-    revive: (key: string, value: Json, context: { readonly source?: string }) => Json,
+    revive: (this: Json, key: string, value: Json, context: { readonly source?: string }) => Json,
   ): Json;
   rawJSON(text: string): Json;
   isRawJSON(value: Json): boolean;
@@ -23,22 +23,43 @@ const encoder = new TextEncoder();
  * `12345678901234567890` or `1.0`, becomes a value that {@link write} writes as it stood.
  *
  * @param field What the text is called where it is at fault.
- * @throws {Untranslatable} for anything but an object.
+ * @throws {Untranslatable} for anything but an object, and for keys that repeat: one of their values
+ *   would be lost.
  */
-export function readExact(text: string | Uint8Array, field: string): JsonObject {
+export function readExact(said: string | Uint8Array, field: string): JsonObject {
+  const text = typeof said === 'string' ? said : decoder.decode(said);
   let value: Json;
+  let members = 0;
   try {
-    value = source.parse(typeof text === 'string' ? text : decoder.decode(text), keepNumber);
+    value = source.parse(text, function (this: Json, _key, read, context) {
+      if (!Array.isArray(this)) members += 1;
+      return keepNumber(read, context);
+    });
   } catch {
     throw new Untranslatable(field, 'is not JSON');
   }
   if (!isObject(value) || source.isRawJSON(value)) {
     throw new Untranslatable(field, 'is not a JSON object');
   }
+  // The outermost value is a member too, of an object that is nowhere in the text.
+  if (countColons(text) >= members) throw new Untranslatable(field, 'has a key that repeats');
   return value;
 }
 
-function keepNumber(_key: string, value: Json, context: { readonly source?: string }): Json {
+/** The colons outside of strings: one for each member. */
+function countColons(text: string): number {
+  let count = 0;
+  let isString = false;
+  for (let at = 0; at < text.length; at += 1) {
+    const character = text[at];
+    if (character === '"') isString = !isString;
+    else if (isString && character === '\\') at += 1;
+    else if (!isString && character === ':') count += 1;
+  }
+  return count;
+}
+
+function keepNumber(value: Json, context: { readonly source?: string }): Json {
   const isKept = typeof value !== 'number' || String(value) === context.source;
   return isKept || context.source === undefined ? value : source.rawJSON(context.source);
 }

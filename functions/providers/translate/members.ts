@@ -34,6 +34,13 @@ export function stringOf(value: Json | undefined, field: string): string {
   throw new Untranslatable(field, 'is not a string');
 }
 
+/** A member that may be a flag; false where it is absent or null. @throws {Untranslatable} */
+export function flagOf(value: Json | undefined, field: string): boolean {
+  if (value === undefined || value === null) return false;
+  if (typeof value === 'boolean') return value;
+  throw new Untranslatable(field, 'is neither true nor false');
+}
+
 /** A member that may be a list; an empty one where it is absent or null. @throws {Untranslatable} */
 export function listOf(value: Json | undefined, field: string): readonly Json[] {
   if (value === undefined || value === null) return [];

@@ -122,6 +122,7 @@ const isUse = hasType('tool_use');
 function userOf(content: Json | undefined): JsonObject[] {
   const field = 'messages[].content';
   if (!Array.isArray(content)) return [{ role: 'user', content: stringOf(content, field) }];
+  if (content.length === 0) throw new Untranslatable(field, 'is empty');
   const firstOther = content.findIndex((block) => !isResult(block));
   const split = firstOther < 0 ? content.length : firstOther;
   const rest = content.slice(split);

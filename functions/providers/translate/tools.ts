@@ -3,13 +3,14 @@
 import type { Json, JsonObject } from '../../../schema/json.ts';
 import { isGiven, isObject } from '../../../schema/rules/bound.ts';
 import { Untranslatable } from './contract.ts';
-import { allowOnly, nameOf, noCounterpart, objectOf, present } from './members.ts';
+import { allowOnly, flagOf, nameOf, noCounterpart, objectOf, present } from './members.ts';
 
 const CHAT_TOOL = new Set(['type', 'function']);
 const CHAT_FUNCTION = new Set(['name', 'description', 'parameters', 'strict']);
+/** The last two are hints: for the upstream's own cache, and on how a stream cuts arguments. */
 const CUSTOM_TOOL = new Set([
   ...['type', 'name', 'description', 'input_schema', 'strict'],
-  'cache_control',
+  ...['cache_control', 'eager_input_streaming'],
 ]);
 const CHAT_CHOICE = new Set(['type', 'function']);
 const CHAT_CHOICE_NAME = new Set(['name']);
@@ -24,15 +25,15 @@ export function customTool(tool: Json): JsonObject {
   allowOnly(value, CHAT_TOOL, 'tools[].');
   const declared = objectOf(value.function, 'tools[].function');
   allowOnly(declared, CHAT_FUNCTION, 'tools[].function.');
-  const { parameters } = declared;
-  const isBare = !isObject(parameters) || Object.keys(parameters).length === 0;
+  const parameters = objectOf(declared.parameters ?? {}, 'tools[].function.parameters');
+  const isBare = Object.keys(parameters).length === 0;
   const schema = isBare ? NO_PARAMETERS : parameters;
   if (schema.type !== 'object') throw noCounterpart('tools[].function.parameters.type');
   return present({
     name: nameOf(declared.name, 'tools[].function.name'),
     description: declared.description,
     input_schema: schema,
-    strict: declared.strict === true ? true : undefined,
+    strict: flagOf(declared.strict, 'tools[].function.strict') || undefined,
   });
 }
 
@@ -45,7 +46,7 @@ export function functionTool(tool: Json): JsonObject {
     name: nameOf(value.name, 'tools[].name'),
     description: value.description,
     parameters: objectOf(value.input_schema, 'tools[].input_schema'),
-    strict: value.strict === true ? true : undefined,
+    strict: flagOf(value.strict, 'tools[].strict') || undefined,
   });
   return { type: 'function', function: declared };
 }
@@ -66,9 +67,10 @@ export function messageChoice(
   choice: Json | undefined,
   parallel: Json | undefined,
 ): JsonObject | undefined {
-  if (!isGiven(choice) && parallel !== false) return undefined;
+  const isParallel = flagOf(parallel ?? true, 'parallel_tool_calls');
+  if (!isGiven(choice) && isParallel) return undefined;
   const chosen = isGiven(choice) ? messageChoiceOf(choice) : { type: 'auto' };
-  const isSingle = parallel === false && chosen.type !== 'none';
+  const isSingle = !isParallel && chosen.type !== 'none';
   return isSingle ? { ...chosen, disable_parallel_tool_use: true } : chosen;
 }
 
@@ -91,7 +93,8 @@ export function chatChoice(choice: Json | undefined): JsonObject {
   if (!isGiven(choice)) return {};
   const value = objectOf(choice, 'tool_choice');
   allowOnly(value, MESSAGE_CHOICE, 'tool_choice.');
-  const isSingle = value.disable_parallel_tool_use === true && value.type !== 'none';
+  const field = 'tool_choice.disable_parallel_tool_use';
+  const isSingle = flagOf(value.disable_parallel_tool_use, field) && value.type !== 'none';
   return {
     tool_choice: chatChoiceOf(value),
     ...(isSingle ? { parallel_tool_calls: false } : {}),
