@@ -9,6 +9,7 @@ import { type Translation, Untranslatable } from '../functions/providers/transla
 import { readExact, writeText } from '../functions/providers/translate/exact.ts';
 import { translate } from '../functions/providers/translate/translate.ts';
 import { type Json, type JsonObject, parseStrict } from '../schema/json.ts';
+import { SseParser } from '../schema/sse.ts';
 
 const chat = findEndpoint('POST', '/v1/chat/completions')!.endpoint;
 const messages = findEndpoint('POST', '/v1/messages')!.endpoint;
@@ -359,6 +360,106 @@ function messageOf({ said, calls, input, output, cached, cut }: Said): JsonObjec
   });
 }
 
+const MESSAGE = {
+  ...{ id: 'm', type: 'message', role: 'assistant', model: 'served', content: [] },
+  ...{ stop_reason: 'end_turn', usage: { input_tokens: 1, output_tokens: 1 } },
+};
+
+function completionOf(calls: readonly JsonObject[], finish_reason: Json): JsonObject {
+  const message = { role: 'assistant', content: 'a', tool_calls: [...calls] };
+  return {
+    ...{ id: 'c', object: 'chat.completion', created: 1, model: 'served' },
+    choices: [{ index: 0, message, finish_reason }],
+    usage: { prompt_tokens: 1, completion_tokens: 1, total_tokens: 2 },
+  };
+}
+
+/** The same completion with other members in its message. */
+function withMembers(completion: JsonObject, members: object): JsonObject {
+  const [first] = completion.choices as JsonObject[];
+  const message = { ...(first!.message as JsonObject), ...members };
+  return tidy({ ...completion, choices: [{ ...first!, message }] });
+}
+
+function withCalls(completion: JsonObject, change: (calls: JsonObject[]) => JsonObject[]) {
+  const [first] = completion.choices as JsonObject[];
+  const { tool_calls = [] } = first!.message as JsonObject;
+  return withMembers(completion, { tool_calls: change(tool_calls as JsonObject[]) });
+}
+
+/** How an answer says that it ended, in either dialect; calls are told even where it doesn't. */
+const ENDINGS = [
+  ...(['stop', 'tool_calls', 'odd', null] as const).flatMap((reason) => [
+    ['chat', reason, 0, 'end_turn'] as const,
+    ['chat', reason, 1, 'tool_use'] as const,
+    ['chat', reason, 2, 'tool_use'] as const,
+  ]),
+  ...[0, 2].flatMap((count) => [
+    ['chat', 'length', count, 'max_tokens'] as const,
+    ['chat', 'content_filter', count, 'refusal'] as const,
+  ]),
+  ...(['end_turn', 'stop_sequence', 'tool_use', 'odd', null] as const).flatMap((reason) => [
+    ['messages', reason, 0, 'stop'] as const,
+    ['messages', reason, 1, 'tool_calls'] as const,
+    ['messages', reason, 2, 'tool_calls'] as const,
+  ]),
+  ...[0, 2].flatMap((count) => [
+    ['messages', 'max_tokens', count, 'length'] as const,
+    ['messages', 'model_context_window_exceeded', count, 'length'] as const,
+    ['messages', 'refusal', count, 'content_filter'] as const,
+  ]),
+];
+
+/** What upstreams have answered 200 with, which is no answer. */
+const NO_ANSWERS: readonly (readonly ['chat' | 'messages', object, string])[] = [
+  ['messages', { type: 'error', error: { type: 'overloaded_error', message: 'Busy.' } }, 'type'],
+  ['messages', { type: 'error', content: [] }, 'type'],
+  ['messages', { error: { message: 'Busy.' } }, 'content'],
+  ['messages', { ...MESSAGE, content: null }, 'content'],
+  ['messages', { ...MESSAGE, content: 'a' }, 'content'],
+  ['messages', { ...MESSAGE, content: ['a'] }, 'content[]'],
+  ['messages', {}, 'content'],
+  ['chat', { error: { message: 'Busy.' } }, 'choices[0]'],
+  ['chat', { choices: [] }, 'choices[0]'],
+  ['chat', { choices: [{ finish_reason: 'stop' }] }, 'choices[0].message'],
+  ['chat', {}, 'choices[0]'],
+];
+
+const AUDIO = { audio: { id: 'a', data: 'AA==', transcript: 'hi' } };
+const IMAGE = { type: 'image_url', image_url: { url: 'https://example.com/a.png' } };
+
+const UNSAID: readonly (readonly ['chat' | 'messages', object, string])[] = [
+  ['chat', AUDIO, 'audio'],
+  ['chat', { images: [IMAGE] }, 'images'],
+  ['chat', { content: [{ type: 'text', text: 'a' }, IMAGE] }, 'content[].type'],
+  ['chat', { content: [{ type: 'text', text: 7 }] }, 'content[].text'],
+  ['chat', { content: { text: 'a' } }, 'content'],
+  ['messages', { content: [{ type: 'server_tool_use' }] }, 'content[].type'],
+  ['messages', { content: [{ type: 'text', text: 7 }] }, 'content[].text'],
+];
+
+const UNSAID_EVENTS: readonly (readonly ['chat' | 'messages', object, string])[] = [
+  ...UNSAID.filter(([from]) => from === 'chat'),
+  ['chat', { tool_calls: [null] }, 'tool_calls[]'],
+  [
+    'chat',
+    { tool_calls: [{ index: 0, id: 'c', function: { name: 'f', arguments: {} } }] },
+    'tool_calls[].function.arguments',
+  ],
+  ['messages', { type: 'content_block_start', content_block: { type: 'image' } }, 'type'],
+  ['messages', { type: 'content_block_delta', delta: { type: 'image_delta' } }, 'delta.type'],
+  [
+    'messages',
+    { type: 'content_block_delta', index: 3, delta: { type: 'input_json_delta' } },
+    'index',
+  ],
+  [
+    'messages',
+    { type: 'message_start', message: { ...MESSAGE, content: [{ type: 'text', text: 'a' }] } },
+    'message.content',
+  ],
+];
+
 const block: fc.Arbitrary<JsonObject> = fc.oneof(
   textPart,
   call.map(({ id, name, args }) => ({ type: 'tool_use', id, name, input: args })),
@@ -511,7 +612,9 @@ describe('an answer', () => {
   test('of messages is the same blocks in the same order, or is refused, whole or streamed', () => {
     fc.assert(
       fc.property(answer, fc.array(block, { maxLength: 5 }), cuts, (said, blocks, at) => {
-        const message = tidy({ ...messageOf(said), content: blocks });
+        const isCalling = blocks.some(({ type }) => type === 'tool_use');
+        const stop_reason = said.cut ? 'max_tokens' : isCalling ? 'tool_use' : 'end_turn';
+        const message = tidy({ ...messageOf(said), content: blocks, stop_reason });
         const content = message.content as JsonObject[];
         const there = () => whole(fromMessages(), message);
         const streamed = () => pass(fromMessages(), messageEvents(message), at);
@@ -568,6 +671,117 @@ describe('an answer', () => {
         whole(fromChat(), tidy({ choices: [{ message, finish_reason: 'tool_calls' }] }));
       expect(act).toThrow(Untranslatable);
     }
+  });
+
+  test.each(ENDINGS)('of %s that ends with %p and proposes %d calls ends with %p', (...row) => {
+    const [from, reason, count, expected] = row;
+    const calls = ['a', 'b'].slice(0, count);
+    if (from === 'chat') {
+      const completion = completionOf(
+        calls.map((id) => chatCall(id, '{}')),
+        reason,
+      );
+      expect(whole(fromChat(), completion).stop_reason).toBe(expected);
+      const streamed = pass(fromChat(), chatChunks(completion, false), []);
+      expect(streamed).toContain(`"stop_reason":"${expected}"`);
+      return;
+    }
+    const uses = calls.map((id) => ({ type: 'tool_use', id, name: 'f', input: {} }));
+    const message = { ...MESSAGE, content: uses, stop_reason: reason };
+    const { choices } = whole(fromMessages(), message) as { choices: JsonObject[] };
+    expect(choices[0]!.finish_reason).toBe(expected);
+    const streamed = pass(fromMessages(), messageEvents(message), []);
+    expect(streamed).toContain(`"finish_reason":"${expected}"`);
+  });
+
+  test('of chat cut in its last call keeps the text and the calls before, whole or streamed', () => {
+    fc.assert(
+      fc.property(answer, call, fc.nat(), cuts, (said, last, length, at) => {
+        const message = messageOf({ ...said, cut: true });
+        const completion = whole(fromMessages(), message);
+        const args = JSON.stringify(last.args);
+        const partial = args.slice(0, length % args.length);
+        const cut = withCalls(completion, (calls) => [...calls, chatCall('last', partial)]);
+        expect(whole(fromChat(), cut)).toEqual(message);
+        const streamed = pass(fromChat(), chatChunks(cut, false), at);
+        expect(streamed).toContain('"stop_reason":"max_tokens"');
+        expect(streamed).toContain('"id":"last"');
+      }),
+    );
+  });
+
+  test('of chat that is cut elsewhere than in its last call is refused', () => {
+    const calls = [chatCall('a', '{"a":'), chatCall('b', '{}')];
+    const field = 'tool_calls[].function.arguments';
+    for (const reason of ['length', 'tool_calls', 'stop']) {
+      const ordered = reason === 'length' ? calls : calls.toReversed();
+      const act = () => whole(fromChat(), completionOf(ordered, reason));
+      expect(act).toThrow(expect.objectContaining({ field }));
+    }
+  });
+
+  for (const [from, body, field] of NO_ANSWERS) {
+    test(`of ${from} that is none is refused: ${JSON.stringify(body)}`, () => {
+      const act = () => whole(from === 'chat' ? fromChat() : fromMessages(), tidy(body));
+      expect(act).toThrow(Untranslatable);
+      expect(act).toThrow(expect.objectContaining({ field }));
+    });
+  }
+
+  for (const [from, said, field] of UNSAID) {
+    test(`of ${from} with what the other can’t say is refused: ${JSON.stringify(said)}`, () => {
+      const act = () =>
+        from === 'chat'
+          ? whole(fromChat(), withMembers(completionOf([], 'stop'), said))
+          : whole(fromMessages(), tidy({ ...MESSAGE, ...said }));
+      expect(act).toThrow(expect.objectContaining({ field: expect.stringContaining(field) }));
+    });
+  }
+
+  for (const [from, said, field] of UNSAID_EVENTS) {
+    test(`streamed by ${from} with it is refused: ${JSON.stringify(said)}`, () => {
+      const translation = from === 'chat' ? fromChat() : fromMessages();
+      const event = from === 'chat' ? { choices: [{ index: 0, delta: said }] } : said;
+      const act = () => pass(translation, data(event), []);
+      expect(act).toThrow(expect.objectContaining({ field: expect.stringContaining(field) }));
+    });
+  }
+
+  test('leaves out where its text was found and what was thought, and keeps the text', () => {
+    const blocks = [
+      { type: 'thinking', thinking: 'hm', signature: 's' },
+      { type: 'text', text: 'a', citations: [{ type: 'char_location', cited_text: 'b' }] },
+    ];
+    const { choices } = whole(fromMessages(), tidy({ ...MESSAGE, content: blocks }));
+    expect(choices).toMatchObject([{ message: { content: 'a' } }]);
+    const content = [
+      { type: 'thinking', thinking: [] },
+      { type: 'text', text: 'a' },
+    ];
+    const found = withMembers(completionOf([], 'stop'), { content, annotations: [{}] });
+    expect(whole(fromChat(), found).content).toEqual([{ type: 'text', text: 'a' }]);
+  });
+
+  test('with a key that repeats in arguments is refused, whole; streamed, its text is kept', () => {
+    const args = fc.constantFrom(
+      '{"a":1,"a":2}',
+      '{"b":{"a":":","\\u0061":[]}}',
+      '[{"a":1,"a":1}]',
+    );
+    fc.assert(
+      fc.property(args, (repeated) => {
+        const completion = completionOf([chatCall('c', repeated)], 'tool_calls');
+        expect(() => whole(fromChat(), completion)).toThrow(Untranslatable);
+        const streamed = pass(fromChat(), chatChunks(completion, false), []);
+        const told = [...streamed.matchAll(/"partial_json":("(?:[^"\\]|\\.)*")/g)];
+        expect(told.map(([, piece]) => JSON.parse(piece!)).join('')).toBe(repeated);
+        const message = `{"content":[{"type":"tool_use","id":"c","name":"f","input":${repeated}}]}`;
+        expect(() => fromMessages().answer(encoder.encode(message))).toThrow(Untranslatable);
+        const block = `{"type":"tool_use","id":"c","name":"f","input":{"n":${repeated}}}`;
+        const start = `data: {"type":"content_block_start","index":0,"content_block":${block}}\n\n`;
+        expect(() => pass(fromMessages(), start, [])).toThrow(Untranslatable);
+      }),
+    );
   });
 
   test('that is an error is one in the other dialect, whatever it is', () => {
@@ -648,6 +862,19 @@ describe('a stream', () => {
     );
   });
 
+  test('of messages keeps the usage it began with where its end has none', () => {
+    const usage = { input_tokens: 11, cache_read_input_tokens: 7, output_tokens: 1 };
+    const unsaid = { input_tokens: null, cache_read_input_tokens: null, output_tokens: 9 };
+    const ended = { delta: { stop_reason: 'end_turn' }, usage: unsaid };
+    const events = [
+      data({ type: 'message_start', message: { ...MESSAGE, usage } }),
+      data({ type: 'message_delta', ...ended }),
+      data({ type: 'message_stop' }),
+    ].join('');
+    const streamed = pass(fromMessages(true), events, []);
+    expect(streamed).toContain('"prompt_tokens":18,"completion_tokens":9,');
+  });
+
   test('tells an error as the other dialect does', () => {
     const failed = data(
       { type: 'error', error: { type: 'overloaded_error', message: 'Busy.' } },
@@ -665,6 +892,157 @@ describe('a stream', () => {
   test('never sends a chat client an event that is no chunk', () => {
     const noise = `: comment\n\n${data({ type: 'ping' }, 'ping')}${data({ type: 'other' }, 'other')}`;
     expect(pass(fromMessages(), noise, [])).toBe(': ping\n\n');
+  });
+});
+
+/** One part of a call in a chunk. */
+interface Part {
+  readonly index?: number | undefined;
+  readonly id?: string | undefined;
+  readonly name?: string | undefined;
+  readonly args?: string | undefined;
+}
+
+const deltaOf = ({ index, id, name: called, args: text }: Part): JsonObject =>
+  tidy({ tool_calls: [{ index, id, function: { name: called, arguments: text } }] });
+const chunked = (deltas: readonly object[]): string =>
+  [
+    ...deltas.map((delta) => data({ choices: [{ index: 0, delta }] })),
+    data({ choices: [{ index: 0, delta: {}, finish_reason: 'tool_calls' }] }),
+    'data: [DONE]\n\n',
+  ].join('');
+
+/** The calls that the screening of an endpoint reads in a stream; undefined where it can't. */
+function screened(endpoint: typeof chat, stream: string): string[] | undefined {
+  const reader = endpoint.calls!();
+  for (const event of new SseParser(1_000_000).push(encoder.encode(stream))) reader.event(event);
+  const calls = reader.calls();
+  if (reader.fault !== undefined) return undefined;
+  return calls.map(({ id, name: called, argsText }) => `${id} ${called} ${argsText || '{}'}`);
+}
+
+const INDEXES = {
+  'of its own': (at: number) => at,
+  'that all share': () => 0,
+  'that is missing': () => undefined,
+};
+
+describe('a call in a stream of messages', () => {
+  const start = (index: number, input: object) =>
+    data({
+      ...{ type: 'content_block_start', index },
+      content_block: { type: 'tool_use', id: 'a', name: 'f', input },
+    });
+  const delta = { type: 'input_json_delta', partial_json: '{}' };
+  const more = data({ type: 'content_block_delta', index: 0, delta });
+
+  test.each([
+    ['its index is that of another', start(0, {}) + start(0, {}), 'index'],
+    ['its input comes twice', start(0, { a: 1 }) + more, 'delta.partial_json'],
+  ])('is refused where %s', (_, events, field) => {
+    const act = () => pass(fromMessages(), events, []);
+    expect(act).toThrow(expect.objectContaining({ field }));
+  });
+
+  test('keeps every digit of an input that stands in its beginning', () => {
+    const event = start(0, { id: 1 }).replace('"id":1', '"id":12345678901234567890');
+    expect(pass(fromMessages(), event, [])).toContain('\\"id\\":12345678901234567890');
+  });
+});
+
+describe('a call in a stream of chat', () => {
+  for (const [how, indexOf] of Object.entries(INDEXES)) {
+    test(`with an index ${how} is one block, and what the screening reads`, async () => {
+      await fc.assert(
+        fc.asyncProperty(
+          fc.uniqueArray(call, { selector: ({ id }) => id, minLength: 1, maxLength: 3 }),
+          fc.boolean(),
+          async (calls, repeatsId) => {
+            const parts = calls.flatMap(({ id, name: called, args: input }, at): Part[] => {
+              const index = indexOf(at);
+              const [first, ...rest] = pieces(JSON.stringify(input));
+              const further = { index, ...(repeatsId ? { id } : {}) };
+              const start = { index, id, name: called, args: first };
+              return [start, ...rest.map((piece) => ({ ...further, args: piece }))];
+            });
+            const stream = chunked(parts.map(deltaOf));
+            const translated = pass(fromChat(), stream, []);
+            const read = await readByAnthropic(translated);
+            const uses = calls.map(({ args: input, ...rest }) => ({
+              ...{ type: 'tool_use', input: tidy(input) },
+              ...rest,
+            }));
+            expect(read.content).toMatchObject(uses);
+            expect(screened(chat, stream)).toEqual(
+              expect.arrayContaining(screened(messages, translated)!),
+            );
+          },
+        ),
+        { numRuns: 60 },
+      );
+    });
+  }
+
+  test('is one that the screening reads too, or is refused, and no argument is lost', () => {
+    const part: fc.Arbitrary<Part> = fc.record({
+      index: fc.constantFrom(0, 0, 1, undefined),
+      id: fc.constantFrom('a', 'b', '', undefined),
+      name: fc.constantFrom('f', 'g', '', undefined),
+      args: fc.constantFrom('{}', '[1]', ' ', undefined),
+    });
+    const said = fc.constant({ content: 'x' });
+    const deltas = fc.array(fc.oneof(part, part, part, said), { maxLength: 5 });
+    let passed = 0;
+    fc.assert(
+      fc.property(deltas, (given) => {
+        const stream = chunked(given.map((one) => ('content' in one ? one : deltaOf(one))));
+        let translated: string;
+        try {
+          translated = pass(fromChat(), stream, []);
+        } catch (error) {
+          expect(error).toBeInstanceOf(Untranslatable);
+          return;
+        }
+        passed += 1;
+        const read = screened(chat, stream);
+        expect(read).toEqual(expect.arrayContaining(screened(messages, translated)!));
+        const sent = given.map((one) => ('content' in one ? '' : (one.args ?? ''))).join('');
+        const told = [...translated.matchAll(/"partial_json":"([^"]*)"/g)];
+        expect(told.map(([, piece]) => piece).join('')).toHaveLength(sent.length);
+      }),
+      { numRuns: 3_000 },
+    );
+    expect(passed).toBeGreaterThan(100);
+  });
+
+  const start = { index: 0, id: 'a', name: 'f', args: '{' };
+  test.each([
+    ['its name comes in pieces', [start, { index: 0, name: 'g' }], 'name'],
+    ['its index is that of a nameless one', [start, { index: 0, id: 'b', args: '}' }], 'name'],
+    ['its id comes back', [start, { ...start, id: 'b' }, start], 'id'],
+    ['only some have an index', [start, { id: 'b', name: 'f' }], 'index'],
+  ])('is refused where %s', (_, parts, field) => {
+    const act = () => pass(fromChat(), chunked(parts.map(deltaOf)), []);
+    expect(act).toThrow(
+      expect.objectContaining({ field: expect.stringMatching(new RegExp(`${field}$`)) }),
+    );
+  });
+
+  test('is refused where it goes on after text', () => {
+    const deltas = [deltaOf(start), { content: 'a' }, deltaOf({ index: 0, args: '}' })];
+    const field = 'tool_calls[].function.arguments';
+    const act = () => pass(fromChat(), chunked(deltas), []);
+    expect(act).toThrow(expect.objectContaining({ field }));
+  });
+
+  test('stands in the one choice that was asked for', () => {
+    const other = data({ choices: [{ index: 1, delta: { content: 'a' } }] });
+    const both = { ...completionOf([], 'stop') };
+    const [first] = both.choices as JsonObject[];
+    const act = () => whole(fromChat(), { ...both, choices: [first!, first!] });
+    for (const one of [act, () => pass(fromChat(), other, [])]) {
+      expect(one).toThrow(expect.objectContaining({ field: 'choices' }));
+    }
   });
 });
 

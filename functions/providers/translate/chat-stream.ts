@@ -4,34 +4,30 @@ import type { Json, JsonObject } from '../../../schema/json.ts';
 import { isGiven, isObject } from '../../../schema/rules/bound.ts';
 import type { SseEvent } from '../../../schema/sse.ts';
 import { memberOf, parseEvent } from '../reading.ts';
+import { argumentsOf, type StreamedCall, StreamedCalls } from './chat-calls.ts';
 import { Untranslatable } from './contract.ts';
 import { messageUsage, stopReasonOf } from './endings.ts';
 import { messageError } from './errors.ts';
-import { callIdOf, listOf, nameOf, noCounterpart } from './members.ts';
+import { listOf, objectOf } from './members.ts';
+import { refuseOtherOutput, textIn } from './parts.ts';
 
 /** The most characters of arguments that wait for the calls before theirs. */
 const MAX_WAITING = 32 * 1024 * 1024;
-
-/** A call whose arguments are still coming. */
-interface Call {
-  readonly block: JsonObject;
-  /** Fragments that no event has carried yet. */
-  waiting: string;
-}
 
 /**
  * Says chunks over as they come. Blocks of a message follow one another, while calls in chunks may
  * come in turns: the first goes out as it comes, the others wait for the end.
  */
 export class ChatToMessageEvents {
-  readonly #calls = new Map<number, Call>();
+  readonly #calls = new StreamedCalls();
   #started = false;
   #ended = false;
   /** The index of the block that is open, and what it is. */
   #block = -1;
-  #open: 'text' | Call | undefined;
+  #open: 'text' | StreamedCall | undefined;
   #usage: JsonObject = {};
-  #reason: string | undefined;
+  #finish: Json | undefined;
+  #isRefused = false;
   #waiting = 0;
 
   /** The text of the events that one event becomes. @throws {Untranslatable} */
@@ -56,55 +52,63 @@ export class ChatToMessageEvents {
   }
 
   #choice({ choices }: JsonObject): string {
-    const choice = Array.isArray(choices) ? choices.find(isObject) : undefined;
-    if (!choice) return '';
-    const delta = memberOf(choice, 'delta');
-    if (isGiven(delta.refusal)) this.#reason = 'refusal';
-    if (isGiven(choice.finish_reason)) this.#reason ??= stopReasonOf(choice.finish_reason);
-    if (isGiven(delta.function_call)) throw noCounterpart('choices[0].delta.function_call');
-    const calls = listOf(delta.tool_calls, 'choices[0].delta.tool_calls').filter(isObject);
-    const told = [this.#text(delta.content), this.#text(delta.refusal)];
-    for (const call of calls) told.push(this.#call(call));
-    return told.join('');
+    const [first, second] = listOf(choices, 'choices');
+    if (first === undefined) return '';
+    const choice = objectOf(first, 'choices[0]');
+    if (second !== undefined || (isGiven(choice.index) && choice.index !== 0)) {
+      throw new Untranslatable('choices', 'are more than one');
+    }
+    if (isGiven(choice.finish_reason)) this.#finish ??= choice.finish_reason;
+    return this.#said(memberOf(choice, 'delta'), 'choices[0].delta');
   }
 
-  #text(text: Json | undefined): string {
-    if (typeof text !== 'string' || text === '') return '';
+  #said(delta: JsonObject, field: string): string {
+    refuseOtherOutput(delta, field);
+    if (isGiven(delta.refusal)) this.#isRefused = true;
+    const calls = listOf(delta.tool_calls, `${field}.tool_calls`);
+    return [
+      this.#text(textIn(delta.content, `${field}.content`)),
+      this.#text(textIn(delta.refusal, `${field}.refusal`)),
+      ...calls.map((call) => this.#call(objectOf(call, `${field}.tool_calls[]`))),
+    ].join('');
+  }
+
+  #text(text: string): string {
+    if (text === '') return '';
     const opening = this.#open === 'text' ? '' : this.#opening({ type: 'text', text: '' }, 'text');
     return opening + this.#delta({ type: 'text_delta', text });
   }
 
   #call(part: JsonObject): string {
-    const index = typeof part.index === 'number' ? part.index : 0;
-    const called = memberOf(part, 'function');
-    const known = this.#calls.get(index);
-    const call = known ?? callOf(part, called);
-    this.#calls.set(index, call);
-    if (typeof called.arguments === 'string') call.waiting += called.arguments;
-    if (known) return this.#open === call ? this.#tellWaiting(call) : this.#wait(called);
+    const call = this.#calls.take(part);
+    if (call === this.#open) return this.#tellWaiting(call);
+    if (this.#told.has(call)) return this.#requireNothing(call);
     const isBusy = this.#open !== undefined && this.#open !== 'text';
-    return isBusy ? this.#wait(called) : this.#opening(call.block, call) + this.#tellWaiting(call);
+    return isBusy ? this.#wait(part) : this.#opening(useOf(call), call) + this.#tellWaiting(call);
+  }
+
+  /** A block that has ended takes nothing more. */
+  #requireNothing({ waiting }: StreamedCall): string {
+    if (waiting === '') return '';
+    throw new Untranslatable(ARGUMENTS, 'go on after other content');
   }
 
   /** A sign of life, since nothing of this goes out yet. */
-  #wait({ arguments: text }: JsonObject): string {
-    this.#waiting += typeof text === 'string' ? text.length : 0;
+  #wait(part: JsonObject): string {
+    this.#waiting += argumentsOf(part).length;
     if (this.#waiting > MAX_WAITING) {
-      throw new Untranslatable(
-        'tool_calls[].function.arguments',
-        'are too long to wait their turn',
-      );
+      throw new Untranslatable(ARGUMENTS, 'are too long to wait their turn');
     }
     return tell({ type: 'ping' });
   }
 
-  #tellWaiting(call: Call): string {
+  #tellWaiting(call: StreamedCall): string {
     const { waiting } = call;
     call.waiting = '';
     return waiting === '' ? '' : this.#delta({ type: 'input_json_delta', partial_json: waiting });
   }
 
-  #opening(block: JsonObject, open: 'text' | Call): string {
+  #opening(block: JsonObject, open: 'text' | StreamedCall): string {
     const closing = this.#closing();
     this.#open = open;
     this.#block += 1;
@@ -124,26 +128,27 @@ export class ChatToMessageEvents {
     return tell({ type: 'content_block_stop', index: this.#block });
   }
 
-  readonly #told = new Set<Call>();
+  readonly #told = new Set<StreamedCall>();
 
   #end(): string {
     this.#ended = true;
     const told = [this.#start({}), this.#closing()];
-    for (const call of this.#calls.values()) {
+    for (const call of this.#calls.all) {
       if (this.#told.has(call)) continue;
-      told.push(this.#opening(call.block, call), this.#tellWaiting(call), this.#closing());
+      told.push(this.#opening(useOf(call), call), this.#tellWaiting(call), this.#closing());
     }
-    const delta = { stop_reason: this.#reason ?? 'end_turn', stop_sequence: null };
+    const ended = stopReasonOf(this.#finish, this.#calls.all.length > 0);
+    const delta = { stop_reason: this.#isRefused ? 'refusal' : ended, stop_sequence: null };
     told.push(tell({ type: 'message_delta', delta, usage: messageUsage(this.#usage) }));
     told.push(tell({ type: 'message_stop' }));
     return told.join('');
   }
 }
 
-function callOf({ id }: JsonObject, { name }: JsonObject): Call {
-  const field = 'tool_calls[]';
-  const members = { id: callIdOf(id, `${field}.id`), name: nameOf(name, `${field}.function.name`) };
-  return { block: { type: 'tool_use', ...members, input: {} }, waiting: '' };
+const ARGUMENTS = 'tool_calls[].function.arguments';
+
+function useOf({ id, name }: StreamedCall): JsonObject {
+  return { type: 'tool_use', id, name, input: {} };
 }
 
 function tell(value: JsonObject): string {

@@ -5,29 +5,27 @@ import { readCount } from '../../../schema/usage.ts';
 import { memberOf } from '../reading.ts';
 
 const FINISHES: ReadonlyMap<Json | undefined, string> = new Map([
-  ['end_turn', 'stop'],
-  ['stop_sequence', 'stop'],
   ['max_tokens', 'length'],
   ['model_context_window_exceeded', 'length'],
-  ['tool_use', 'tool_calls'],
   ['refusal', 'content_filter'],
 ]);
 
 const STOPS: ReadonlyMap<Json | undefined, string> = new Map([
-  ['stop', 'end_turn'],
   ['length', 'max_tokens'],
-  ['tool_calls', 'tool_use'],
   ['content_filter', 'refusal'],
 ]);
 
-/** Chat's `finish_reason` for a `stop_reason`; `stop` for one that is not known. */
-export function finishOf(reason: Json | undefined): string {
-  return FINISHES.get(reason) ?? 'stop';
+/**
+ * Chat's `finish_reason` for a `stop_reason`. Unless the answer was cut or refused, its calls decide:
+ * clients run them where they are told to, and hosts don't always tell.
+ */
+export function finishOf(reason: Json | undefined, hasCalls: boolean): string {
+  return FINISHES.get(reason) ?? (hasCalls ? 'tool_calls' : 'stop');
 }
 
-/** The `stop_reason` for chat's `finish_reason`; `end_turn` for one that is not known. */
-export function stopReasonOf(reason: Json | undefined): string {
-  return STOPS.get(reason) ?? 'end_turn';
+/** The `stop_reason` for chat's `finish_reason`, which is `stop` where a call was forced. */
+export function stopReasonOf(reason: Json | undefined, hasCalls: boolean): string {
+  return STOPS.get(reason) ?? (hasCalls ? 'tool_use' : 'end_turn');
 }
 
 /** The usage of messages as chat's; its input includes what the cache read and wrote. */

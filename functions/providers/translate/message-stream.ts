@@ -1,23 +1,28 @@
 /** A stream of a message's events as chat chunks. */
 
 import type { Json, JsonObject } from '../../../schema/json.ts';
-import { isObject } from '../../../schema/rules/bound.ts';
+import { isGiven, isObject } from '../../../schema/rules/bound.ts';
 import type { SseEvent } from '../../../schema/sse.ts';
 import { memberOf, parseEvent } from '../reading.ts';
 import { Untranslatable } from './contract.ts';
 import { chatUsage, finishOf } from './endings.ts';
 import { chatError } from './errors.ts';
-import { writeText } from './exact.ts';
-import { callIdOf, nameOf } from './members.ts';
+import { readExact, writeText } from './exact.ts';
+import { callIdOf, nameOf, noCounterpart, present, stringOf } from './members.ts';
+import { textIn, textOfPart } from './parts.ts';
 
 /** A block that uses a tool. */
 interface Use {
   readonly index: number;
+  /** Whether its input stood in the block that it began with. */
+  readonly isWhole: boolean;
   hasInput: boolean;
 }
 
-/** Blocks that have no place in chat: what the model thought. */
-const UNSHOWN: ReadonlySet<Json | undefined> = new Set(['thinking', 'redacted_thinking']);
+/** What the model thought, and where a text was found. */
+const UNSHOWN_DELTAS: ReadonlySet<Json | undefined> = new Set([
+  ...['thinking_delta', 'signature_delta', 'citations_delta'],
+]);
 
 /** Says events over as they come; usage goes out only where the caller asked for it. */
 export class MessageToChatChunks {
@@ -40,13 +45,15 @@ export class MessageToChatChunks {
       case 'message_start':
         return this.#start(memberOf(event, 'message'));
       case 'content_block_start':
-        return this.#open(Number(event.index), memberOf(event, 'content_block'));
+        // The input may stand in it whole.
+        return this.#open(Number(event.index), memberOf(readExact(data, 'event'), 'content_block'));
       case 'content_block_delta':
         return this.#delta(Number(event.index), memberOf(event, 'delta'));
       case 'content_block_stop':
         return this.#close(Number(event.index));
       case 'message_delta':
-        this.#usage = { ...this.#usage, ...memberOf(event, 'usage') };
+        // A count that is null is one that has been told before.
+        this.#usage = { ...this.#usage, ...present(memberOf(event, 'usage')) };
         this.#reason = memberOf(event, 'delta').stop_reason;
         return '';
       case 'message_stop':
@@ -61,7 +68,8 @@ export class MessageToChatChunks {
     }
   }
 
-  #start({ id, model, usage }: JsonObject): string {
+  #start({ id, model, usage, content }: JsonObject): string {
+    if (isGiven(content)) throw noCounterpart('message.content');
     this.#usage = isObject(usage) ? usage : {};
     this.#head = {
       ...{ id: id ?? '', object: 'chat.completion.chunk' },
@@ -71,29 +79,30 @@ export class MessageToChatChunks {
   }
 
   #open(index: number, block: JsonObject): string {
-    if (block.type === 'text') return this.#text(block.text);
-    if (UNSHOWN.has(block.type)) return '';
-    if (block.type !== 'tool_use') {
-      throw new Untranslatable('content_block.type', 'has no counterpart in chat');
-    }
-    const use = { index: this.#uses.size, hasInput: false };
+    if (block.type !== 'tool_use') return this.#text(textOfPart(block, 'content_block'));
+    if (this.#uses.has(index)) throw new Untranslatable('index', 'is that of another block');
+    const isWhole = isObject(block.input) && Object.keys(block.input).length > 0;
+    const use = { index: this.#uses.size, isWhole, hasInput: false };
     this.#uses.set(index, use);
     const [id, name] = [
       callIdOf(block.id, 'content_block.id'),
       nameOf(block.name, 'content_block.name'),
     ];
     const call = { index: use.index, id, type: 'function', function: { name, arguments: '' } };
-    const input = isObject(block.input) && Object.keys(block.input).length > 0;
-    return (
-      this.#chunk({ tool_calls: [call] }) + (input ? this.#input(use, writeText(block.input!)) : '')
-    );
+    const start = this.#chunk({ tool_calls: [call] });
+    return isWhole ? start + this.#input(use, writeText(block.input!)) : start;
   }
 
   #delta(index: number, delta: JsonObject): string {
-    if (delta.type === 'text_delta') return this.#text(delta.text);
+    if (delta.type === 'text_delta') return this.#text(textIn(delta.text, 'delta.text'));
+    if (UNSHOWN_DELTAS.has(delta.type)) return '';
+    if (delta.type !== 'input_json_delta') throw noCounterpart('delta.type');
     const use = this.#uses.get(index);
-    if (delta.type !== 'input_json_delta' || !use) return '';
-    return typeof delta.partial_json === 'string' ? this.#input(use, delta.partial_json) : '';
+    if (!use) throw new Untranslatable('index', 'is that of no use of a tool');
+    if (!isGiven(delta.partial_json)) return '';
+    if (use.isWhole)
+      throw new Untranslatable('delta.partial_json', 'follows an input that is whole');
+    return this.#input(use, stringOf(delta.partial_json, 'delta.partial_json'));
   }
 
   #close(index: number): string {
@@ -102,8 +111,8 @@ export class MessageToChatChunks {
     return use && !use.hasInput ? this.#input(use, '{}') : '';
   }
 
-  #text(text: Json | undefined): string {
-    if (typeof text !== 'string' || text === '') return '';
+  #text(text: string): string {
+    if (text === '') return '';
     // Chat's clients would join it to the text before the calls.
     if (this.#uses.size > 0) {
       throw new Untranslatable('content_block.type', 'is text after the use of a tool');
@@ -124,7 +133,7 @@ export class MessageToChatChunks {
   }
 
   #end(): string {
-    const finish = this.#chunk({}, finishOf(this.#reason));
+    const finish = this.#chunk({}, finishOf(this.#reason, this.#uses.size > 0));
     const usage = { ...this.#head, choices: [], usage: chatUsage(this.#usage) };
     return `${finish}${this.#asksUsage ? tell(usage) : ''}data: [DONE]\n\n`;
   }

@@ -1,9 +1,9 @@
 /** Text and images, as chat calls them parts and messages blocks. */
 
 import type { Json, JsonObject } from '../../../schema/json.ts';
-import { isGiven, isObject } from '../../../schema/rules/bound.ts';
+import { isGiven } from '../../../schema/rules/bound.ts';
 import { Untranslatable } from './contract.ts';
-import { allowOnly, noCounterpart, objectOf, stringOf } from './members.ts';
+import { allowOnly, listOf, noCounterpart, objectOf, stringOf } from './members.ts';
 
 const TEXT_PART = new Set(['type', 'text']);
 /** `cache_control` says what the upstream may keep ready, and nothing of the answer. */
@@ -73,9 +73,35 @@ function textOf(part: JsonObject, known: ReadonlySet<string>, field: string): Js
   return { type: 'text', text };
 }
 
-/** What a list of text parts or blocks, or a text alone, says. */
-export function joinTexts(content: Json | undefined): string {
+/** What a model thought has no place in the other dialect. */
+const UNSHOWN: ReadonlySet<Json | undefined> = new Set(['thinking', 'redacted_thinking']);
+
+/**
+ * What an answer says in its text parts or blocks, or in a text alone. Where a text was found is
+ * left out, as is what the model thought.
+ *
+ * @throws {Untranslatable} for whatever else is in it.
+ */
+export function textIn(content: Json | undefined, field: string): string {
+  if (!isGiven(content)) return '';
   if (typeof content === 'string') return content;
-  const parts = Array.isArray(content) ? content.filter(isObject) : [];
-  return parts.map(({ text }) => (typeof text === 'string' ? text : '')).join('');
+  return listOf(content, field)
+    .map((part) => textOfPart(objectOf(part, `${field}[]`), `${field}[]`))
+    .join('');
+}
+
+/** What one part or block of an answer says, as {@link textIn} reads it. @throws {Untranslatable} */
+export function textOfPart({ type, text }: JsonObject, field: string): string {
+  if (UNSHOWN.has(type)) return '';
+  if (type !== 'text') throw noCounterpart(`${field}.type`);
+  return stringOf(text ?? '', `${field}.text`);
+}
+
+/** What a message of chat may hold besides its text and its calls. */
+const OTHER_OUTPUT = ['function_call', 'audio', 'images'];
+
+/** Refuses what only chat can say in an answer. @throws {Untranslatable} */
+export function refuseOtherOutput(said: JsonObject, field: string): void {
+  const other = OTHER_OUTPUT.find((key) => isGiven(said[key]));
+  if (other !== undefined) throw noCounterpart(`${field}.${other}`);
 }
