@@ -266,6 +266,25 @@ test('the Anthropic client gets tools from an upstream of chat', async () => {
   await expectSound();
 });
 
+const BETAS = { 'context-1m-2025-08-07': false, 'prompt-caching-2024-07-31': true };
+
+for (const [beta, isHint] of Object.entries(BETAS)) {
+  test(`a call with the beta ${beta} ${isHint ? 'is' : 'can’t be'} said over`, async () => {
+    upstream.script({ error: 503 }, isHint ? 1 : 2);
+    const client = new Anthropic({ apiKey: rungate.token, baseURL: rungate.url, maxRetries: 0 });
+    const call = async () =>
+      client.messages.create(
+        {
+          ...{ model: 'anthropic/far-model', max_tokens: 60 },
+          messages: [{ role: 'user', content: 'Say hello.' }],
+        },
+        { headers: { 'anthropic-beta': `extended-cache-ttl-2025-04-11, ${beta}` } },
+      );
+    if (isHint) expect((await call()).type).toBe('message');
+    else await expect(call()).rejects.toThrow(new RegExp(`anthropic-beta asks for .*${beta}`));
+  });
+}
+
 test('the calls of a translated answer are governed as those of any other', async () => {
   const strict = await deploy({
     upstreamUrl: upstream.url,

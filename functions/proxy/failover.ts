@@ -9,6 +9,7 @@ import { decideRetry, type Failure } from '../../schema/rules/retry.ts';
 import { EgressError } from '../egress.ts';
 import { referredItems } from '../providers/responses.ts';
 import { type Translation, Untranslatable } from '../providers/translate/contract.ts';
+import { refuseBetas } from '../providers/translate/headers.ts';
 import { translate } from '../providers/translate/translate.ts';
 import { pause } from '../waiting.ts';
 import { type Exchange, endOf, refusalOf, type Unanswered } from './attempt.ts';
@@ -101,6 +102,7 @@ function legTo(first: Held, target: Target): Leg {
   const call = { ...first, endpoint, key, provider, model, rates };
   if (endpoint === first.endpoint) return { call };
   if (!first.body || model === null) throw new Untranslatable('body', 'is missing');
+  refuseBetas(first.request.headers);
   const { bound, services } = first;
   const most = Math.floor(bound.outputTokens / bound.choices);
   const { translation, body, bytes } = translate(first.endpoint, first.body, {
