@@ -17,8 +17,8 @@ const wire = (status: number, type: string, code: string, anthropic: string): Wi
 
 /**
  * Every code with its HTTP status and its name in each dialect. Stops by governance are 400, 401,
- * 402 or 403 because only these are never retried by any of the common SDKs; 429, 502 and 503 are
- * used where a retry may succeed.
+ * 402 or 403 because only these are never retried by any of the common SDKs, as is an answer that
+ * was paid and can't be handed on; 429, 502 and 503 are used where a retry may succeed.
  */
 export const ERRORS = {
   invalid_body: wire(400, 'invalid_request_error', 'rungate_invalid_body', 'invalid_request_error'),
@@ -26,6 +26,12 @@ export const ERRORS = {
     400,
     'invalid_request_error',
     'rungate_invalid_request',
+    'invalid_request_error',
+  ),
+  not_translatable: wire(
+    400,
+    'invalid_request_error',
+    'rungate_not_translatable',
     'invalid_request_error',
   ),
   invalid_token: wire(401, 'invalid_request_error', 'invalid_api_key', 'authentication_error'),

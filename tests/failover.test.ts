@@ -266,6 +266,96 @@ test('the Anthropic client gets tools from an upstream of chat', async () => {
   await expectSound();
 });
 
+/** Arguments that a limit cut, and arguments that are none. */
+const CUT = '{"city":"Par';
+
+function completionWith(finish_reason: string): string {
+  const called = { id: 'c1', type: 'function', function: { name: 'weather', arguments: CUT } };
+  return JSON.stringify({
+    ...{ id: 'chatcmpl-1', object: 'chat.completion', created: 1, model: 'test-model' },
+    choices: [
+      {
+        index: 0,
+        message: { role: 'assistant', content: 'Hm.', tool_calls: [called] },
+        finish_reason,
+      },
+    ],
+    usage: { prompt_tokens: 10, completion_tokens: 5, total_tokens: 15 },
+  });
+}
+
+test('an answer that its limit cut in a call is one, and is asked for once', async () => {
+  const run = `run-${++runs}`;
+  const defaultHeaders = { 'x-rungate-run-id': run };
+  const client = new Anthropic({ apiKey: rungate.token, baseURL: rungate.url, defaultHeaders });
+  const before = upstream.requests.length;
+  upstream.script({ error: 503 });
+  upstream.script({ body: completionWith('length') });
+  const message = await client.messages.create({
+    ...{ model: 'anthropic/far-model', max_tokens: 60, messages: [{ role: 'user', content: 'a' }] },
+    tools: [{ name: 'weather', input_schema: TOOL }],
+  });
+  expect(message).toMatchObject({ stop_reason: 'max_tokens', content: [{ text: 'Hm.' }] });
+  expect(upstream.requests.length).toBe(before + 2);
+  expect(await readSettled(rungate, run, 2)).toMatchObject([
+    {},
+    { outcome: 'ok', estimated: false },
+  ]);
+});
+
+const UNSAYABLE = {
+  'messages to chat': {
+    body: completionWith('tool_calls'),
+    field: 'tool_calls[].function.arguments',
+  },
+  'chat to messages': {
+    body: JSON.stringify({ type: 'error', error: { type: 'overloaded_error', message: 'Busy.' } }),
+    field: 'type',
+  },
+} as const;
+
+for (const [name, { body, field }] of Object.entries(UNSAYABLE)) {
+  test(`an answer that can’t be said over is paid and refused once, ${name}`, async () => {
+    const run = `run-${++runs}`;
+    const defaultHeaders = { 'x-rungate-run-id': run };
+    const before = upstream.requests.length;
+    upstream.script({ error: 503 });
+    upstream.script({ body });
+    const asked = { max_tokens: 60, messages: [{ role: 'user' as const, content: 'a' }] };
+    const connection = { apiKey: rungate.token, defaultHeaders };
+    const sent =
+      name === 'messages to chat'
+        ? new Anthropic({ ...connection, baseURL: rungate.url }).messages.create({
+            ...{ ...asked, model: 'anthropic/far-model' },
+          })
+        : new OpenAI({ ...connection, baseURL: `${rungate.url}/v1` }).chat.completions.create({
+            ...{ ...asked, model: 'openai/far-model' },
+          });
+    const error = await sent.then(
+      () => undefined,
+      (thrown) => thrown,
+    );
+    expect(error).toMatchObject({ status: 400 });
+    expect(JSON.stringify(error.error)).toContain(`"code":"not_translatable","rule":"failover"`);
+    expect(JSON.stringify(error.error)).toContain(`"field":${JSON.stringify(field)}`);
+    expect(upstream.requests.length).toBe(before + 2);
+    const steps = await readSettled(rungate, run, 2);
+    expect(steps[1]).toMatchObject({ outcome: 'not_translatable', httpStatus: 200 });
+    expect(steps[1]?.spentNanos).toBeGreaterThan(0);
+  });
+}
+
+test('a stream that can’t be said over ends with the reason', async () => {
+  upstream.script({ error: 503 });
+  const delta = { function_call: { name: 'weather', arguments: '{}' } };
+  upstream.script({ chunks: [`data: ${JSON.stringify({ choices: [{ index: 0, delta }] })}\n\n`] });
+  const { run, sent } = ask(ROUTES['messages to chat'], { stream: true });
+  const text = await (await sent).text();
+  expect(text).toContain('"code":"not_translatable"');
+  const steps = await readSettled(rungate, run, 2);
+  expect(steps[1]).toMatchObject({ outcome: 'not_translatable' });
+});
+
 const BETAS = { 'context-1m-2025-08-07': false, 'prompt-caching-2024-07-31': true };
 
 for (const [beta, isHint] of Object.entries(BETAS)) {

@@ -47,7 +47,8 @@ const BACKGROUND_LEASE_MS = 24 * 3_600_000;
  * governs tools, the calls that the answer proposes are decided before any of them is sent.
  *
  * @throws {Refusal} `upstream_failed` for an answer that broke before anything of it was sent;
- *   `permission_denied`, `approval_pending` and the like for one that may not be sent.
+ *   `not_translatable` for one that can't be said over; `permission_denied`, `approval_pending` and
+ *   the like for one that may not be sent.
  */
 export async function settle(answer: Answer): Promise<Response> {
   const { upstream, upstreamEndpoint, askedUsage } = answer;
@@ -118,14 +119,15 @@ async function translated(
   try {
     return end.isFree ? translation.error(status, bytes) : translation.answer(bytes);
   } catch (error) {
-    await finish(answer, end);
-    throw error instanceof Untranslatable ? unsayable(answer, error) : error;
+    const isUnsayable = error instanceof Untranslatable;
+    await finish(answer, isUnsayable ? { ...end, outcome: 'not_translatable' } : end);
+    throw isUnsayable ? unsayable(answer, error) : error;
   }
 }
 
 function unsayable({ key, run }: Answer, { field, message }: Untranslatable): Refusal {
   const text = `The answer of the upstream "${key.name}" can't be said in the caller's dialect: ${message}.`;
-  return new Refusal('upstream_failed', text, { rule: 'failover', field, runId: run.name });
+  return new Refusal('not_translatable', text, { rule: 'failover', field, runId: run.name });
 }
 
 function readWhole({ endpoint }: Answer, bytes: Uint8Array): Proposals | undefined {
