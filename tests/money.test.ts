@@ -30,7 +30,13 @@ import { worstCaseOf } from '../schema/rules/price.ts';
 import { start } from './process.ts';
 import { type Deployment, deploy, type Wanted } from './rungate.ts';
 import { startSqld } from './sqld.ts';
-import { SCRIPT_HEADER, startUpstream, UPSTREAM_KEY, type Upstream } from './upstream.ts';
+import {
+  SCRIPT_HEADER,
+  type Script,
+  startUpstream,
+  UPSTREAM_KEY,
+  type Upstream,
+} from './upstream.ts';
 
 setDefaultTimeout(60_000);
 
@@ -468,10 +474,14 @@ describe('the price of a model', () => {
     await shop?.deployment.stop();
   });
 
-  async function spentBy(agent: { id: AgentId; token: string }, model: string): Promise<number> {
+  async function spentBy(
+    agent: { id: AgentId; token: string },
+    model: string,
+    script: Script = {},
+  ): Promise<number> {
     const run = shop.unique('run');
     const body = bodyOf({ model });
-    const { status } = await shop.ask({ token: agent.token, run, body });
+    const { status } = await shop.ask({ token: agent.token, run, body, script });
     expect(status).toBe(200);
     return (await shop.run(agent.id, run)).spentNanos;
   }
@@ -499,6 +509,15 @@ describe('the price of a model', () => {
     const [agent] = await shop.agents({ unpriced: explicit });
     expect(await spentBy(agent!, 'openai/nobody-knows-it')).toBe(100 * 2_000 + 10 * 8_000);
     expect(await spentBy(agent!, 'openai/test-model')).toBe(COST);
+  });
+
+  test('that the policy sets does not count for another one with a price that answers', async () => {
+    const explicit = { inputPerMillion: '2.00', outputPerMillion: '8.00' };
+    const [agent] = await shop.agents({ unpriced: explicit });
+    const served = (model: string) => spentBy(agent!, 'openai/nobody-knows-it', { model });
+    expect(await served('test-model')).toBe(COST);
+    expect(await served('gpt-4o-mini')).toBe(100 * 150 + 10 * 600);
+    expect(await served('nobody-knows-this-either')).toBe(100 * 2_000 + 10 * 8_000);
   });
 
   test('that the org sets goes before the catalogue', async () => {

@@ -155,6 +155,144 @@ const METERED: Readonly<Record<string, Metered>> = {
   },
 };
 
+// Answers by another model than the one asked for
+
+/** The org's own prices, in dollars per million tokens. */
+const OWN_PRICES = {
+  'gpt-4.1': [7, 9],
+  'gpt-4': [3, 5],
+  'gpt-4o-2024-08-06': [2, 4],
+  'local-small': [1, 2],
+  'local-large': [30, 4_000],
+  'local-large-2025-01-01': [20, 40],
+} as const;
+
+/** A model that is asked for, the one that the answer names, and the price that counts. */
+interface Serving {
+  readonly asked: string;
+  readonly served: string;
+  /** Dollars per million tokens. */
+  readonly price: readonly [input: number, output: number];
+  readonly isEstimated?: boolean;
+}
+
+const SERVINGS: Readonly<Record<string, Serving>> = {
+  "a listed model in another one's place": {
+    ...{ asked: 'gpt-4.1-mini', served: 'gpt-4.1-nano' },
+    ...{ price: [0.1, 0.4] },
+  },
+  "a listed model in place of one with the org's price": {
+    ...{ asked: 'gpt-4.1', served: 'gpt-4o-mini-2024-07-18' },
+    ...{ price: [0.15, 0.6] },
+  },
+  "a listed snapshot in place of another that has the org's price": {
+    ...{ asked: 'gpt-4o-2024-08-06', served: 'gpt-4o-2024-05-13' },
+    ...{ price: [5, 15] },
+  },
+  "a model with the org's price in place of a listed one": {
+    ...{ asked: 'gpt-4.1-mini', served: 'gpt-4.1' },
+    ...{ price: OWN_PRICES['gpt-4.1'] },
+  },
+  "a snapshot of a model with the org's price in place of a listed one": {
+    ...{ asked: 'gpt-4.1-mini', served: 'gpt-4.1-2025-04-14' },
+    ...{ price: OWN_PRICES['gpt-4.1'] },
+  },
+  "one of the org's prices in another one's place, above the hold": {
+    ...{ asked: 'local-small', served: 'local-large' },
+    ...{ price: OWN_PRICES['local-large'] },
+  },
+  'a snapshot of it, whose price the org has set by itself': {
+    ...{ asked: 'local-large', served: 'local-large-2025-01-01' },
+    ...{ price: OWN_PRICES['local-large-2025-01-01'] },
+  },
+  'a snapshot of the model asked for, at the price of the org': {
+    ...{ asked: 'gpt-4.1', served: 'gpt-4.1-2025-04-14' },
+    ...{ price: OWN_PRICES['gpt-4.1'] },
+  },
+  "what the catalogue equals with the model asked for, at the org's price": {
+    ...{ asked: 'gpt-4', served: 'gpt-4-0613' },
+    ...{ price: OWN_PRICES['gpt-4'] },
+  },
+  "a name that nobody knows, at the org's price of the model asked for": {
+    ...{ asked: 'local-small', served: '/models/small-q4.gguf' },
+    ...{ price: OWN_PRICES['local-small'] },
+  },
+  'a name that nobody knows, as an estimate by the listed model asked for': {
+    ...{ asked: 'gpt-4.1-mini', served: 'mystery' },
+    ...{ price: [0.4, 1.6], isEstimated: true },
+  },
+};
+
+/** The model of a first upstream that fails. */
+const failing = (model: string) => `failing-${model}`;
+
+const ASKED = [...new Set(Object.values(SERVINGS).map(({ asked }) => asked))];
+
+const priceOf = (model: string, [input, output]: readonly [number, number]) => ({
+  ...{ model: `openai/${model}`, inputPerMillion: `${input}`, outputPerMillion: `${output}` },
+});
+
+const WANTED = {
+  prices: [
+    ...Object.entries(OWN_PRICES).map(([model, price]) => priceOf(model, price)),
+    ...ASKED.map((model) => priceOf(failing(model), [1, 1])),
+  ],
+  policy: {
+    failover: ASKED.map((model) => ({
+      ...{ model: `openai/${failing(model)}`, to: [`openai/${model}`] },
+    })),
+  },
+};
+
+const SERVED_TOKENS = { input: 30, output: 20 };
+
+/** Under the names that both kinds of endpoints have for them. */
+const SERVED_USAGE = {
+  ...{ prompt_tokens: SERVED_TOKENS.input, completion_tokens: SERVED_TOKENS.output },
+  ...{ input_tokens: SERVED_TOKENS.input, output_tokens: SERVED_TOKENS.output, total_tokens: 50 },
+};
+
+/** A way on which an answer comes: asks for a model, and reads the answer to its end. */
+type Way = (stage: Stage, run: string, model: string, script: Script) => Promise<void>;
+
+const asking =
+  (kind: Kind, members: object = {}): Way =>
+  async (stage, run, model, script) => {
+    stage.upstream.script(script);
+    const response = await call(stage, kind, { run, members: { model, ...members } });
+    expect(response.status).toBe(200);
+    await response.bytes();
+  };
+
+const fetching =
+  (query: string): Way =>
+  async (stage, run, model, script) => {
+    stage.upstream.script(script);
+    const members = { model, background: true };
+    const made = await call(stage, 'responses', { run, members });
+    const { id, status } = (await made.json()) as { id: string; status: string };
+    expect(status).toBe('queued');
+    const headers = { authorization: `Bearer ${stage.rungate.token}` };
+    // The first look may be too early.
+    for (let look = 0; look < 2; look++) {
+      const url = `${stage.rungate.url}/r/${run}-looks/v1/responses/${id}${query}`;
+      await (await fetch(url, { headers })).bytes();
+    }
+  };
+
+const WAYS: Readonly<Record<string, Way>> = {
+  'a chat': asking('chat'),
+  'a chat that streams': asking('chat', { stream: true }),
+  'a response': asking('responses'),
+  'a response that streams': asking('responses', { stream: true }),
+  'a response made in the background': fetching(''),
+  'a response made in the background and fetched as a stream': fetching('?stream=true'),
+  async 'a chat that another upstream has failed'(stage, run, model, script) {
+    stage.upstream.script({ error: 503 });
+    await asking('chat')(stage, run, failing(model), script);
+  },
+};
+
 /** More than any SDK makes. */
 const ATTEMPTS = 10;
 
@@ -167,7 +305,7 @@ const CUTS: Readonly<Record<string, Script>> = {
   'ends too early': { endAfterChunks: 5, chunkDelayMs: 5 },
 };
 
-describe.each(stages({}))('on $runtime', (stage) => {
+describe.each(stages(WANTED))('on $runtime', (stage) => {
   describe('a caller that leaves', () => {
     for (const kind of ALL_KINDS) {
       test(`in the middle of a ${kind} stream ends the upstream call, and the step is settled`, async () => {
@@ -431,5 +569,37 @@ describe.each(stages({}))('on $runtime', (stage) => {
       expect(step).toMatchObject({ servedModel: 'mystery', estimated: true });
       expect(step?.spentNanos).toBeGreaterThan(0);
     });
+  });
+
+  for (const [way, ask] of Object.entries(WAYS)) {
+    describe(`${way} is charged`, () => {
+      for (const [what, serving] of Object.entries(SERVINGS)) {
+        test(`by the model that answered: ${what}`, async () => {
+          const { asked, served, price, isEstimated = false } = serving;
+          const run = slug('served', way, what);
+          await ask(stage, run, asked, { model: served, usage: SERVED_USAGE });
+          const step = (await readSettled(stage.rungate, run)).at(-1)!;
+          const spentNanos =
+            1_000 * (SERVED_TOKENS.input * price[0] + SERVED_TOKENS.output * price[1]);
+          const told = { model: asked, servedModel: served, estimated: isEstimated };
+          expect(step).toMatchObject({ ...told, outcome: 'ok' });
+          // Of a stream, an estimate counts the bytes too.
+          if (isEstimated) expect(step.spentNanos).toBeWithin(spentNanos, 3 * spentNanos);
+          else expect(step.spentNanos).toBe(spentNanos);
+        });
+      }
+    });
+  }
+
+  test('searches that the model that answered has no price of are estimated by the one asked for', async () => {
+    const run = 'searched';
+    const output = [{ type: 'web_search_call', id: 'ws_1', action: { type: 'search' } }];
+    const answer = { id: 'resp_searched', object: 'response', status: 'completed', output };
+    const body = JSON.stringify({ ...answer, model: 'gpt-4.1', usage: SERVED_USAGE });
+    const members = { tools: [{ type: 'web_search' }], max_tool_calls: 1 };
+    await asking('responses', members)(stage, run, 'gpt-4.1-mini', { body });
+    const [step] = await readTrail(stage.rungate, run);
+    const tokenNanos = 1_000 * (SERVED_TOKENS.input * 0.4 + SERVED_TOKENS.output * 1.6);
+    expect(step).toMatchObject({ estimated: true, spentNanos: tokenNanos + 10_000_000 });
   });
 });

@@ -4,16 +4,17 @@ import type { Body } from '../../db/captures.ts';
 import type { Statement } from '../../db/client.ts';
 import { returnApprovals } from '../../db/released.ts';
 import { keptResponse } from '../../db/responses.ts';
+import type { Settings } from '../../db/settings.ts';
 import { type Settlement, settlement } from '../../db/settlements.ts';
 import type { Answered, Step } from '../../db/steps.ts';
 import { type Nanos, ZERO } from '../../schema/money.ts';
 import { isObject } from '../../schema/rules/bound.ts';
-import { type Catalogue, findRates, type Rates } from '../../schema/rules/catalogue.ts';
-import { costOf } from '../../schema/rules/price.ts';
-import { NO_USAGE, type Usage } from '../../schema/usage.ts';
+import { type Catalogue, findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
+import { costOf, pricesSearches } from '../../schema/rules/price.ts';
+import type { Usage } from '../../schema/usage.ts';
 import type { Reading } from '../providers/contract.ts';
 import { captured, keepsBodies, keepsDigests } from './capture.ts';
-import { type Permitted, ratesOf } from './decide.ts';
+import { ratesOf } from './decide.ts';
 import type { Held } from './reserve.ts';
 
 /** How a call ended. */
@@ -72,18 +73,23 @@ export function bindResponse(call: Held, reading: Reading): Statement[] {
  * The step's own guard makes a second fetch change nothing.
  */
 export async function settleKept(call: Held, maker: Step, end: End): Promise<Statement[]> {
-  const { kept, org, settings, provider, key } = call;
+  const { kept, org } = call;
   if (!kept || maker.settledAt !== null || end.isFree || !end.reading?.complete) return [];
-  const catalogue = await catalogueOf(call, maker);
-  const model = maker.model ?? '';
-  const rates = catalogue && ratesOf(catalogue, settings, provider, key, model, maker.startedAt);
-  const { usage, serviceTier } = end.reading;
-  const charge: Charge =
-    usage && rates
-      ? { spentNanos: costOf(usage, rates, serviceTier), estimated: false, usage }
-      : { spentNanos: maker.heldNanos as Nanos, estimated: true };
+  const charge = await chargeForKept(call, maker, end.reading);
   const final = settlementOf(call, end, charge, maker.startedAt);
   return [settlement(org, kept.runId, kept.stepId, final)];
+}
+
+/** As if whoever made the response had waited for it. */
+async function chargeForKept(call: Held, maker: Step, reading: Reading): Promise<Charge> {
+  const { settings, provider, key } = call;
+  const { model, startedAt } = maker;
+  const heldNanos = maker.heldNanos as Nanos;
+  const catalogue = await catalogueOf(call, maker);
+  if (!catalogue) return { spentNanos: heldNanos, estimated: true };
+  const rates = ratesOf(catalogue, settings, provider, key, model ?? '', startedAt) ?? null;
+  const sale = { settings, provider, key, model, startedAt, heldNanos, catalogue, rates };
+  return chargeAt(sale, reading, 0);
 }
 
 /** By which the step's hold was made; undefined where it is not kept, so that the hold is charged. */
@@ -123,41 +129,79 @@ function withoutZeros(usage: Usage): Partial<Usage> {
 }
 
 function chargeFor(call: Held, end: End): Charge {
-  const { rates } = call;
-  const { reading } = end;
-  if (!rates || end.isFree) return { spentNanos: ZERO, estimated: false };
-  if (!reading?.usage) return { spentNanos: call.heldNanos, estimated: true };
-  const served = servedRates(call, rates, reading.model);
-  if (reading.complete && served) {
-    const spentNanos = costOf(reading.usage, served, reading.serviceTier);
-    return { spentNanos, estimated: false, usage: reading.usage };
-  }
-  return estimate(call, served ?? rates, reading, end.streamedBytes ?? 0);
+  if (!call.rates || end.isFree) return { spentNanos: ZERO, estimated: false };
+  return chargeAt(call, end.reading, unreportedOutput(call, end));
 }
 
-/** The price of the model that answered, which may not be the one that was asked for. */
-function servedRates(call: Permitted, rates: Rates, served: string | undefined): Rates | undefined {
-  if (served === undefined || served === call.model || served === rates.model) return rates;
-  if (rates.catalogue === 'override') return rates;
-  return findRates(call.provider.catalogue ?? '', served, call.startedAt, call.catalogue);
+/** What was asked for and what was held for it, by which an answer is charged. */
+type Sale = Pick<Held, 'settings' | 'provider' | 'key' | 'catalogue' | 'startedAt'> &
+  Pick<Held, 'model' | 'rates' | 'heldNanos'>;
+
+/**
+ * What an answer costs at the price of the model that gave it. Where that is not known, or the
+ * answer broke, it is an estimate that the hold caps; without any report, the hold.
+ *
+ * @param mostOutput Tokens that an answer may have had, whatever it reports.
+ */
+function chargeAt(sale: Sale, reading: Reading | undefined, mostOutput: number): Charge {
+  const { heldNanos, rates: asked } = sale;
+  const usage = reading?.usage;
+  const served = reading && usage && servedRates(sale, reading.model, usage);
+  if (reading?.complete && usage && served) {
+    return { spentNanos: costOf(usage, served, reading.serviceTier), estimated: false, usage };
+  }
+  const rates = served ?? asked;
+  if (!usage || !rates) return { spentNanos: heldNanos, estimated: true };
+  const most = { ...usage, outputTokens: Math.max(usage.outputTokens, mostOutput) };
+  const cost = costOf(most, rates, reading.serviceTier);
+  return { spentNanos: Math.min(cost, heldNanos) as Nanos, estimated: true, usage: most };
+}
+
+/**
+ * The price of the model that answered, which may not be the one that was asked for. The org's own
+ * prices go first, as they do for what is asked. A name that nobody knows, or that is just another
+ * one of the model asked for, leaves that model's own price in force: hosts name models at will.
+ *
+ * @returns undefined where it isn't known, or has no price of the searches that were made.
+ */
+function servedRates(sale: Sale, served: string | undefined, usage: Usage): Rates | undefined {
+  const { settings, key, model, rates } = sale;
+  if (served === undefined || served === model) return rates ?? undefined;
+  const found = ownRates(settings, key.name, served) ?? listedRates(sale, served);
+  return found && (found === rates || pricesSearches(usage, found)) ? found : undefined;
+}
+
+/** The org's own price of a model, or of the one that it is a dated snapshot of. */
+function ownRates({ prices }: Settings, key: string, served: string): Rates | undefined {
+  if (prices.size === 0) return undefined;
+  return (prices.get(`${key}/${served}`) ?? prices.get(`${key}/${undated(served)}`))?.rates;
+}
+
+function listedRates(sale: Sale, served: string): Rates | undefined {
+  const { model, rates: asked } = sale;
+  const listed = findListed(sale, served);
+  if (asked?.catalogue !== 'override') return listed;
+  const isRenamed = !listed || listed.model === findListed(sale, model ?? '')?.model;
+  return isRenamed ? asked : listed;
+}
+
+function findListed({ provider, startedAt, catalogue }: Sale, model: string): Rates | undefined {
+  const list = provider.catalogue;
+  return list === undefined ? undefined : findRates(list, model, startedAt, catalogue);
 }
 
 /**
  * A stream that broke has reported less than it consumed. A token is at least a byte, so what
- * reached us bounds the visible output; the call's own hold caps it.
+ * reached us bounds the visible output.
  */
-function estimate(call: Held, rates: Rates, reading: Reading, streamedBytes: number): Charge {
-  const seen: Usage = reading.usage ?? NO_USAGE;
+function unreportedOutput(call: Held, { reading, streamedBytes = 0 }: End): number {
   const { outputTokens } = call.bound;
-  const mostOutput = isHidden(call, reading) ? outputTokens : Math.min(outputTokens, streamedBytes);
-  const usage = { ...seen, outputTokens: Math.max(seen.outputTokens, mostOutput) };
-  const cost = costOf(usage, rates, reading.serviceTier);
-  const spentNanos = Math.min(cost, call.heldNanos) as Nanos;
-  return { spentNanos, estimated: true, usage };
+  const isHidden = !reading?.complete && isThinking(call);
+  return isHidden ? outputTokens : Math.min(outputTokens, streamedBytes);
 }
 
 /** What a model thinks may be sent as a summary or not at all, so no bytes of it bound it. */
-function isHidden({ body }: Held, { complete }: Reading): boolean {
+function isThinking({ body }: Held): boolean {
   const thinking = body?.value.thinking;
-  return !complete && isObject(thinking) && thinking.type !== 'disabled';
+  return isObject(thinking) && thinking.type !== 'disabled';
 }

@@ -147,9 +147,12 @@ export function findOffers(
   { layers }: Catalogue,
 ): readonly Offer[] | undefined {
   if (model.length > MAX_MODEL_LENGTH) return undefined;
-  return (
-    lookUp(layers, provider, model) ?? lookUp(layers, provider, model.replace(DATE_SUFFIX, ''))
-  );
+  return lookUp(layers, provider, model) ?? lookUp(layers, provider, undated(model));
+}
+
+/** The name of a model without the date that a snapshot's name ends with. */
+export function undated(model: string): string {
+  return model.replace(DATE_SUFFIX, '');
 }
 
 function lookUp(layers: readonly Layer[], provider: string, id: string) {
