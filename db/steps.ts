@@ -36,7 +36,7 @@ export interface Asked {
   readonly requestDigest?: string | undefined;
   /** The output limit sent upstream where it was lowered, tokens per choice. */
   readonly outputLimit?: number | undefined;
-  /** The version of the price catalogue that the call is charged by. */
+  /** Where the price is from that the hold was made by: a version of the catalogue, or `override`. */
   readonly catalogue?: string | undefined;
 }
 
@@ -47,6 +47,8 @@ export interface Answered {
   readonly serviceTier?: string | undefined;
   /** Counts that are not zero. */
   readonly usage?: Partial<Usage> | undefined;
+  /** Where the price is from that was charged, if not from where that of the hold was. */
+  readonly catalogue?: string | undefined;
   /** Whether the cost is an upper estimate, because the upstream did not report the usage. */
   readonly estimated?: boolean | undefined;
   readonly firstByteMs?: number | undefined;
@@ -218,7 +220,7 @@ function toStep(row: Row): Step {
     spentNanos: row.spent_nanos as number,
     estimated: answered.estimated ?? false,
     usage: answered.usage ?? null,
-    catalogue: asked.catalogue ?? null,
+    catalogue: answered.catalogue ?? asked.catalogue ?? null,
     outputLimit: asked.outputLimit ?? null,
     firstByteMs: answered.firstByteMs ?? null,
     latencyMs: answered.latencyMs ?? null,

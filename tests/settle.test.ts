@@ -173,53 +173,54 @@ interface Serving {
   readonly served: string;
   /** Dollars per million tokens. */
   readonly price: readonly [input: number, output: number];
+  readonly catalogue: 'override' | 'listed';
   readonly isEstimated?: boolean;
 }
 
 const SERVINGS: Readonly<Record<string, Serving>> = {
   "a listed model in another one's place": {
     ...{ asked: 'gpt-4.1-mini', served: 'gpt-4.1-nano' },
-    ...{ price: [0.1, 0.4] },
+    ...{ price: [0.1, 0.4], catalogue: 'listed' },
   },
   "a listed model in place of one with the org's price": {
     ...{ asked: 'gpt-4.1', served: 'gpt-4o-mini-2024-07-18' },
-    ...{ price: [0.15, 0.6] },
+    ...{ price: [0.15, 0.6], catalogue: 'listed' },
   },
   "a listed snapshot in place of another that has the org's price": {
     ...{ asked: 'gpt-4o-2024-08-06', served: 'gpt-4o-2024-05-13' },
-    ...{ price: [5, 15] },
+    ...{ price: [5, 15], catalogue: 'listed' },
   },
   "a model with the org's price in place of a listed one": {
     ...{ asked: 'gpt-4.1-mini', served: 'gpt-4.1' },
-    ...{ price: OWN_PRICES['gpt-4.1'] },
+    ...{ price: OWN_PRICES['gpt-4.1'], catalogue: 'override' },
   },
   "a snapshot of a model with the org's price in place of a listed one": {
     ...{ asked: 'gpt-4.1-mini', served: 'gpt-4.1-2025-04-14' },
-    ...{ price: OWN_PRICES['gpt-4.1'] },
+    ...{ price: OWN_PRICES['gpt-4.1'], catalogue: 'override' },
   },
   "one of the org's prices in another one's place, above the hold": {
     ...{ asked: 'local-small', served: 'local-large' },
-    ...{ price: OWN_PRICES['local-large'] },
+    ...{ price: OWN_PRICES['local-large'], catalogue: 'override' },
   },
   'a snapshot of it, whose price the org has set by itself': {
     ...{ asked: 'local-large', served: 'local-large-2025-01-01' },
-    ...{ price: OWN_PRICES['local-large-2025-01-01'] },
+    ...{ price: OWN_PRICES['local-large-2025-01-01'], catalogue: 'override' },
   },
   'a snapshot of the model asked for, at the price of the org': {
     ...{ asked: 'gpt-4.1', served: 'gpt-4.1-2025-04-14' },
-    ...{ price: OWN_PRICES['gpt-4.1'] },
+    ...{ price: OWN_PRICES['gpt-4.1'], catalogue: 'override' },
   },
   "what the catalogue equals with the model asked for, at the org's price": {
     ...{ asked: 'gpt-4', served: 'gpt-4-0613' },
-    ...{ price: OWN_PRICES['gpt-4'] },
+    ...{ price: OWN_PRICES['gpt-4'], catalogue: 'override' },
   },
   "a name that nobody knows, at the org's price of the model asked for": {
     ...{ asked: 'local-small', served: '/models/small-q4.gguf' },
-    ...{ price: OWN_PRICES['local-small'] },
+    ...{ price: OWN_PRICES['local-small'], catalogue: 'override' },
   },
   'a name that nobody knows, as an estimate by the listed model asked for': {
     ...{ asked: 'gpt-4.1-mini', served: 'mystery' },
-    ...{ price: [0.4, 1.6], isEstimated: true },
+    ...{ price: [0.4, 1.6], catalogue: 'listed', isEstimated: true },
   },
 };
 
@@ -575,7 +576,7 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
     describe(`${way} is charged`, () => {
       for (const [what, serving] of Object.entries(SERVINGS)) {
         test(`by the model that answered: ${what}`, async () => {
-          const { asked, served, price, isEstimated = false } = serving;
+          const { asked, served, price, catalogue, isEstimated = false } = serving;
           const run = slug('served', way, what);
           await ask(stage, run, asked, { model: served, usage: SERVED_USAGE });
           const step = (await readSettled(stage.rungate, run)).at(-1)!;
@@ -586,6 +587,7 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
           // Of a stream, an estimate counts the bytes too.
           if (isEstimated) expect(step.spentNanos).toBeWithin(spentNanos, 3 * spentNanos);
           else expect(step.spentNanos).toBe(spentNanos);
+          expect(step.catalogue!.replace(/^genai-prices@.*/, 'listed')).toBe(catalogue);
         });
       }
     });

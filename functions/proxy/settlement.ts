@@ -39,11 +39,19 @@ interface Charge {
   readonly spentNanos: Nanos;
   readonly estimated: boolean;
   readonly usage?: Usage;
+  /** Where the price is from; absent where the hold is charged. */
+  readonly catalogue?: string;
 }
 
 /** Settles a call's hold, durably, together with what else the answer changes. */
 export function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
-  const final = settlementOf(call, end, chargeFor(call, end), call.startedAt);
+  const final = settlementOf(
+    call,
+    end,
+    chargeFor(call, end),
+    call.startedAt,
+    call.rates?.catalogue,
+  );
   if (call.approving && isUnrun(end))
     also.push(returnApprovals(call.org, call.run.id, call.stepId));
   if (!keepsBodies(call.version.policy)) return call.flight.settle(final, ...also);
@@ -76,7 +84,7 @@ export async function settleKept(call: Held, maker: Step, end: End): Promise<Sta
   const { kept, org } = call;
   if (!kept || maker.settledAt !== null || end.isFree || !end.reading?.complete) return [];
   const charge = await chargeForKept(call, maker, end.reading);
-  const final = settlementOf(call, end, charge, maker.startedAt);
+  const final = settlementOf(call, end, charge, maker.startedAt, maker.catalogue);
   return [settlement(org, kept.runId, kept.stepId, final)];
 }
 
@@ -101,7 +109,14 @@ async function catalogueOf(call: Held, { catalogue }: Step): Promise<Catalogue |
 /** Prices that are in no catalogue. */
 const UNDATED: ReadonlySet<string> = new Set(['override', 'demo']);
 
-function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): Settlement {
+/** @param heldBy Where the price is from that the hold was made by, as the step has it. */
+function settlementOf(
+  call: Held,
+  end: End,
+  charge: Charge,
+  startedAt: number,
+  heldBy: string | null | undefined,
+): Settlement {
   const { reading } = end;
   const isTold = end.responseDigest !== undefined && keepsDigests(call.version.policy);
   const now = call.services.now();
@@ -110,6 +125,7 @@ function settlementOf(call: Held, end: End, charge: Charge, startedAt: number): 
     servedModel: reading?.model,
     serviceTier: reading?.serviceTier,
     usage: charge.usage && withoutZeros(charge.usage),
+    catalogue: charge.catalogue === heldBy ? undefined : charge.catalogue,
     estimated: charge.estimated || undefined,
     firstByteMs: end.firstByteMs,
     latencyMs: now - startedAt,
@@ -147,14 +163,17 @@ function chargeAt(sale: Sale, reading: Reading | undefined, mostOutput: number):
   const { heldNanos, rates: asked } = sale;
   const usage = reading?.usage;
   const served = reading && usage && servedRates(sale, reading.model, usage);
-  if (reading?.complete && usage && served) {
-    return { spentNanos: costOf(usage, served, reading.serviceTier), estimated: false, usage };
-  }
   const rates = served ?? asked;
   if (!usage || !rates) return { spentNanos: heldNanos, estimated: true };
+  const { catalogue } = rates;
+  if (reading.complete && served) {
+    const spentNanos = costOf(usage, served, reading.serviceTier);
+    return { spentNanos, estimated: false, usage, catalogue };
+  }
   const most = { ...usage, outputTokens: Math.max(usage.outputTokens, mostOutput) };
   const cost = costOf(most, rates, reading.serviceTier);
-  return { spentNanos: Math.min(cost, heldNanos) as Nanos, estimated: true, usage: most };
+  const spentNanos = Math.min(cost, heldNanos) as Nanos;
+  return { spentNanos, estimated: true, usage: most, catalogue };
 }
 
 /**
