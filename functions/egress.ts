@@ -8,7 +8,7 @@ import {
   literalAddress,
 } from '../schema/address.ts';
 import { PinnedAgent } from './egress/agent.ts';
-import { sendDirect } from './egress/direct.ts';
+import { type Host, sendDirect } from './egress/direct.ts';
 import { type Egress, EgressError } from './egress/exchange.ts';
 import { forbiddenAddress, makeCheckedLookup, resolveName } from './egress/names.ts';
 import { sendPinned } from './egress/pinned.ts';
@@ -44,7 +44,7 @@ const MAX_REMEMBERED_ORIGINS = 1000;
  */
 export function makeEgress(options: EgressOptions): Egress {
   const { allow, resolve = resolveName, maxDecodedBytes = MAX_DECODED_BYTES } = options;
-  const isAllowed = rememberAllowed(allow);
+  const findAllowed = rememberAllowed(allow);
   const isPermitted = (address: string) =>
     isPublicAddress(address) || inCidrs(address, allow.cidrs);
   const lookup = makeCheckedLookup(resolve, isPermitted);
@@ -53,21 +53,25 @@ export function makeEgress(options: EgressOptions): Egress {
     checkUrl(url, isPermitted);
     return sendPinned(url, init, agent, maxDecodedBytes);
   };
-  return (url, init) =>
-    isAllowed(url) ? sendDirect(url, init, maxDecodedBytes) : sendChecked(url, init);
+  return (url, init) => {
+    const host = findAllowed(url);
+    return host ? sendDirect(url, init, maxDecodedBytes, host) : sendChecked(url, init);
+  };
 }
 
 /** Allowed origins are few and their answer never changes, so that a call costs one map look-up. */
-function rememberAllowed(allow: AllowList): (url: URL) => boolean {
-  const origins = new Set<string>();
+function rememberAllowed(allow: AllowList): (url: URL) => Host | undefined {
+  const hosts = new Map<string, Host>();
   return (url) => {
     const { origin } = url;
-    if (hasUser(url)) return false;
-    if (origins.has(origin)) return true;
+    if (hasUser(url)) return undefined;
+    const known = hosts.get(origin);
+    if (known) return known;
     const isWeb = url.protocol === 'https:' || url.protocol === 'http:';
-    if (!isWeb || !isAllowedHost(url, allow)) return false;
-    if (origins.size < MAX_REMEMBERED_ORIGINS) origins.add(origin);
-    return true;
+    if (!isWeb || !isAllowedHost(url, allow)) return undefined;
+    const host: Host = { answeredAt: Number.NEGATIVE_INFINITY };
+    if (hosts.size < MAX_REMEMBERED_ORIGINS) hosts.set(origin, host);
+    return host;
   };
 }
 

@@ -1,11 +1,13 @@
 /** Egress: where it lets a request go, and what it makes of the answer. */
-import { afterAll, describe, expect, test } from 'bun:test';
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { type AddressInfo, createServer as createTcpServer, type Server } from 'node:net';
+import { type AddressInfo, connect, createServer as createTcpServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { createServer as createTlsServer } from 'node:tls';
+import { fileURLToPath } from 'node:url';
 import { brotliCompressSync, deflateSync, gzipSync, zstdCompressSync } from 'node:zlib';
 import {
   type Egress,
@@ -17,6 +19,7 @@ import {
   makeEgress,
 } from '../functions/egress.ts';
 import { parseAllowList } from '../schema/address.ts';
+import { type Running, start } from './process.ts';
 
 const NAME = 'api.example.test';
 const { ca, cert, key } = certify();
@@ -57,6 +60,8 @@ interface Upstream {
   readonly requests: string[];
   readonly open: Set<Duplex>;
   connections: number;
+  /** Connections on which a request came. */
+  readonly used: Set<Duplex>;
   writtenBytes: number;
 }
 
@@ -113,8 +118,8 @@ afterAll(() => {
 });
 
 async function listen(isTls: boolean, host = '127.0.0.1', port = 0): Promise<Upstream> {
-  const state = { requests: [] as string[], open: new Set<Duplex>(), connections: 0 };
-  const upstream = { ...state, port, writtenBytes: 0 };
+  const sockets = { open: new Set<Duplex>(), used: new Set<Duplex>() };
+  const upstream = { ...sockets, requests: [] as string[], connections: 0, port, writtenBytes: 0 };
   const accept = (socket: Duplex) => {
     upstream.connections++;
     upstream.open.add(socket);
@@ -126,6 +131,7 @@ async function listen(isTls: boolean, host = '127.0.0.1', port = 0): Promise<Ups
       const length = Number(/content-length: (\d+)/i.exec(head)?.[1] ?? 0);
       if (head.length < head.indexOf('\r\n\r\n') + 4 + length || !head.includes('\r\n\r\n')) return;
       upstream.requests.push(head);
+      upstream.used.add(socket);
       const path = head.split(' ')[1] ?? '';
       head = '';
       ANSWERS[path]?.(socket, upstream);
@@ -225,7 +231,7 @@ describe.each(Object.entries(lanes))('the %s lane', (_name, open) => {
       await read(await send('/ok'));
       await Bun.sleep(2);
     }
-    expect([upstream.requests.length, upstream.connections]).toEqual([5, 1]);
+    expect([upstream.requests.length, upstream.used.size]).toEqual([5, 1]);
   });
 
   test.each(['/short-length', '/short-chunks', '/short-gzip'])(
@@ -501,6 +507,46 @@ describe('who is at the other end', () => {
       expect(await failure(egress(new URL(`${origin}:${port}/`), get()))).toBe('connect_failed');
     },
   );
+});
+
+/** Listens, and accepts nothing: the system takes two connections for it, and lets others wait. */
+const LISTEN_ONLY = `
+  const { addr } = Deno.listen({ hostname: '127.0.0.1', port: 0, tcpBacklog: 1 });
+  console.log('listening on', addr.port);
+  Deno.kill(Deno.pid, 'SIGSTOP');`;
+
+describe('a host that accepts no further connection', () => {
+  const allow = parseAllowList('127.0.0.1/32');
+  const timeouts = { ...TIMEOUTS, connectMs: 50, firstByteMs: 50 };
+  let full: Running;
+  let port = 0;
+  beforeAll(async () => {
+    const deno = fileURLToPath(new URL('../node_modules/.bin/deno', import.meta.url));
+    full = await start([deno, 'eval', LISTEN_ONLY], { ready: /listening on (\d+)/ });
+    port = Number(full.ready[1]);
+    for (let taken = 0; taken < 2; taken++) await once(connect(port, '127.0.0.1'), 'connect');
+  });
+  afterAll(() => full?.stop('SIGKILL'));
+
+  test.each([`https://${NAME}`, 'http://127.0.0.1', 'https://127.0.0.1'])(
+    'is given up as one that was sent nothing: %s',
+    async (origin) => {
+      const egress = makeEgress({ allow, resolve: async () => ['127.0.0.1'], ca });
+      const init = get({ timeouts, method: 'POST', body: new Uint8Array(1) });
+      expect(await failure(egress(new URL(`${origin}:${port}/ok`), init))).toBe('timeout_connect');
+    },
+  );
+
+  test('is left at once by a caller who gives up', async () => {
+    const egress = makeEgress({ allow });
+    for (const how of ['signal', 'controller']) {
+      const leaving = new AbortController();
+      const init = get(how === 'signal' ? { signal: leaving.signal } : { controller: leaving });
+      const sent = failure(egress(new URL(`http://127.0.0.1:${port}/ok`), init));
+      leaving.abort();
+      expect(await sent).toBe('aborted');
+    }
+  });
 });
 
 describe('what the operator allows', () => {
