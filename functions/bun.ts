@@ -19,8 +19,8 @@ const SHUTDOWN_LIMIT_MS = 30_000;
 const INSIST_MS = 1_000;
 /** How long a connection may be idle while a request is read, and once its answer is there. */
 const IDLE_S = 10;
-/** Above our own limits, which answer in the caller's dialect. */
-const MAX_BODY_BYTES = 128 * 1024 * 1024;
+/** Any length: whoever reads a body has a limit of its own, and refuses in the caller's dialect. */
+const MAX_BODY_BYTES = Number.MAX_SAFE_INTEGER;
 const MAX_HEADER_BYTES = 1024 * 1024;
 
 /** Starts the server. */

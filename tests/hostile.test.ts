@@ -409,17 +409,32 @@ describe('encodings', () => {
     }
   });
 
-  test('a body of too many bytes is refused, its length told or not', async () => {
-    const large = new Uint8Array(33 * 1024 * 1024).fill(0x20);
-    expectRefused(await ask(CHAT, large), 'openai', 413);
-    const chunked = new ReadableStream({
-      start(controller) {
-        for (let at = 0; at < 33; at++) controller.enqueue(large.subarray(0, 1024 * 1024));
-        controller.close();
+  const MIB = 1024 * 1024;
+  test.each([33, 129, 300])(
+    'a body of %d MiB is refused in the dialect, its length told or not',
+    async (mebibytes) => {
+      for (const path of PATHS) {
+        const framing = `Content-Length: ${mebibytes * MIB}\r\n`;
+        const answer = await expectStopped(rawCall({ target: path, framing }));
+        expect(statusesIn(answer)).toEqual([413]);
+        expect(answer).toContain('"rungate":{"code":"body_too_large"');
+      }
+      const told = await ask(CHAT, new Uint8Array(mebibytes * MIB).fill(0x20));
+      expectRefused(told, 'openai', 413);
+      expectRefused(await ask(CHAT, inChunks(mebibytes)), 'openai', 413);
+    },
+  );
+
+  const inChunks = (mebibytes: number) => {
+    const chunk = new Uint8Array(MIB).fill(0x20);
+    let left = mebibytes;
+    return new ReadableStream<Uint8Array>({
+      pull(controller) {
+        if (left-- > 0) controller.enqueue(chunk);
+        else controller.close();
       },
     });
-    expectRefused(await ask(CHAT, chunked), 'openai', 413);
-  });
+  };
 
   test('the upstream is told the very type that was read', async () => {
     for (const type of [
