@@ -18,43 +18,64 @@ const HOP_BY_HOP = [
   'accept-encoding',
 ];
 
+const CREDENTIALS = ['authorization', 'x-api-key', 'api-key', 'x-goog-api-key'];
+
 /** What a caller may not pass on: credentials, accounts, cookies, and where it came from. */
 const NOT_UPSTREAM = new Set([
   ...HOP_BY_HOP,
   'host',
   'expect',
   'cookie',
-  'authorization',
-  'x-api-key',
-  'api-key',
-  'x-goog-api-key',
+  'cookie2',
+  ...CREDENTIALS,
   'openai-organization',
   'openai-project',
   'forwarded',
   'via',
   'x-real-ip',
+  'x-remote-ip',
+  'x-remote-addr',
+  'x-originating-ip',
+  'x-client-ip',
+  'client-ip',
   'true-client-ip',
-  'cf-connecting-ip',
+  'x-cluster-client-ip',
+  'fastly-client-ip',
+  'fly-client-ip',
+  'x-azure-clientip',
+  'x-azure-socketip',
   'prefer',
   // By these, hosts would serve another route or another host than the one decided on.
   'x-http-method',
   'x-http-method-override',
   'x-method-override',
-  'x-original-url',
   'x-rewrite-url',
-  'x-original-host',
   'x-host',
 ]);
 
 /** Gateways take the upstream's host and credential from headers of their own. */
 const GATEWAY_PREFIXES = ['x-portkey-', 'helicone-', 'x-litellm-'];
 
-const NOT_UPSTREAM_PREFIXES = ['x-rungate-', 'x-forwarded-', 'cf-', ...GATEWAY_PREFIXES];
+/** What proxies add of where a request came from, and of where it was meant to go. */
+const PROXY_PREFIXES = ['x-forwarded', 'x-original-', 'x-envoy-', 'cf-'];
 
-/** What an upstream says to us, not to the caller. */
+const NOT_UPSTREAM_PREFIXES = ['x-rungate-', ...PROXY_PREFIXES, ...GATEWAY_PREFIXES];
+
+/** What an upstream says to us, not to the caller, nor to a proxy or a browser in between. */
 const NOT_DOWNSTREAM = new Set([
   ...HOP_BY_HOP,
+  ...CREDENTIALS,
   'set-cookie',
+  'set-cookie2',
+  'clear-site-data',
+  'refresh',
+  // By these, proxies answer with a file or a page of their own in place of the body.
+  'x-sendfile',
+  'x-lighttpd-send-file',
+  'x-lighttpd-send-tempfile',
+  'x-litespeed-location',
+  'x-reproxy-url',
+  'x-reproxy-file',
   'x-request-id',
   'request-id',
   'openai-organization',
@@ -67,7 +88,7 @@ const NOT_DOWNSTREAM = new Set([
   'x-should-retry',
 ]);
 
-const NOT_DOWNSTREAM_PREFIXES = ['x-rungate-', 'access-control-', 'cf-'];
+const NOT_DOWNSTREAM_PREFIXES = ['x-rungate-', 'x-accel-', 'access-control-', 'cf-'];
 
 const MAX_REMEMBERED_NAMES = 1_000;
 
