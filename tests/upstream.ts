@@ -243,7 +243,7 @@ async function serve(received: Received, outgoing: ServerResponse, state: State)
   const answer = await pack(await answerTo(received, script, state), script);
   const length = script.isUnframed ? undefined : answer.lengthBytes;
   if (script.isUnframed) Object.assign(outgoing, UNFRAMED);
-  outgoing.writeHead(answer.status, {
+  outgoing.writeHead(script.status ?? answer.status, {
     ...answer.headers,
     ...(length !== undefined && { 'content-length': String(length) }),
     ...script.headers,
@@ -317,9 +317,8 @@ async function answerTo(received: Received, script: Script, state: State): Promi
   if (refused) return refused;
   if (script.redirect)
     return new Response('', { status: 302, headers: { location: script.redirect } });
-  const status = script.status ?? 200;
-  if (script.chunks) return new Response('', { status, headers: STREAM });
-  if (script.body !== undefined) return new Response(script.body, { status, headers: JSON_TYPE });
+  if (script.chunks) return new Response('', { headers: STREAM });
+  if (script.body !== undefined) return new Response(script.body, { headers: JSON_TYPE });
   return stored(received, state) ?? wellFormed(received, script, state);
 }
 

@@ -513,6 +513,26 @@ describe.each(stages({ policy: { budget: { run: '1.00' } } }))('on $runtime', (s
       }
     }
 
+    for (const status of [600, 799, 999]) {
+      for (const kind of ALL_KINDS) {
+        test(`${status}, which is no status, is a 502 to ${kind}, free of charge`, async () => {
+          const run = `error-${status}-${kind}`;
+          for (const stream of [false, true]) {
+            stage.upstream.script({ status, body: 'odd' });
+            const response = await call(stage, kind, { members: { stream }, run });
+            expect(response.status).toBe(502);
+            expect(response.headers.get('x-rungate-run-id')).toBe(run);
+            const body = await response.json();
+            expect(body).toMatchObject({ error: { rungate: { code: 'upstream_failed' } } });
+            expect(body.type).toBe(kind === 'messages' ? 'error' : undefined);
+          }
+          const steps = await readTrail(stage.rungate, run);
+          const outcome = { outcome: `upstream_${status}`, httpStatus: status, spentNanos: 0 };
+          expect(steps).toMatchObject([outcome, outcome]);
+        });
+      }
+    }
+
     for (const kind of ALL_KINDS) {
       test(`401 tells ${kind} of the org's key, and not what the upstream said of it`, async () => {
         stage.upstream.script({ error: 401 });

@@ -53,6 +53,7 @@ const BACKGROUND_LEASE_MS = 24 * 3_600_000;
 export async function settle(answer: Answer): Promise<Response> {
   const { upstream, upstreamEndpoint, askedUsage } = answer;
   if (upstream.status === 401) return refuseCredential(answer);
+  if (!isStatus(upstream.status)) return refuseStatus(answer);
   const meter = upstreamEndpoint.meter({ askedUsage });
   const isStream = upstream.status < 300 && isEventStream(upstream.headers);
   const body = isStream ? upstream.body : null;
@@ -67,15 +68,40 @@ function isGoverned({ endpoint, version }: Answer): boolean {
 }
 
 /** The upstream's own words on the org's credential are not the agent's to read. */
-async function refuseCredential(answer: Answer): Promise<never> {
-  answer.flight.unwatch();
-  await answer.upstream.body?.cancel().catch(() => {});
-  await settleHold(answer, { ...beginning(answer), outcome: 'upstream_401', isFree: true });
-  throw new Refusal(
-    'upstream_failed',
-    `The upstream refused the org's provider key "${answer.key.name}"; an admin must replace it.`,
-    { rule: 'provider_keys', asked: answer.key.name, runId: answer.run.name },
-  );
+function refuseCredential(answer: Answer): Promise<never> {
+  const { name } = answer.key;
+  const message = `The upstream refused the org's provider key "${name}"; an admin must replace it.`;
+  return discard(answer, true, 'provider_keys', message);
+}
+
+/** Whether a status can be that of an answer: runtimes pass on others, and make no answer of them. */
+function isStatus(status: number): boolean {
+  return status >= 200 && status <= 599;
+}
+
+/** What is above all statuses is to be read as an error (RFC 9110, 15), and costs as much. */
+function refuseStatus(answer: Answer): Promise<never> {
+  const { status } = answer.upstream;
+  const message = `The upstream "${answer.key.name}" answered ${status}, which is no status of an answer.`;
+  return discard(answer, status > 599, 'upstream', message);
+}
+
+/** Settles an answer of which nothing is told but that it came. */
+async function discard(
+  answer: Answer,
+  isFree: boolean,
+  rule: string,
+  message: string,
+): Promise<never> {
+  const { flight, upstream, key, run } = answer;
+  flight.unwatch();
+  await upstream.body?.cancel().catch(() => {});
+  await settleHold(answer, {
+    ...beginning(answer),
+    outcome: `upstream_${upstream.status}`,
+    isFree,
+  });
+  throw new Refusal('upstream_failed', message, { rule, asked: key.name, runId: run.name });
 }
 
 async function whole(answer: Answer, meter: Meter): Promise<Response> {
