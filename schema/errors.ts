@@ -75,7 +75,7 @@ export type ErrorCode = keyof typeof ERRORS;
 export interface LimitState {
   /** Whom and what it counts, and over which window: `agent-requests-60s`. */
   readonly name: string;
-  /** What is counted, a quota unit of the IETF draft on RateLimit fields, or `tokens`. */
+  /** What is counted, a quota unit of the IETF draft on RateLimit fields, `tokens` or `nanodollars`. */
   readonly unit: string;
   readonly limit: number;
   readonly remaining: number;

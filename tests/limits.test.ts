@@ -750,6 +750,36 @@ describe('a call that is not let in', () => {
     });
   });
 
+  test.each([
+    ['run', 'budget-run'],
+    ['agentPerDay', 'budget-agent-per-day'],
+    ['orgPerMonth', 'budget-org-per-month'],
+  ] as const)(
+    'while others hold the money of %s is told of that and when to come back',
+    async (budget, name) => {
+      await within({ policy: { budget: { [budget]: '0.001' } } }, async (deployment) => {
+        const leaving = new AbortController();
+        const before = upstream.requests.length;
+        const script: Script = { stall: 'headers' };
+        const held = call(deployment, { maxTokens: 1_000_000, script, signal: leaving.signal });
+        await upstream.received(before);
+        const refused = await call(deployment);
+        leaving.abort();
+        await held.catch(() => {});
+        expect(refused.status).toBe(429);
+        const resetS = numberOf(refused, 'retry-after');
+        expect(Object.fromEntries(refused.headers)).toMatchObject({
+          'x-ratelimit-limit': '1000000',
+          'x-ratelimit-remaining': '0',
+          'x-ratelimit-reset': String(resetS),
+          ratelimit: `"${name}";r=0;t=${resetS}`,
+          'ratelimit-policy': `"${name}";q=1000000;qu="nanodollars"`,
+        });
+        expect(await refused.json()).toMatchObject({ error: { rungate: { code: 'money_held' } } });
+      });
+    },
+  );
+
   test('is a denial on the trail, and of a policy without limits no header tells', async () => {
     const policy: PolicyDocument = { limits: [{ per: 'agent', requests: 1, windowS: LONG_S }] };
     await within({ policy }, async (deployment) => {

@@ -81,7 +81,7 @@ export async function reserveBudget(call: Paced): Promise<Held> {
     if (call.isRemembered) throw new Outdated();
     attempt = await refit(call, attempt, windows, ceilings, tried.pace);
   }
-  return denyHeld(call, undefined);
+  return denyHeld(call, await readTightest(call, windows, ceilings));
 }
 
 function firstAttempt(call: Paced): Attempt | Promise<never> {
@@ -217,8 +217,7 @@ async function refit(
   const unfit = pace && unfitOf(pace);
   if (unfit?.stop) return stopRun(call, unfit, unfit.stop);
   if (unfit) return denyPace(call, unfit, pace);
-  const place = { runId: call.run.id, agentId: call.agent.id, windows };
-  const scope = tightest(await readScopes(call.org, place, ceilings));
+  const scope = await readTightest(call, windows, ceilings);
   // Something else than money has changed since it was read.
   if (!scope || !call.rates) throw new Outdated();
   const room = roomOf(scope);
@@ -236,6 +235,14 @@ async function refit(
     return freed > 0 ? attempt : denyHeld(call, scope);
   }
   return stop(call, scope, windows, attempt);
+}
+
+async function readTightest(
+  { org, run, agent }: Paced,
+  windows: Windows,
+  ceilings: Ceilings,
+): Promise<Scope | undefined> {
+  return tightest(await readScopes(org, { runId: run.id, agentId: agent.id, windows }, ceilings));
 }
 
 /** Stops a run that has reached a bound of its own; calls in flight may still end. */
@@ -286,8 +293,19 @@ function denyHeld(call: Paced, scope: Scope | undefined): Promise<never> {
     call,
     'money_held',
     'What is left of the budget is held by calls in flight; try again when they have ended.',
-    { ...(scope ? moneyOf(scope) : {}), retryAfterS: RETRY_AFTER_S },
+    {
+      ...(scope ? { ...moneyOf(scope), limits: [heldStateOf(scope)] } : {}),
+      retryAfterS: RETRY_AFTER_S,
+    },
   );
+}
+
+/** As of a limit that is used up: nothing remains for this call until others have ended. */
+function heldStateOf({ name, ceilingNanos }: Scope): LimitState {
+  return {
+    ...{ name: `budget-${name.replaceAll('_', '-')}`, unit: 'nanodollars' },
+    ...{ limit: ceilingNanos, remaining: 0, resetS: RETRY_AFTER_S },
+  };
 }
 
 function moneyOf(scope: Scope) {
