@@ -3,7 +3,7 @@
 import { Refusal } from '../schema/errors.ts';
 import type { Connection } from './edge.ts';
 import { authenticate, Outdated } from './proxy/authenticate.ts';
-import { type Call, readCall } from './proxy/call.ts';
+import { type Call, ofRun, readCall } from './proxy/call.ts';
 import { decide } from './proxy/decide.ts';
 import { forward } from './proxy/forward.ts';
 import { limitRate } from './proxy/pace.ts';
@@ -48,7 +48,7 @@ async function onFacts(call: Call, serve: (call: Call) => Promise<Response>): Pr
     try {
       return await serve(call);
     } catch (error) {
-      if (!(error instanceof Outdated)) throw error;
+      if (!(error instanceof Outdated)) throw ofRun(error, call.runName);
       if (reading === READINGS)
         throw new Refusal('unavailable', 'Too much changed meanwhile; try again.');
     }

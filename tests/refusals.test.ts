@@ -13,6 +13,12 @@ const UNKNOWN_TOKEN = formatToken('agent', new Uint8Array(TOKEN_ENTROPY_BYTES).f
 const PROHIBITIVE = '100000.00';
 const TOO_LARGE = 'x'.repeat(33 * 1024 * 1024);
 const LONG_RUN = 'x'.repeat(257);
+/** The member that limits the output of each kind. */
+const LIMITS = {
+  chat: 'max_tokens',
+  responses: 'max_output_tokens',
+  messages: 'max_tokens',
+} as const;
 
 /** A way to be refused. */
 interface Case {
@@ -44,12 +50,16 @@ const post = ({ base, token }: Ask, path: string, body: object, headers: object 
     body: JSON.stringify(body),
   });
 
-const call = (ask: Ask, model: string) =>
-  post(ask, '/v1/chat/completions', {
-    model,
-    max_tokens: 20,
-    messages: [{ role: 'user', content: 'x' }],
-  });
+const call = (ask: Ask, model: string, headers: object = {}) =>
+  post(
+    ask,
+    '/v1/chat/completions',
+    {
+      ...{ model, max_tokens: 20 },
+      messages: [{ role: 'user', content: 'x' }],
+    },
+    headers,
+  );
 
 async function complete(ask: Ask): Promise<void> {
   await call(ask, 'test-model');
@@ -158,6 +168,44 @@ const DENIED: Readonly<Record<string, (openai: OpenAI, anthropic: Anthropic) => 
     'anthropic files': (_, anthropic) => anthropic.beta.files.list(),
   };
 
+type Fields = Readonly<Record<string, string>>;
+
+/** Requests that are refused for their form, whatever the run that they belong to. */
+const MALFORMED: Readonly<
+  Record<string, readonly [number, (text: string, headers: Fields, limit: string) => RequestInit]>
+> = {
+  'a repeated key': [
+    400,
+    (text, headers) => ({ headers, body: text.replace('{', '{"model":"x",') }),
+  ],
+  'a limit below zero': [
+    400,
+    (text, headers, limit) => ({ headers, body: text.replace(`"${limit}":10`, `"${limit}":-1`) }),
+  ],
+  'an unknown encoding': [
+    400,
+    (text, headers) => ({ headers: { ...headers, 'content-encoding': 'br' }, body: text }),
+  ],
+  'headers that are too long': [
+    400,
+    (text, headers) => ({ headers: { ...headers, 'x-long': 'x'.repeat(33_000) }, body: text }),
+  ],
+  'a body that is too large': [413, (_, headers) => ({ headers, body: TOO_LARGE })],
+};
+
+/** Ways to name a run beside the body. */
+const NAMED = [
+  (name: string) => ({
+    ...{ name: encodeURI(name), path: '' },
+    headers: { 'x-rungate-run-id': encodeURI(name) },
+  }),
+  (name: string) => ({ name, path: `/r/${encodeURIComponent(name)}`, headers: {} }),
+  (name: string) => ({
+    ...{ name: encodeURI(name), path: '' },
+    headers: { 'session-id': encodeURI(name) },
+  }),
+];
+
 async function failureOf(act: () => Promise<unknown>): Promise<Error> {
   try {
     await act();
@@ -250,6 +298,38 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
       });
     }
   }
+
+  for (const [name, [status, send]] of Object.entries(MALFORMED)) {
+    for (const kind of ALL_KINDS) {
+      test(`${name} of ${kind} is told with the run that the caller named`, async () => {
+        const { path, body, headers } = KINDS[kind];
+        const text = JSON.stringify({ ...body, [LIMITS[kind]]: 10 });
+        for (const named of NAMED) {
+          const run = named('mälformed 1');
+          const given = { authorization: `Bearer ${stage.rungate.token}`, ...headers };
+          const init = send(text, { ...given, ...run.headers }, LIMITS[kind]);
+          const url = `${stage.rungate.url}${run.path}${path}`;
+          const response = await fetch(url, { method: 'POST', ...init });
+          expect(response.status).toBe(status);
+          expect(response.headers.get('x-rungate-run-id')).toBe(encodeURI(run.name));
+          expect(await response.json()).toMatchObject({ error: { rungate: { runId: run.name } } });
+        }
+      });
+    }
+  }
+
+  test('a run is not named to whoever has no valid token, nor in a name that is none', async () => {
+    const send = (token: string, run: string) =>
+      call({ base: stage.rungate.url, token }, 'test-model', { 'x-rungate-run-id': run });
+    for (const [token, run, status] of [
+      [UNKNOWN_TOKEN, 'mine', 401],
+      [stage.rungate.tokens.revoked ?? '', 'mine', 401],
+      [stage.rungate.token, LONG_RUN, 400],
+    ] as const) {
+      const { headers, status: told } = await send(token, run);
+      expect([told, headers.get('x-rungate-run-id')]).toEqual([status, null]);
+    }
+  });
 
   for (const [name, act] of Object.entries(DENIED)) {
     test(`${name} are denied in one request`, async () => {

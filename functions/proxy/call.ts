@@ -3,7 +3,7 @@
 import { digest } from '../../db/seal.ts';
 import { Refusal } from '../../schema/errors.ts';
 import { InvalidJson, parseStrict, type StrictBody } from '../../schema/json.ts';
-import { nameRun, type RunName } from '../../schema/rules/identity.ts';
+import { nameFromBody, nameRun, type RunName } from '../../schema/rules/identity.ts';
 import type { Endpoint } from '../providers/contract.ts';
 import { findEndpoint } from '../providers/endpoints.ts';
 import { type Caller, dialectOf } from './authenticate.ts';
@@ -35,12 +35,21 @@ const NO_BYTES = new Uint8Array(0);
  */
 export async function readCall(caller: Caller): Promise<Call> {
   const { request } = caller;
-  refuseLong(request.headers);
   const { path, query, run } = splitUrl(request.url);
+  const named = nameRun(request.headers, run && decodeRun(run), undefined);
   const found = findEndpoint(request.method, path, dialectOf(request));
   const endpoint = found?.endpoint;
-  const bytes = takesBody(endpoint) ? await readBody(request, BODY_LIMITS) : NO_BYTES;
-  const body = takesBody(endpoint) ? parseBody(bytes, endpoint) : undefined;
+  let bytes: Call['bytes'] = NO_BYTES;
+  let body: StrictBody | undefined;
+  try {
+    refuseLong(request.headers);
+    if (takesBody(endpoint)) {
+      bytes = await readBody(request, BODY_LIMITS);
+      body = parseBody(bytes, endpoint);
+    }
+  } catch (error) {
+    throw ofRun(error, named);
+  }
   return extend(caller, {
     path,
     query,
@@ -49,8 +58,14 @@ export async function readCall(caller: Caller): Promise<Call> {
     bytes,
     body,
     requestDigest: body ? digest(bytes) : null,
-    runName: nameRun(request.headers, run && decodeRun(run), body?.value),
+    runName: named ?? (body && nameFromBody(body.value)),
   });
+}
+
+/** An error that, if it is a refusal and doesn't say so itself, tells the run that its caller named. */
+export function ofRun(error: unknown, named: RunName | undefined): unknown {
+  if (!named || !(error instanceof Refusal) || error.detail.runId !== undefined) return error;
+  return new Refusal(error.code, error.message, { ...error.detail, runId: named.name });
 }
 
 /**

@@ -51,7 +51,12 @@ export function nameRun(
   return body && nameFromBody(body);
 }
 
-function nameFromBody(body: JsonObject): RunName | undefined {
+/**
+ * The run that a body names, for a call that names none beside it.
+ *
+ * @throws {Refusal} as {@link nameRun} does.
+ */
+export function nameFromBody(body: JsonObject): RunName | undefined {
   const { metadata, prompt_cache_key: cacheKey } = body;
   if (typeof metadata === 'object' && metadata !== null && !Array.isArray(metadata)) {
     for (const member of ['rungate_run_id', 'session_id'] as const) {
