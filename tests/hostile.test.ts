@@ -233,6 +233,25 @@ const TYPED: readonly (readonly [path: string, members: object])[] = [
       ],
     },
   ],
+  [CHAT, { tool_choice: { type: 'function', function: { name: 'f' } } }],
+  [CHAT, { functions: [{ name: 'f' }], function_call: { name: 'f' } }],
+  [CHAT, { stream: true, stream_options: { include_usage: true } }],
+  ['/v1/responses', { tool_choice: { type: 'allowed_tools', tools: [{ type: 'mcp' }] } }],
+  ['/v1/responses', { tools: [{ type: 'shell', environment: { type: 'local' } }] }],
+  ['/v1/responses', { reasoning: { mode: 'standard' } }],
+  [
+    '/v1/responses',
+    {
+      tools: [{ type: 'mcp', server_url: 'https://a.example', allowed_tools: { tool_names: [] } }],
+    },
+  ],
+  ['/v1/messages', { tools: [{ type: 'web_search_20250305', name: 'web_search', max_uses: 1 }] }],
+  ['/v1/messages', { mcp_servers: [{ type: 'url', name: 'a', url: 'https://a.example' }] }],
+  ['/v1/messages', { tool_choice: { type: 'tool', name: 'f' } }],
+  [
+    '/v1/messages',
+    { messages: [{ role: 'user', content: [{ type: 'image', source: { type: 'url' } }] }] },
+  ],
   ['/v1/messages', { tools: [{ type: 'custom', name: 'f' }] }],
   ['/v1/messages', { system: [{ type: 'text', text: 'x' }] }],
   ['/v1/messages', { context_management: { edits: [{ type: 'clear_tool_uses_20250919' }] } }],
@@ -249,7 +268,66 @@ function replaced(value: unknown, other: unknown): unknown[] {
   );
 }
 
+/** Spellings of a key that readers who fold it would take for it. */
+const SPELLINGS: readonly ((key: string) => string)[] = [
+  (key) => key.toUpperCase(),
+  (key) => key.replace(/^./, (letter) => letter.toUpperCase()),
+  (key) => key.replace(/^./, (letter) => String.fromCharCode(letter.charCodeAt(0) + 0xfee0)),
+  (key) => `${key}\u200b`,
+];
+
+/** A value once for each key below its top and each spelling, with that beside the key. */
+function respelled(value: unknown, isTop = true): unknown[] {
+  if (typeof value !== 'object' || value === null) return [];
+  if (Array.isArray(value)) {
+    return value.flatMap((item, at) => respelled(item, false).map((put) => value.with(at, put)));
+  }
+  return Object.entries(value).flatMap(([key, member]) => [
+    ...(isTop || key === 'text' ? [] : SPELLINGS.map((to) => ({ ...value, [to(key)]: member }))),
+    ...respelled(member, false).map((put) => ({ ...value, [key]: put })),
+  ]);
+}
+
+/** Objects whose keys are the caller's own. */
+const OWN = { name: 1, Name: 2, TYPE: 3, Content: { Type: 4 } };
+const SCHEMA = { type: 'object', properties: OWN };
+const FREE: readonly (readonly [path: string, members: object])[] = [
+  [CHAT, { metadata: { a: 'x', A: 'y' }, response_format: OWN }],
+  [CHAT, { tools: [{ type: 'function', function: { name: 'f', parameters: SCHEMA } }] }],
+  [CHAT, { functions: [{ name: 'f', parameters: SCHEMA }] }],
+  ['/v1/responses', { tools: [{ type: 'function', name: 'f', parameters: SCHEMA }] }],
+  ['/v1/responses', { text: { format: OWN }, metadata: OWN }],
+  ['/v1/responses', { input: [{ type: 'computer_call', call_id: 'c', action: OWN }] }],
+  ['/v1/messages', { tools: [{ name: 'f', input_schema: SCHEMA, Description: 'x' }] }],
+  [
+    '/v1/messages',
+    {
+      messages: [
+        { role: 'assistant', content: [{ type: 'tool_use', id: 't', name: 'f', input: OWN }] },
+        { role: 'user', content: [{ type: 'tool_result', tool_use_id: 't', content: 'x' }] },
+      ],
+    },
+  ],
+];
+
 describe('bodies', () => {
+  for (const [path, members] of TYPED) {
+    test(`are refused with a variant of any key of ${path} ${JSON.stringify(members)}`, async () => {
+      for (const more of respelled(members)) {
+        const told = await ask(path, bodyOf(path, more as object));
+        expectRefused(told, dialectOf(path), 400);
+        expect([more, told.text]).toEqual([more, expect.stringContaining('must be spelled')]);
+      }
+    });
+  }
+
+  test('may have any keys in what is their own', async () => {
+    for (const [path, members] of FREE) {
+      const { status, text } = await ask(path, bodyOf(path, members));
+      expect([members, status, text]).toEqual([members, 200, text]);
+    }
+  });
+
   test('with members that no text can be made of are judged like any other', async () => {
     for (const [path, members] of TYPED) {
       for (const more of [...replaced(members, NO_TEXT), ...replaced(members, [NO_TEXT])]) {

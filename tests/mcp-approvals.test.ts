@@ -7,6 +7,7 @@ import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
 import { mayApprove } from '../functions/providers/approvals.ts';
 import { ENDPOINTS } from '../functions/providers/endpoints.ts';
+import { refuseVariants } from '../functions/providers/variants.ts';
 import type { JsonObject } from '../schema/json.ts';
 import { type PolicyDocument, policySchema } from '../schema/policy.ts';
 import { ruleOfServers } from '../schema/rules/hosted.ts';
@@ -706,11 +707,16 @@ describe('a request is looked through for approvals', () => {
     [{ type: 'message', role: 'user', content: 'approval_request_id' }, false],
     [{ type: 'function_call', call_id: 'c', name: 'approval_request_id', arguments: '{}' }, false],
     [{ type: 'mcp_approval_response', approval_request_id: 'r' }, true],
-    [{ type: 'mcp_approval_response', APPROVAL_REQUEST_ID: 'r' }, true],
-    [{ type: 'mcp_approval_response', 'approval_reque\ufb06_id': 'r' }, true],
-    [{ type: 'mcp_approval_response', 'approval_request_\u200bid': 'r' }, true],
   ];
   test.each(ITEMS)('%j: %p', (item, expected) => {
     expect(mayApprove(create, { input: [item] })).toBe(expected);
   });
+
+  test.each(['APPROVAL_REQUEST_ID', 'approval_reque\ufb06_id', 'approval_request_\u200bid'])(
+    'but not where it names their call by %j: that is refused before',
+    (key) => {
+      const input = [{ type: 'mcp_approval_response', [key]: 'r' }];
+      expect(() => refuseVariants(create, { input })).toThrow('must be spelled exactly like this');
+    },
+  );
 });

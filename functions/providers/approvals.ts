@@ -1,6 +1,6 @@
 /** The calls of MCP servers that a request lets run upstream, and what it shows of them. */
 
-import { fold, type Json, type JsonObject } from '../../schema/json.ts';
+import type { Json, JsonObject } from '../../schema/json.ts';
 import { invalid, isGiven, isObject } from '../../schema/rules/bound.ts';
 import { foldName, type ToolCall } from '../../schema/rules/tools.ts';
 import { parseArgs, stringOf } from './calls.ts';
@@ -33,9 +33,6 @@ const NAMES = 'approval_request_id';
 const REQUEST = 'mcp_approval_request';
 /** Types of items that name a call, or are one, and approve none. */
 const SHOWN: ReadonlySet<Json | undefined> = new Set([REQUEST, 'mcp_call']);
-const KEYS: ReadonlySet<string> = new Set([
-  ...['type', 'id', NAMES, 'approve', 'server_label', 'name', 'arguments'],
-]);
 /** Statuses of a call that is over; hosts may leave it out. */
 const OVER: ReadonlySet<Json | undefined> = new Set([
   undefined,
@@ -44,20 +41,11 @@ const OVER: ReadonlySet<Json | undefined> = new Set([
   'incomplete',
   'failed',
 ]);
-/** Of what folds to {@link NAMES}; nearly all keys are shorter. */
-const SHORTEST_NAMES = 10;
 
 /** Whether a request may hold approvals: a quick look, for most don't. */
 export function mayApprove({ name }: Endpoint, { input }: JsonObject): boolean {
   if (name !== 'responses.create' || !Array.isArray(input)) return false;
-  return input.some((item) => isObject(item) && namesCall(item));
-}
-
-function namesCall(item: JsonObject): boolean {
-  for (const key in item) {
-    if (key.length >= SHORTEST_NAMES && fold(key) === NAMES) return true;
-  }
-  return false;
+  return input.some((item) => isObject(item) && NAMES in item);
 }
 
 /**
@@ -107,12 +95,8 @@ function placedItems(input: Json | undefined): readonly Placed[] {
 
 const fieldOf = (at: number) => `input[${at}]`;
 
-/** Some decoders ignore the case of keys, or make a text of what is none. */
+/** Some decoders make a text of what is none. */
 function refuseAmbiguous({ item, at }: Placed): void {
-  for (const key in item) {
-    if (KEYS.has(key) || !KEYS.has(fold(key))) continue;
-    throw invalid(`${fieldOf(at)}.${fold(key)}`, 'must be spelled exactly like this');
-  }
   for (const key of ['id', NAMES]) {
     if (isGiven(item[key]) && typeof item[key] !== 'string') {
       throw invalid(`${fieldOf(at)}.${key}`, 'must be a string');

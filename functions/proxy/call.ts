@@ -6,6 +6,7 @@ import { InvalidJson, parseStrict, type StrictBody } from '../../schema/json.ts'
 import { nameFromBody, nameRun, type RunName } from '../../schema/rules/identity.ts';
 import type { Endpoint } from '../providers/contract.ts';
 import { findEndpoint } from '../providers/endpoints.ts';
+import { refuseVariants } from '../providers/variants.ts';
 import { type Caller, dialectOf } from './authenticate.ts';
 import { readBody } from './body.ts';
 
@@ -119,7 +120,9 @@ function takesBody(endpoint: Endpoint | undefined): endpoint is Endpoint {
 
 function parseBody(bytes: Uint8Array, endpoint: Endpoint): StrictBody {
   try {
-    return parseStrict(bytes, endpoint.readKeys);
+    const body = parseStrict(bytes, endpoint.readKeys);
+    refuseVariants(endpoint, body.value);
+    return body;
   } catch (error) {
     if (error instanceof InvalidJson) throw new Refusal('invalid_body', error.message);
     throw error;
