@@ -6,6 +6,7 @@ import fc from 'fast-check';
 import type { Json, JsonObject } from '../schema/json.ts';
 import { type PolicyDocument, policySchema } from '../schema/policy.ts';
 import { type Condition, compileCondition, InvalidCondition } from '../schema/rules/condition.ts';
+import { decideModel } from '../schema/rules/decide.ts';
 import { decideHosted } from '../schema/rules/hosted.ts';
 import { decideTool, denyName, governsTools, judgeName } from '../schema/rules/tools.ts';
 import { type Deployment, deploy, readTrail } from './rungate.ts';
@@ -369,6 +370,40 @@ describe('a condition', () => {
   }
 });
 
+describe('a model', () => {
+  const effectOf = (models: PolicyDocument['models'], model: string) =>
+    decideModel(policySchema.parse({ models }), model).effect;
+
+  const VARIANTS = [
+    'openai/gpt-5-pro',
+    'OpenAI/GPT-5-Pro',
+    'openai/gpt-5-pro ',
+    'openai/gpt-5-pro\t',
+    ' openai/gpt-5-\npro',
+    'openai/gpt-5-pro\u200b',
+    'openai/gpt-5-p\u00adro',
+    'openai/gpt-5-ｐｒｏ',
+    'openai/gpt-5－pro',
+    '\ufeffopenai／gpt-5-pro\0',
+  ];
+  test.each(VARIANTS)(
+    'is denied in whatever form its host may take it for another: %j',
+    (model) => {
+      for (const glob of ['*-pro', 'openai/gpt-5-pro', '*-PRO', '*－pro', 'openai/*-pro ']) {
+        expect(effectOf({ deny: [glob] }, model)).toBe('deny');
+      }
+      expect(effectOf({ deny: ['*-mini', 'openai/gpt-5'] }, model)).toBe('allow');
+    },
+  );
+
+  test('is allowed only as it is written', () => {
+    expect(effectOf({ allow: ['openai/*-pro'] }, 'openai/gpt-5-pro')).toBe('allow');
+    for (const model of VARIANTS.slice(1)) {
+      expect(effectOf({ allow: ['openai/gpt-5-pro'] }, model)).toBe('deny');
+    }
+  });
+});
+
 describe('a hosted tool', () => {
   const judge = (
     hostedTools: PolicyDocument['hostedTools'],
@@ -384,6 +419,18 @@ describe('a hosted tool', () => {
     expect(judge({ allow: ['web_search_20250305'] }, { type: 'web_search_20260101' })).toBe(
       'hostedTools.allow',
     );
+  });
+
+  test('is denied in whatever form a provider may take it for another', () => {
+    for (const type of [
+      'WEB_search',
+      'web_search ',
+      'web\u200b_search',
+      'ｗeb_search',
+      'web_search\t',
+    ]) {
+      expect(judge({ deny: ['web_search'] }, { type })).toBe('hostedTools.deny[0]');
+    }
   });
 
   test('of an MCP server goes by its label or its place', () => {

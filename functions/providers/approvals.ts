@@ -2,7 +2,8 @@
 
 import type { Json, JsonObject } from '../../schema/json.ts';
 import { invalid, isGiven, isObject } from '../../schema/rules/bound.ts';
-import { foldName, type ToolCall } from '../../schema/rules/tools.ts';
+import { foldName } from '../../schema/rules/glob.ts';
+import type { ToolCall } from '../../schema/rules/tools.ts';
 import { parseArgs, stringOf } from './calls.ts';
 import type { Endpoint } from './contract.ts';
 

@@ -1,7 +1,7 @@
 /** Whether a policy lets a call through: data in, decision out. */
 
 import type { Policy } from '../policy.ts';
-import { findGlob, matchesGlob } from './glob.ts';
+import { findGlob, foldName, matchesGlob } from './glob.ts';
 
 /** What a policy says of a call, and why. */
 export type Decision = { readonly effect: 'allow' } | Denial;
@@ -28,8 +28,11 @@ const ALLOW: Decision = { effect: 'allow' };
  */
 export function decideModel(policy: Policy, model: string): Decision {
   const { allow, deny } = policy.models ?? {};
-  // Hosts may take another case for the same model, and a deny must hold for it too.
-  const denied = deny?.find((pattern) => matchesGlob(pattern.toLowerCase(), model.toLowerCase()));
+  // Hosts may take what differs in case, width or spaces for the same model.
+  const folded = foldName(model);
+  const denied = deny?.find(
+    (glob) => matchesGlob(foldName(glob), folded) || matchesGlob(glob, model),
+  );
   if (denied !== undefined) {
     return {
       effect: 'deny',

@@ -1,5 +1,7 @@
 /** Globs as policies write them: `*` stands for any characters, everything else for itself. */
 
+import { fold } from '../json.ts';
+
 /** The longest pattern a policy may hold, in characters. */
 export const MAX_GLOB_LENGTH = 256;
 
@@ -34,3 +36,12 @@ export function matchesGlob(pattern: string, text: string): boolean {
 export function findGlob(patterns: readonly string[], text: string): string | undefined {
   return patterns.find((pattern) => matchesGlob(pattern, text));
 }
+
+/** A name as lenient readers take it: clients may trim it, and hosts ignore what can't be seen. */
+export function foldName(name: string): string {
+  if (PLAIN.test(name)) return name.toLowerCase();
+  return fold(name.replace(/[\s\p{Cc}\p{Default_Ignorable_Code_Point}]/gu, ''));
+}
+
+/** Nearly every name: only its case is folded. */
+const PLAIN = /^[\x21-\x7e]*$/;

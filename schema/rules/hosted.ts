@@ -3,8 +3,8 @@
 import { fold } from '../json.ts';
 import type { Policy } from '../policy.ts';
 import type { Denial } from './decide.ts';
-import { matchesGlob } from './glob.ts';
-import { denyName, foldName, governsTools, judgeName } from './tools.ts';
+import { foldName, matchesGlob } from './glob.ts';
+import { denyName, governsTools, judgeName } from './tools.ts';
 
 /** A tool that runs upstream. */
 export interface HostedTool {
@@ -47,9 +47,9 @@ export function decideHosted(policy: Policy, tool: HostedTool): Denial | undefin
     const reason = `The name of the hosted tool "${asked}" is longer than ${MAX_NAME_LENGTH} characters.`;
     return { effect: 'deny', rule: 'hostedTools', field: 'tools', asked, reason };
   }
-  const folded = names.map(fold);
+  const folded = names.map(foldName);
   const denied = deny.findIndex((glob) => {
-    const pattern = fold(glob);
+    const pattern = foldName(glob);
     return folded.some((name) => matchesGlob(pattern, name));
   });
   if (denied >= 0) {

@@ -1,10 +1,10 @@
 /** What a policy says of a tool call: it may pass, it may not, or a person is asked. */
 
-import { fold, type JsonObject } from '../json.ts';
+import type { JsonObject } from '../json.ts';
 import type { Policy } from '../policy.ts';
 import { type Condition, compileCondition } from './condition.ts';
 import type { Denial } from './decide.ts';
-import { findGlob, matchesGlob } from './glob.ts';
+import { findGlob, foldName, matchesGlob } from './glob.ts';
 
 /** A call that a model proposes, or that an agent wants to make. */
 export interface ToolCall {
@@ -167,11 +167,6 @@ function compileRule({ tool, name, when }: WrittenRule, path: string): Rule {
     folded: foldName(tool),
     condition: when === undefined ? undefined : compileCondition(when),
   };
-}
-
-/** Clients may trim names, and hosts may ignore what can't be seen. */
-export function foldName(name: string): string {
-  return fold(name.replace(/[\s\p{Cc}\p{Default_Ignorable_Code_Point}]/gu, ''));
 }
 
 function covers({ glob, folded }: Rule, raw: string, name: string): boolean {
