@@ -121,7 +121,9 @@ export const policySchema = z.strictObject({
         .default('flag')
         .describe('What becomes of a tool result that answers no released call.'),
     })
-    .describe('Tools that the agent runs: first deny, then requireApproval, then allow.')
+    .describe(
+      'Tools that the agent or an MCP server runs: first deny, then requireApproval, then allow. A tool of a server is label/name; deny and requireApproval mean what follows a slash, too.',
+    )
     .optional(),
   limits: z.array(limit).max(20).optional(),
   budget: z

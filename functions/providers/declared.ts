@@ -89,7 +89,7 @@ function responseTool(tool: Json, field: string): Declared[] {
   const type = typeOf(tool) ?? 'function';
   if (type === 'function' || type === 'custom') return [byName(tool, field)];
   if (type === 'namespace') return responseTools(tool.tools, `${field}.tools`);
-  if (type === 'mcp') return [mcpOfResponses(tool, field)];
+  if (type === 'mcp') return mcpOfResponses(tool, field);
   if (fold(type) === 'mcp') return [{ field, hosted: { type, unasked: ANY } }];
   if (type === 'shell' && memberOf(tool, 'environment').type === 'local') {
     return [{ field, name: 'shell' }];
@@ -98,15 +98,29 @@ function responseTool(tool: Json, field: string): Declared[] {
   return [name === undefined ? { field, hosted: { type } } : { field, name }];
 }
 
-function mcpOfResponses(tool: JsonObject, field: string): Declared {
-  const { hosted } = mcpTool(tool.server_label, tool.server_url ?? tool.connector_id, field);
+function mcpOfResponses(tool: JsonObject, field: string): Declared[] {
   const unasked = unaskedOf(tool);
-  return { field, hosted: { ...hosted, ...(unasked ? { unasked } : {}) } };
+  return placesIn(tool, PLACE_KEYS).map((place) => {
+    const { hosted } = mcpTool(tool.server_label, place, field);
+    return { field, hosted: { ...hosted, ...(unasked ? { unasked } : {}) } };
+  });
 }
 
-/** Keys of an MCP server that say which of its tools run without a word to the caller. */
+/** Keys that say where an MCP server is. */
+const PLACE_KEYS: ReadonlySet<string> = new Set(['server_url', 'connector_id']);
+/** Those of an Anthropic request. */
+const URL_KEYS: ReadonlySet<string> = new Set(['url']);
+
+/** All places that some reader could take for that of a server; one that is unknown without any. */
+function placesIn(server: JsonObject, keys: ReadonlySet<string>): readonly (Json | undefined)[] {
+  const given = Object.keys(server).filter((key) => keys.has(fold(key)) && isGiven(server[key]));
+  return given.length === 0 ? [undefined] : given.map((key) => server[key]);
+}
+
+/** Keys of an MCP server that say what it is and which of its tools run without a word to the caller. */
 const MCP_KEYS: ReadonlySet<string> = new Set([
   ...['server_label', 'allowed_tools', 'require_approval'],
+  ...PLACE_KEYS,
 ]);
 const APPROVAL_KEYS: ReadonlySet<string> = new Set(['always', 'never']);
 const FILTER_KEYS: ReadonlySet<string> = new Set(['tool_names']);
@@ -119,22 +133,31 @@ function unaskedOf(tool: JsonObject): Unasked | undefined {
   if (Object.keys(tool).some((key) => !MCP_KEYS.has(key) && MCP_KEYS.has(fold(key)))) return ANY;
   const approval = tool.require_approval ?? 'always';
   if (approval === 'always') return undefined;
-  const { names, except } = isObject(approval) ? unaskedBy(approval) : ANY;
-  if (names) return { names, except };
+  const { names, except = [] } = isObject(approval) ? unaskedBy(approval) : NEVER;
+  if (names) return { names };
   const allowed = namesIn(tool.allowed_tools);
-  return { except, ...(allowed && { names: allowed.filter((name) => !except.includes(name)) }) };
+  return allowed ? { names: allowed.filter((name) => !except.includes(name)) } : ANY;
 }
+
+/** What an approval says of the tools that run unasked: which ones, or else which ones don't. */
+interface Terms {
+  readonly names?: readonly string[];
+  readonly except?: readonly string[];
+}
+
+/** Of no tool anyone is asked. */
+const NEVER: Terms = {};
 
 /**
  * With `never` alone, the upstream asks about what that does not name. With `always` given, nobody
  * says what becomes of the tools that neither names.
  */
-function unaskedBy(approval: JsonObject): Unasked {
+function unaskedBy(approval: JsonObject): Terms {
   const isPlain = Object.keys(approval).every((key) => APPROVAL_KEYS.has(key));
   const { always = null, never = null } = approval;
   const unasked = never === null ? [] : namesIn(never);
-  if (!isPlain || !unasked) return ANY;
-  if (always === null) return unasked.length > 0 ? { names: unasked, except: [] } : ANY;
+  if (!isPlain || !unasked) return NEVER;
+  if (always === null) return unasked.length > 0 ? { names: unasked } : NEVER;
   const asked = namesIn(always) ?? [];
   return { except: asked.filter((name) => !unasked.includes(name)) };
 }
@@ -151,12 +174,14 @@ function declaredInMessages(body: JsonObject): Declared[] {
   const servers = readList(body, 'mcp_servers');
   return [
     ...readList(body, 'tools').map((tool, at) => messageTool(tool, servers, `tools[${at}]`)),
-    ...servers.map((server, at) => {
-      const { name, url } = isObject(server) ? server : {};
-      return mcpTool(name, url, `mcp_servers[${at}]`);
-    }),
+    ...servers.flatMap((server, at) => mcpServer(server, `mcp_servers[${at}]`)),
     ...chosen(body.tool_choice, byName),
   ];
+}
+
+function mcpServer(server: Json, field: string): Declared[] {
+  const read = isObject(server) ? server : {};
+  return placesIn(read, URL_KEYS).map((place) => mcpTool(read.name, place, field));
 }
 
 function messageTool(tool: Json, servers: readonly Json[], field: string): Declared {

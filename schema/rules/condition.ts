@@ -2,10 +2,11 @@
 
 import type { ASTNode } from '@marcbachmann/cel-js';
 import { fold, type Json, type JsonObject } from '../json.ts';
-import { environment, makeStrict } from './cel.ts';
+import { environment, makeStrict, type Program } from './cel.ts';
 
 /** What a condition reads, as `tool.name`, `tool.args` and `args`. */
 export interface Subject {
+  /** What follows a slash in it is a name, too: see {@link namesOf}. */
   readonly name: string;
   readonly args: JsonObject;
   /** The JSON text that `args` was read from, where there is one. */
@@ -15,7 +16,7 @@ export interface Subject {
 /**
  * A compiled condition.
  *
- * @returns Whether it holds; undefined where that can't be told: a missing or unsuitable argument,
+ * @returns Whether it holds for some name of the tool; undefined where that can't be told: a missing or unsuitable argument,
  *   a number that a double can't hold, or arguments that would cost too much to look at.
  */
 export type Condition = (subject: Subject) => boolean | undefined;
@@ -67,20 +68,34 @@ export function compileCondition(source: string): Condition {
     throw new InvalidCondition(`must be true or false, but is of type ${type}`);
   }
   const program = makeStrict(ast);
+  const readsTool = source.includes('tool');
   return (subject) => {
-    const args = readArgs(subject, weight);
+    const names = readsTool ? namesOf(subject.name) : [subject.name];
+    const args = readArgs(subject, weight, names.length);
     if (!args) return undefined;
-    const tool = new Map<string, unknown>([
-      ['name', subject.name],
-      ['args', args],
-    ]);
-    try {
-      const result: unknown = program({ args, tool });
-      return typeof result === 'boolean' ? result : undefined;
-    } catch {
-      return undefined;
-    }
+    const results = names.map((name) => run(program, name, args));
+    if (results.includes(true)) return true;
+    return results.includes(undefined) ? undefined : false;
   };
+}
+
+/** All names of a tool: a label that callers choose may stand before its own, and a slash. */
+function namesOf(name: string): readonly string[] {
+  const parts = name.split('/');
+  return parts.map((_, at) => parts.slice(at).join('/'));
+}
+
+function run(program: Program, name: string, args: Args): boolean | undefined {
+  const tool = new Map<string, unknown>([
+    ['name', name],
+    ['args', args],
+  ]);
+  try {
+    const result = program({ args, tool });
+    return typeof result === 'boolean' ? result : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 function parse(source: string) {
@@ -190,13 +205,17 @@ interface Size {
 /** Thrown within a walk over arguments that no condition can be asked about. */
 class Unfit extends Error {}
 
-/** The arguments as CEL reads them; undefined where asking would be dear, or the answer wrong. */
-function readArgs({ args, argsText }: Subject, weight: Weight): Args | undefined {
+/**
+ * The arguments as CEL reads them; undefined where asking would be dear, or the answer wrong.
+ *
+ * @param times How often they are asked about.
+ */
+function readArgs({ args, argsText }: Subject, weight: Weight, times: number): Args | undefined {
   const { keys } = weight;
   const size: Size = { values: 0, chars: 0, longest: 1, longestText: 0, hasNumbers: false, keys };
   try {
     const map = toMap(args, size, 0);
-    if (stepsOf(size, weight) > MAX_STEPS) return undefined;
+    if (stepsOf(size, weight) * times > MAX_STEPS) return undefined;
     return size.hasNumbers && argsText && !isFaithful(argsText) ? undefined : map;
   } catch (error) {
     if (error instanceof Unfit) return undefined;

@@ -4,7 +4,7 @@ import { fold } from '../json.ts';
 import type { Policy } from '../policy.ts';
 import type { Denial } from './decide.ts';
 import { foldName, matchesGlob } from './glob.ts';
-import { denyName, governsTools, judgeName } from './tools.ts';
+import { denyName, findRule, governsTools, judgeName } from './tools.ts';
 
 /** A tool that runs upstream. */
 export interface HostedTool {
@@ -22,12 +22,10 @@ export interface HostedTool {
 export interface Unasked {
   /** Absent where it may be any tool of the server. */
   readonly names?: readonly string[];
-  /** The tools among any that the provider does ask about. */
-  readonly except: readonly string[];
 }
 
 /** Any tool, without a word to the caller. */
-export const ANY: Unasked = { except: [] };
+export const ANY: Unasked = {};
 
 const VERSION = /_20\d{2}(?:\d{4}|_\d{2}_\d{2})$/;
 const MAX_SHOWN_CHARS = 200;
@@ -99,11 +97,11 @@ export function decideUnasked(
 ): Denial | undefined {
   const running = asks || fold(type) !== 'mcp' ? unasked : ANY;
   if (!running || !governsTools(policy)) return undefined;
-  const { names, except } = running;
+  const { names } = running;
   const server = label === undefined ? '' : `${label}/`;
   // A server without a label could come to have any.
   if (!names || label === undefined)
-    return refuseUnasked(ruleOfSome(policy, server, except), `${server}*`, asks);
+    return refuseUnasked(ruleOfServers(policy, server), `${server}*`, asks);
   const governed = names.find((name) => judgeName(policy, server + name) !== 'allow');
   if (governed === undefined) return undefined;
   return refuseUnasked(ruleOfOne(policy, server + governed), server + governed, asks);
@@ -117,51 +115,27 @@ function refuseUnasked(rule: string | undefined, name: string, asks: boolean): D
     const reason = `${governed}, and this provider asks nobody before it runs one: leave the server out.`;
     return { effect: 'deny', rule, field: 'type', asked, reason };
   }
-  const reason = `${governed}, which the provider would run unasked: set require_approval to "always" or leave it out.`;
+  const reason = `${governed}, which the provider would run unasked: set require_approval to "always" or leave it out, or list in allowed_tools those that no rule governs.`;
   return { effect: 'deny', rule, field: 'require_approval', asked, allowed: ['always'], reason };
 }
 
 /** The rule that denies a name, or may ask about it or deny it. */
 function ruleOfOne(policy: Policy, name: string): string {
-  const folded = foldName(name);
-  const covers = (glob: string) => matchesGlob(foldName(glob), folded) || matchesGlob(glob, name);
-  return denyName(policy, name)?.rule ?? findRule(policy, covers) ?? 'tools';
+  return denyName(policy, name)?.rule ?? findRule(policy, name) ?? 'tools';
 }
 
-/** The rule that could deny or ask about some tool of a server, or does not allow all of them. */
-function ruleOfSome(policy: Policy, server: string, except: readonly string[]): string | undefined {
-  const start = foldName(server);
-  const excepted = new Set(except.map((name) => foldName(server + name)));
-  const covers = (glob: string) => {
-    const folded = foldName(glob);
-    if (!folded.includes('*') && excepted.has(folded)) return false;
-    return reaches(folded, start) || reaches(glob, server);
-  };
-  const isAllowed = policy.tools?.allow?.some((glob) => matchesAll(glob, server)) ?? true;
-  return findRule(policy, covers) ?? (isAllowed ? undefined : 'tools.allow');
-}
-
-/** As {@link ruleOfSome}, for tools of whatever server: each is called by a label, `/` and a name. */
-export function ruleOfServers(policy: Policy): string | undefined {
-  const covers = (glob: string) => /[*/]/.test(foldName(glob));
-  const isAllowed = policy.tools?.allow?.some((glob) => matchesAll(glob, '')) ?? true;
-  return findRule(policy, covers) ?? (isAllowed ? undefined : 'tools.allow');
-}
-
-/** The first rule, those that deny before those that ask, whose glob is meant. */
-function findRule({ tools }: Policy, isMeant: (glob: string) => boolean): string | undefined {
-  const { deny = [], requireApproval = [] } = tools ?? {};
-  const denying = deny.findIndex((rule) => isMeant(typeof rule === 'string' ? rule : rule.tool));
-  if (denying >= 0) return `tools.deny[${denying}]`;
-  const asking = requireApproval.findIndex(({ tool }) => isMeant(tool));
-  return asking < 0 ? undefined : `tools.requireApproval[${asking}]`;
-}
-
-/** Whether a glob matches some text that begins so. */
-function reaches(glob: string, start: string): boolean {
-  const star = glob.indexOf('*');
-  const head = star < 0 ? glob : glob.slice(0, star);
-  return head.startsWith(start) || (star >= 0 && start.startsWith(head));
+/**
+ * The rule that could deny or ask about some tool of a server, or does not allow all of them: a
+ * server may have a tool of any name, so that every rule that denies or asks could.
+ *
+ * @param server What the names of its tools begin with; nothing for those of whatever server.
+ */
+export function ruleOfServers({ tools }: Policy, server = ''): string | undefined {
+  const { allow, deny, requireApproval } = tools ?? {};
+  if (deny?.length) return 'tools.deny[0]';
+  if (requireApproval?.length) return 'tools.requireApproval[0]';
+  const isAllowed = allow?.some((glob) => matchesAll(glob, server)) ?? true;
+  return isAllowed ? undefined : 'tools.allow';
 }
 
 /** Whether a glob matches every text that begins so. */

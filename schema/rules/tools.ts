@@ -85,6 +85,13 @@ export function denyName(policy: Policy, name: string): Denial | undefined {
   return rule ? denyByRule(policy, rule, call) : denyUnlisted(policy, call);
 }
 
+/** The rule that speaks of a name, as a path: the first that denies, else the first that asks. */
+export function findRule(policy: Policy, name: string): string | undefined {
+  const { deny, ask } = rulesOf(policy);
+  const folded = foldName(name);
+  return [...deny, ...ask].find((rule) => covers(rule, name, folded))?.path;
+}
+
 /**
  * Judges by name alone: `allow` is never denied nor asked about, whatever the arguments; `deny` is
  * denied whatever they are; `depends` has to wait for them, as does a name that is still empty.
@@ -115,8 +122,8 @@ function judge(policy: Policy, raw: string): NameJudgement {
 interface Rule {
   readonly path: string;
   readonly label: string;
-  readonly glob: string;
-  readonly folded: string;
+  readonly globs: readonly string[];
+  readonly folded: readonly string[];
   readonly condition: Condition | undefined;
 }
 
@@ -159,18 +166,25 @@ interface WrittenRule {
   readonly when?: string | undefined;
 }
 
+/**
+ * A tool of a server is called by a label, `/` and its name. The label is the caller's own word, so
+ * that a rule means what follows a slash, too.
+ */
 function compileRule({ tool, name, when }: WrittenRule, path: string): Rule {
+  const globs = [tool, `*/${tool}`];
   return {
     path,
     label: name ?? path,
-    glob: tool,
-    folded: foldName(tool),
+    globs,
+    folded: globs.map(foldName),
     condition: when === undefined ? undefined : compileCondition(when),
   };
 }
 
-function covers({ glob, folded }: Rule, raw: string, name: string): boolean {
-  return matchesGlob(folded, name) || matchesGlob(glob, raw);
+function covers({ globs, folded }: Rule, raw: string, name: string): boolean {
+  return (
+    folded.some((glob) => matchesGlob(glob, name)) || globs.some((glob) => matchesGlob(glob, raw))
+  );
 }
 
 function applies({ condition }: Rule, { name, args, argsText }: ToolCall): boolean {
