@@ -24,7 +24,9 @@ export function nanos(value: number): Nanos {
   return value as Nanos;
 }
 
-const DOLLARS = /^(?<whole>0|[1-9]\d{0,6})(?:\.(?<fraction>\d{1,9}))?$/;
+/** An amount up to {@link MAX_NANOS} as people write it, also where JSON Schema is read. */
+export const DOLLARS =
+  /^(?:(?:0|[1-9][0-9]{0,5}|[1-3][0-9]{6}|4[0-4][0-9]{5})(?:\.[0-9]{1,9})?|4500000(?:\.0{1,9})?)$/;
 
 /**
  * Reads a decimal string of dollars such as `"1.00"` or `"0.000000001"`, exactly.
@@ -32,11 +34,10 @@ const DOLLARS = /^(?<whole>0|[1-9]\d{0,6})(?:\.(?<fraction>\d{1,9}))?$/;
  * @throws {RangeError} for anything else, exponents, signs and more than nine decimals included.
  */
 export function parseDollars(text: string): Nanos {
-  const groups = DOLLARS.exec(text)?.groups;
-  if (!groups)
+  if (!DOLLARS.test(text))
     throw new RangeError(`not an amount in dollars such as "1.00": ${text.slice(0, 40)}`);
-  const fraction = (groups.fraction ?? '').padEnd(9, '0');
-  return nanos(Number(groups.whole) * NANOS_PER_DOLLAR + Number(fraction));
+  const [whole, fraction = ''] = text.split('.');
+  return nanos(Number(whole) * NANOS_PER_DOLLAR + Number(fraction.padEnd(9, '0')));
 }
 
 /** Writes an amount as dollars with at least two decimals and no digit lost: `"0.0000125"`. */

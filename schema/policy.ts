@@ -1,7 +1,7 @@
 /** Policy documents: what an agent may do, how much of it, and what a person must approve. */
 
 import { z } from 'zod';
-import { type Nanos, parseDollars } from './money.ts';
+import { DOLLARS, parseDollars } from './money.ts';
 import { type Problem, problemsOf } from './problems.ts';
 import { compileCondition, InvalidCondition, MAX_CONDITION_LENGTH } from './rules/condition.ts';
 import { MAX_GLOB_LENGTH } from './rules/glob.ts';
@@ -20,15 +20,9 @@ const globs = z.array(glob).max(MAX_LIST);
 /** Dollars as a decimal string in the document, nano-dollars after parsing. */
 export const dollars = z
   .string()
+  .regex(DOLLARS, 'must be dollars as a string, such as "1.00"')
   .describe('Dollars as a decimal string, such as "1.00"; at most nine decimals.')
-  .transform((text, context): Nanos => {
-    try {
-      return parseDollars(text);
-    } catch {
-      context.addIssue({ code: 'custom', message: 'must be dollars as a string, such as "1.00"' });
-      return z.NEVER;
-    }
-  });
+  .transform(parseDollars);
 
 const explicitPrice = z.strictObject({ inputPerMillion: dollars, outputPerMillion: dollars });
 
@@ -84,8 +78,10 @@ const modelName = z
   .regex(/^[^/\s]{1,64}\/\S{1,256}$/, 'must be written key/model')
   .describe('The name of a provider key and a model: openai/gpt-5.');
 
+const targets = z.array(modelName).min(1).max(8).meta({ uniqueItems: true });
+
 const failover = z
-  .array(z.strictObject({ model: modelName, to: z.array(modelName).min(1).max(8) }))
+  .array(z.strictObject({ model: modelName, to: targets }))
   .max(MAX_LIST)
   .superRefine((entries, context) => {
     for (const [at, { model, to }] of entries.entries()) {

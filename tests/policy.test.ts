@@ -3,8 +3,9 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
 import { join } from 'node:path';
 import fc from 'fast-check';
+import { MAX_NANOS } from '../schema/money.ts';
 import { type PolicyDocument, policyJsonSchema, policySchema } from '../schema/policy.ts';
-import { formatPlace, problemsOf } from '../schema/problems.ts';
+import { formatPlace, type Problem, problemsOf } from '../schema/problems.ts';
 import { type Deployment, deploy } from './rungate.ts';
 import { startUpstream, type Upstream } from './upstream.ts';
 
@@ -156,6 +157,8 @@ interface Schema {
   readonly minItems?: number;
   readonly minLength?: number;
   readonly maxLength?: number;
+  readonly pattern?: string;
+  readonly uniqueItems?: boolean;
 }
 
 /** Whether a value is valid, by the keywords that the published schema uses. */
@@ -166,7 +169,9 @@ function isValid(schema: Schema, value: unknown): boolean {
   if (schema.type === 'object') return isValidObject(schema, value);
   if (schema.type === 'array') return isValidArray(schema, value);
   if (schema.type === 'string') {
-    return typeof value === 'string' && isWithin(schema.minLength, schema.maxLength, value.length);
+    if (typeof value !== 'string' || !new RegExp(schema.pattern ?? '', 'u').test(value))
+      return false;
+    return isWithin(schema.minLength, schema.maxLength, value.length);
   }
   if (typeof value !== 'number') return false;
   if (schema.exclusiveMinimum !== undefined && value <= schema.exclusiveMinimum) return false;
@@ -186,8 +191,12 @@ function isValidObject({ properties = {}, required = [] }: Schema, value: unknow
   );
 }
 
-function isValidArray({ items, minItems, maxItems }: Schema, value: unknown): boolean {
+function isValidArray(schema: Schema, value: unknown): boolean {
+  const { items, minItems, maxItems, uniqueItems } = schema;
   if (!Array.isArray(value) || !isWithin(minItems, maxItems, value.length)) return false;
+  if (uniqueItems && new Set(value.map((item) => JSON.stringify(item))).size < value.length) {
+    return false;
+  }
   return value.every((element) => items !== undefined && isValid(items, element));
 }
 
@@ -201,19 +210,66 @@ function objectsIn(schema: Schema): Schema[] {
   return [...(schema.type === 'object' ? [schema] : []), ...inside.flatMap(objectsIn)];
 }
 
-/** Documents made of the example's parts, some of them spoiled. */
-const documents = fc.record(
-  Object.fromEntries(
-    Object.entries(EXAMPLE).map(([key, value]) => [
-      key,
-      fc.oneof(
-        { weight: 6, arbitrary: fc.constant(value as unknown) },
-        fc.constantFrom<unknown>({}, [], 'x', 1, null, { stranger: 1 }, [{}], [1]),
-      ),
-    ]),
-  ),
-  { requiredKeys: [] },
-);
+/** As the example, in other forms. */
+const OTHER = {
+  ...EXAMPLE,
+  tools: { deny: [{ tool: 'rm' }], requireApproval: [{ tool: '*' }], unreleasedResults: 'deny' },
+  budget: { run: '0', unpriced: { inputPerMillion: '0.000000001', outputPerMillion: '4500000' } },
+  capture: 'none',
+} satisfies PolicyDocument;
+
+/** The paths of all members of a value, itself left out. */
+function membersOf(value: unknown, path: Path = []): Path[] {
+  if (typeof value !== 'object' || value === null) return [];
+  return Object.entries(value).flatMap(([key, member]) => {
+    const place = [...path, Array.isArray(value) ? Number(key) : key];
+    return [place, ...membersOf(member, place)];
+  });
+}
+
+/** What stands in the place of a member; among others what other members are. */
+const SPOILS: readonly unknown[] = [
+  ...[{}, [], 'x', '', 1, 0, -1, 0.5, 1e9, null, true, { stranger: 1 }, [{}], [1], ['x']],
+  ...['lots', '-5', '+1', '1e3', '1.', '.5', '01', '1.0000000000', '9999999', '1,00', ' 1', '1\n'],
+  ...['4500000', '4500000.00', '4500000.01', '4499999.999999999', '4400000', '0.1', '12345678'],
+  ...['a/b', 'a/b c', 'a b/c', '/b', 'a/', 'a/b/c', `${'k'.repeat(65)}/m`, ['a/b', 'a/b']],
+  ...['deny', 'x'.repeat(257), ['a/b', 'a/c'], [{ model: 'a/b', to: ['a/c', 'a/c'] }]],
+];
+
+/** Documents like the examples, with some members spoiled, at whatever depth. */
+const documents = fc
+  .tuple(fc.constantFrom<object>(EXAMPLE, OTHER), fc.array(fc.nat(), { maxLength: 2 }))
+  .chain(([example, places]) => {
+    const paths = membersOf(example);
+    return fc
+      .tuple(...places.map(() => fc.constantFrom(...SPOILS)))
+      .map((spoils) =>
+        places.reduce<unknown>(
+          (document, place, at) => withMember(document, paths[place % paths.length]!, spoils[at]),
+          example,
+        ),
+      );
+  });
+
+/** A copy in which a member is another; the same where it is no more. */
+function withMember(value: unknown, [key, ...rest]: Path, member: unknown): unknown {
+  if (key === undefined) return member;
+  if (typeof value !== 'object' || value === null || !(key in value)) return value;
+  const inner = withMember((value as Record<string | number, unknown>)[key], rest, member);
+  if (!Array.isArray(value)) return { ...value, [key]: inner };
+  return value.map((each: unknown, at) => (at === key ? inner : each));
+}
+
+/** What no JSON Schema can say: what CEL is, and that a model is named in two places. */
+function isBeyondSchema({ path, message }: Problem): boolean {
+  return path.at(-1) === 'when' || (path[0] === 'failover' && message.startsWith('repeats'));
+}
+
+/** Whether a text is an amount of whole nanos, and no more of them than there may be. */
+function isAmount(text: string): boolean {
+  const [, whole, fraction = ''] = /^(0|[1-9]\d*)(?:\.(\d{1,9}))?$/.exec(text) ?? [];
+  return whole !== undefined && BigInt(whole + fraction.padEnd(9, '0')) <= BigInt(MAX_NANOS);
+}
 
 describe('the published schema', () => {
   const schema = policyJsonSchema('https://rungate.example/schemas/policy.json') as Schema;
@@ -234,13 +290,52 @@ describe('the published schema', () => {
   });
 
   test('takes what Rungate takes, and refuses what Rungate refuses', () => {
-    expect(isValid(schema, EXAMPLE)).toBe(true);
+    for (const example of [EXAMPLE, OTHER]) {
+      expect(isValid(schema, example)).toBe(true);
+      expect(faultOf(example)).toBe('');
+    }
+    let refused = 0;
     fc.assert(
       fc.property(documents, (document) => {
-        expect(isValid(schema, document)).toBe(policySchema.safeParse(document).success);
+        const problems = problemsOf(policySchema.safeParse(document).error?.issues ?? []);
+        const isTaken = isValid(schema, document);
+        if (!isTaken) refused += 1;
+        if (isTaken) expect(problems.filter((each) => !isBeyondSchema(each))).toEqual([]);
+        else expect(problems).not.toEqual([]);
       }),
-      { numRuns: 500 },
+      { numRuns: 3_000 },
     );
+    expect(refused).toBeGreaterThan(1_000);
+  });
+
+  test('takes the same amounts as Rungate, wherever there is one', () => {
+    const digits = fc.string({ unit: fc.constantFrom(...'0123459.- e'), maxLength: 9 });
+    const most = fc.integer({ min: 4_499_990, max: 4_500_010 }).map(String);
+    const amount = fc.oneof(
+      digits,
+      most,
+      fc.tuple(most, digits).map((parts) => parts.join('.')),
+    );
+    const PLACES: readonly ((text: string) => object)[] = [
+      ...['run', 'agentPerDay', 'agentPerMonth', 'orgPerMonth'].map((key) => (text: string) => ({
+        [key]: text,
+      })),
+      (text) => ({ unpriced: { inputPerMillion: text, outputPerMillion: '1' } }),
+      (text) => ({ unpriced: { inputPerMillion: '1', outputPerMillion: text } }),
+    ];
+    fc.assert(
+      fc.property(amount, fc.constantFrom(...PLACES), (text, place) => {
+        const document = { budget: place(text) };
+        expect(isValid(schema, document)).toBe(isAmount(text));
+        expect(policySchema.safeParse(document).success).toBe(isAmount(text));
+      }),
+      { numRuns: 2_000 },
+    );
+  });
+
+  test('takes no target of a failover twice', () => {
+    const failover = [{ model: 'a/b', to: ['a/c', 'a/c'] }];
+    expect(isValid(schema, { failover })).toBe(false);
   });
 });
 
