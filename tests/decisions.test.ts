@@ -210,7 +210,98 @@ const CONDITIONS: readonly (readonly [string, string, boolean | undefined])[] = 
   ['args.n > 5', '{"n":1,"headers":{"A":1,"a":2}}', false],
   ['args.path.lowerAscii().startsWith("/etc")', '{"path":"/ETC/passwd"}', true],
   ['timestamp(args.at) > timestamp("2026-01-01T00:00:00Z")', '{"at":"no"}', undefined],
+  ['args.n > 0.0', '{"n":1e-400}', undefined],
+  ['args.n > 0.0', '{"n":-1E-400}', undefined],
+  ['args.n > 0.0', '{"n":1.6e-323}', undefined],
+  ['args.n > 0.0', '{"n":5e-324}', true],
+  ['args.n > 0.0', '{"n":1.5e-10}', true],
+  ['args.n > 0.0', '{"n":0e5,"m":-0.000,"o":0.00000000000000000000}', false],
+  ['int(args.s) + 1 > 500', '{"s":"500"}', true],
+  ['args.n > 0.0', '{"n":0.000000012345678}', true],
+  ['timestamp(int(args.s)) == timestamp("1970-01-01T00:00:01Z")', '{"s":"1"}', true],
 ];
+
+/** What CEL converts to a value that is the same as another, and what it converts to none. */
+const CONVERSIONS: Readonly<Record<string, readonly [good: [string, string][], bad: string[]]>> = {
+  int: [
+    [
+      ['"0"', '0'],
+      ['"-12"', '-12'],
+      ['"+12"', '12'],
+      ['"007"', '7'],
+      ['1.9', '1'],
+      ['-1.9', '-1'],
+      ['"9223372036854775807"', '9223372036854775807'],
+    ],
+    [
+      ...['""', '" "', '" 1"', '"1 "', '"1\\n"', '"0b11"', '"0o17"', '"0X1F"', '"0x1F"', '"1_0"'],
+      ...['"1.0"', '"1e3"', '"-"', '"--1"', '"１"', '"9223372036854775808"', '1e19', '-1e19'],
+      ...['9223372036854775808.0', 'double("1e300")'],
+    ],
+  ],
+  uint: [
+    [
+      ['"0"', '0u'],
+      ['"12"', '12u'],
+      ['1.9', '1u'],
+    ],
+    ['""', '" "', '"-1"', '"-0"', '"+1"', '"0b11"', '"0O7"', '"1.0"', '-1.0', '1e20'],
+  ],
+  double: [
+    [
+      ['"0"', '0.0'],
+      ['"-1.50"', '-1.5'],
+      ['"+1e3"', '1000.0'],
+      ['".5"', '0.5'],
+      ['"5."', '5.0'],
+      ['"1E-2"', '0.01'],
+      ['12', '12.0'],
+    ],
+    [
+      ...[
+        '""',
+        '" "',
+        '" 1"',
+        '"1 "',
+        '"0x1F5"',
+        '"0b1"',
+        '"0o7"',
+        '"1_0"',
+        '"1e"',
+        '"."',
+        '"1,5"',
+      ],
+      ...['"inf"', '"-Infinity"', '"NaN"', '"1e400"', '"1e-400"', '"500.00000000000000001"'],
+    ],
+  ],
+  timestamp: [
+    [
+      ['"2028-02-29T00:00:00Z"', 'timestamp(1835395200)'],
+      ['"1970-01-01T01:00:00+01:00"', 'timestamp(0)'],
+      ['"1970-01-01T00:00:01.000000000Z"', 'timestamp(1)'],
+    ],
+    [
+      ...['"2027-02-30T00:00:00Z"', '"2027-02-29T00:00:00Z"', '"2027-04-31T00:00:00Z"'],
+      ...['"2027-13-01T00:00:00Z"', '"2027-01-00T00:00:00Z"', '"2027-01-01T24:00:00Z"'],
+      ...['"2027-01-01T00:60:00Z"', '"2027-01-01T00:00:60Z"', '"2027-01-01T00:00:00+24:00"'],
+      ...['"2027-01-01T00:00:00"', '"2027-01-01 00:00:00Z"', '"2027-01-01T00:00:00.Z"'],
+      ...['"2027-01-01T00:00+01:00"', '"Fri, 01 Jan 2027 00:00:00 GMT"', '"January 1, 2027 00:00"'],
+      ...['"+002027-01-01T00:00:00Z"', '"2027-01-01T00:00:00.0001Z"', '"2027-01-01T00:00:00+0100"'],
+    ],
+  ],
+  duration: [
+    [
+      ['"90s"', 'duration("1m30s")'],
+      ['"-1.5h"', 'duration("-90m")'],
+      ['".5s"', 'duration("500ms")'],
+      ['"1ms2us3ns"', 'duration("1002003ns")'],
+    ],
+    [
+      ...['""', '"s"', '".s"', '"h1m"', '"5"', '"1d"', '" 5s"', '"5s "', '"5 s"', '"1e3s"'],
+      ...['"99999999999h"', '"-315576000001s"', '"+-1s"', '"1s-1s"', '"1.2.3s"'],
+    ],
+  ],
+};
 
 /** An expression of numbers, and what it comes to. */
 type Sum = readonly [text: string, value: number];
@@ -228,6 +319,44 @@ describe('a condition', () => {
       expect(compileCondition(source)(subject)).toBe(expected);
     });
   }
+
+  for (const [name, [good, bad]] of Object.entries(CONVERSIONS)) {
+    const read = (operand: string, other: string) => {
+      // The operand comes from the arguments where it is one that JSON can say.
+      const isNumber = /^-?[\d.]+$/.test(operand) && name === 'double';
+      const isJson = !isNumber && !operand.includes('(');
+      const text = isJson ? `{"v":${operand.replaceAll('\\\\', '\\')}}` : '{}';
+      const source = `${name}(${isJson ? 'args.v' : operand}) == ${other}`;
+      return compileCondition(source)({ name: 'x', args: JSON.parse(text) });
+    };
+
+    test.each(good)(`that converts is told what CEL makes of ${name}(%s)`, (operand, value) => {
+      expect(read(operand, value)).toBe(true);
+    });
+
+    test.each(bad)(`that converts can’t be told what CEL makes of ${name}(%s)`, (operand) => {
+      expect(read(operand, good[0]![1])).toBeUndefined();
+    });
+
+    test(`that converts a long text by ${name}() is asked in no time`, () => {
+      for (const unit of ['1', '1h', '1.', '.', ' ', '-']) {
+        const condition = compileCondition(`${name}(args.s) == ${good[0]![1]}`);
+        const startedAt = performance.now();
+        expect(condition({ name: 'x', args: { s: unit.repeat(1_000) } })).toBeUndefined();
+        expect(performance.now() - startedAt).toBeLessThan(100);
+      }
+    });
+  }
+
+  test('may convert as often as it may do anything', () => {
+    const times = 40;
+    const deep = `${'int('.repeat(times / 2)}args.n${')'.repeat(times / 2)} == 1`;
+    const wide = Array.from({ length: times }, () => 'int(args.n) == 1').join(' && ');
+    for (const source of [deep, wide]) {
+      expect(compileCondition(source)({ name: 'x', args: { n: 1 } })).toBe(true);
+      expect(compileCondition(source)({ name: 'x', args: { n: 2 } })).toBe(false);
+    }
+  });
 
   test('finds in a list what equals one of its members, and can tell no more than of each', () => {
     const scalar = fc.constantFrom<Json>(...[null, true, false, 0, 1, 1.5, '', '1', 'true', 'a']);

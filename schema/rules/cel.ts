@@ -1,6 +1,7 @@
 /** CEL as conditions have it: arithmetic over JSON's numbers, and an equality that never guesses. */
 
 import { type ASTNode, Environment } from '@marcbachmann/cel-js';
+import { isExact } from './decimal.ts';
 
 /** What one expression may be made of. */
 const LIMITS = {
@@ -11,8 +12,12 @@ const LIMITS = {
   maxCallArguments: 4,
 } as const;
 
-/** The parentheses that are written around every operation count as depth. */
-const WRITTEN_LIMITS = { ...LIMITS, maxDepth: 4 * LIMITS.maxDepth } as const;
+/** The parentheses that are written around every operation count as depth, and calls are added. */
+const WRITTEN_LIMITS = {
+  ...LIMITS,
+  maxAstNodes: 2 * LIMITS.maxAstNodes,
+  maxDepth: 4 * LIMITS.maxDepth,
+} as const;
 
 type Calculate = (left: number, right: number) => number;
 
@@ -41,14 +46,74 @@ function makeEnvironment(limits: typeof LIMITS | typeof WRITTEN_LIMITS): Environ
 /** In which conditions are parsed and their types checked, by the rules of CEL. */
 export const environment = makeEnvironment(LIMITS);
 
-/** In which they run: `==`, `!=` and `in` are calls of our own. */
+/** No text of a number or a moment that CEL knows is longer. */
+const MAX_CONVERTED_CHARS = 64;
+
+/**
+ * What each conversion takes by CEL. The library takes more, such as `int("")` and the 30th of
+ * February, and looks through long texts for longer than any call may take.
+ */
+const CONVERTIBLE: Readonly<Record<string, (value: string | number) => boolean>> = {
+  int: (value) =>
+    typeof value === 'number' ? Math.abs(value) < 2 ** 63 : /^[+-]?[0-9]+$/.test(value),
+  uint: (value) => typeof value === 'number' || /^[0-9]+$/.test(value),
+  double: (value) => typeof value === 'number' || isNumber(value),
+  timestamp: (value) => typeof value === 'string' && isTimestamp(value),
+  duration: (value) => typeof value === 'string' && isDuration(value),
+};
+
+/** Whether a text is a finite number that a double holds as it is written. */
+function isNumber(text: string): boolean {
+  const isDecimal = /^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?$/i.test(text);
+  return isDecimal && Number.isFinite(Number(text)) && isExact(text);
+}
+
+/** By RFC 3339, and no finer than the milliseconds that are kept. */
+const TIMESTAMP =
+  /^(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d{1,3}0*)?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/;
+
+function isTimestamp(text: string): boolean {
+  const local = TIMESTAMP.exec(text)?.[1];
+  if (local === undefined) return false;
+  const moment = new Date(`${local}Z`);
+  return !Number.isNaN(moment.getTime()) && moment.toISOString().startsWith(local);
+}
+
+const DURATION = /^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+$/;
+const DURATION_PART = /([\d.]+)(ns|us|µs|ms|s|m|h)/g;
+const UNIT_S: Readonly<Record<string, number>> = {
+  ...{ h: 3_600, m: 60, s: 1, ms: 1e-3, us: 1e-6, µs: 1e-6, ns: 1e-9 },
+};
+/** About ten thousand years. */
+const MAX_DURATION_S = 315_576_000_000;
+
+function isDuration(text: string): boolean {
+  if (!DURATION.test(text)) return false;
+  const parts = [...text.matchAll(DURATION_PART)];
+  const seconds = parts.reduce(
+    (sum, [, count, unit = '']) => sum + Number(count) * UNIT_S[unit]!,
+    0,
+  );
+  return seconds <= MAX_DURATION_S;
+}
+
+/** The value itself where it may be converted; what is neither text nor double, the library knows. */
+function convertible(name: string, value: unknown): unknown {
+  if (typeof value !== 'string' && typeof value !== 'number') return value;
+  const isShort = typeof value === 'number' || value.length <= MAX_CONVERTED_CHARS;
+  if (isShort && CONVERTIBLE[name]!(value)) return value;
+  throw new Error(`${name}() takes no such value`);
+}
+
+/** In which they run: `==`, `!=` and `in` are calls of our own, and conversions ask one first. */
 const strict = makeEnvironment(WRITTEN_LIMITS)
   .registerFunction('same(dyn, dyn): bool', (left: unknown, right: unknown) =>
     certain(isSame(left, right)),
   )
   .registerFunction('within(dyn, dyn): bool', (value: unknown, whole: unknown) =>
     certain(isWithin(value, whole)),
-  );
+  )
+  .registerFunction('convertible(string, dyn): dyn', convertible);
 
 /** An expression that is ready to run. @throws whatever keeps it from a value. */
 export type Program = (variables: Readonly<Record<string, unknown>>) => unknown;
@@ -76,7 +141,7 @@ function write(node: ASTNode): string {
     case '[?]':
       return `${write(node.args[0])}[?${write(node.args[1])}]`;
     case 'call':
-      return `${node.args[0]}(${node.args[1].map(write).join(', ')})`;
+      return writeCall(node.args[0], node.args[1].map(write).join(', '));
     case 'rcall':
       return `${write(node.args[1])}.${node.args[0]}(${node.args[2].map(write).join(', ')})`;
     case 'list':
@@ -86,6 +151,11 @@ function write(node: ASTNode): string {
     default:
       return `(${writeOperation(node)})`;
   }
+}
+
+function writeCall(name: string, operands: string): string {
+  if (!Object.hasOwn(CONVERTIBLE, name)) return `${name}(${operands})`;
+  return `${name}(convertible("${name}", ${operands}))`;
 }
 
 function writeOperation(node: ASTNode): string {

@@ -3,6 +3,7 @@
 import type { ASTNode } from '@marcbachmann/cel-js';
 import { fold, type Json, type JsonObject } from '../json.ts';
 import { environment, makeStrict, type Program } from './cel.ts';
+import { isExact } from './decimal.ts';
 
 /** What a condition reads, as `tool.name`, `tool.args` and `args`. */
 export interface Subject {
@@ -280,23 +281,11 @@ function countChars({ length }: string, size: Size): void {
 }
 
 const STRINGS_AND_NUMBERS = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
-/** As many digits as any decimal can have and still come back from a double unchanged. */
-const SAFE_DIGITS = 15;
 
 /** Whether every number of a JSON text is, digit for digit, the double that it is read as. */
 function isFaithful(text: string): boolean {
   for (const [token] of text.matchAll(STRINGS_AND_NUMBERS)) {
-    if (token.startsWith('"') || token.length <= SAFE_DIGITS) continue;
-    if (digitsOf(token) !== digitsOf(String(Number(token)))) return false;
+    if (!token.startsWith('"') && !isExact(token)) return false;
   }
   return true;
-}
-
-/** The digits of a number and the place of its point, however it is written. */
-function digitsOf(number: string): string {
-  const [mantissa = '', exponent = '0'] = number.toLowerCase().replace('-', '').split('e');
-  const [whole = '', fraction = ''] = mantissa.split('.');
-  const digits = (whole + fraction).replace(/^0+/, '');
-  const kept = digits.replace(/0+$/, '');
-  return `${kept}e${Number(exponent) - fraction.length + digits.length - kept.length}`;
 }
