@@ -11,6 +11,7 @@ import {
   setMember,
   splice,
 } from '../schema/json.ts';
+import { isFaithful } from '../schema/numbers.ts';
 
 const NONE: ReadonlySet<string> = new Set();
 const encoder = new TextEncoder();
@@ -389,5 +390,47 @@ describe('setMember() and splice()', () => {
     const both = [setMember(empty, ['a'], 1), setMember(empty, ['b'], 2)];
     expect(() => splice(empty.text, both)).toThrow(RangeError);
     expect(() => splice('ab', [{ start: 1, end: 3, text: '' }])).toThrow(RangeError);
+  });
+});
+
+describe('the numbers of a text', () => {
+  const digits = fc.stringMatching(/^(0|[1-9][0-9]{0,25})$/);
+  const fraction = fc.stringMatching(/^(\.[0-9]{1,25})?$/);
+  const power = fc.stringMatching(/^([eE][+-]?[0-9]{1,3})?$/);
+  const number = fc.tuple(fc.constantFrom('', '-'), digits, fraction, power).map((p) => p.join(''));
+
+  /** A number as a whole one and the power of ten that it is multiplied by. */
+  const exactOf = (text: string): readonly [bigint, number] => {
+    const [mantissa = '', exponent = '0'] = text.toLowerCase().split('e');
+    const [whole = '', part = ''] = mantissa.split('.');
+    return [BigInt(whole + part), Number(exponent) - part.length];
+  };
+  const areSame = ([a, x]: readonly [bigint, number], [b, y]: readonly [bigint, number]) =>
+    a === 0n || b === 0n
+      ? a === b
+      : a * 10n ** BigInt(Math.max(x - y, 0)) === b * 10n ** BigInt(Math.max(y - x, 0));
+
+  test('are held as they are written exactly if they come back the same', () => {
+    fc.assert(
+      fc.property(number, fc.string(), (text, other) => {
+        const read = Number(text);
+        const isSame = Number.isFinite(read) && areSame(exactOf(text), exactOf(String(read)));
+        expect(isFaithful(`{"1e999":[${JSON.stringify(other)},${text}]}`)).toBe(isSame);
+      }),
+      { numRuns: 5_000 },
+    );
+  });
+
+  test.each([
+    ['12345678901234567890', false],
+    ['12345678901234567000', true],
+    ['9007199254740993', false],
+    ['0.1', true],
+    ['1e400', false],
+    ['1e-400', false],
+    ['0e400', true],
+    ['-0.0', true],
+  ])('%s: %p', (text, expected) => {
+    expect(isFaithful(text)).toBe(expected);
   });
 });

@@ -1,7 +1,7 @@
 /** CEL as conditions have it: arithmetic over JSON's numbers, and an equality that never guesses. */
 
 import { type ASTNode, Environment } from '@marcbachmann/cel-js';
-import { isExact } from './decimal.ts';
+import { isExact } from '../numbers.ts';
 
 /** What one expression may be made of. */
 const LIMITS = {

@@ -2,8 +2,8 @@
 
 import type { ASTNode } from '@marcbachmann/cel-js';
 import { fold, type Json, type JsonObject } from '../json.ts';
+import { isFaithful } from '../numbers.ts';
 import { environment, makeStrict, type Program } from './cel.ts';
-import { isExact } from './decimal.ts';
 
 /** What a condition reads, as `tool.name`, `tool.args` and `args`. */
 export interface Subject {
@@ -17,8 +17,9 @@ export interface Subject {
 /**
  * A compiled condition.
  *
- * @returns Whether it holds for some name of the tool; undefined where that can't be told: a missing or unsuitable argument,
- *   a number that a double can't hold, or arguments that would cost too much to look at.
+ * @returns Whether it holds for some name of the tool; undefined where that can't be told: a missing
+ *   or unsuitable argument, a number that a double can't hold, or arguments that would cost too much
+ *   to look at.
  */
 export type Condition = (subject: Subject) => boolean | undefined;
 
@@ -278,14 +279,4 @@ function countMembers(count: number, size: Size, depth: number): void {
 function countChars({ length }: string, size: Size): void {
   size.chars += length;
   if (length > size.longestText) size.longestText = length;
-}
-
-const STRINGS_AND_NUMBERS = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
-
-/** Whether every number of a JSON text is, digit for digit, the double that it is read as. */
-function isFaithful(text: string): boolean {
-  for (const [token] of text.matchAll(STRINGS_AND_NUMBERS)) {
-    if (!token.startsWith('"') && !isExact(token)) return false;
-  }
-  return true;
 }

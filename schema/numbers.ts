@@ -1,7 +1,16 @@
-/** Decimals as JSON writes them, and the doubles that they are read as. */
+/** Numbers as JSON writes them, and the doubles that they are read as. */
 
+const STRINGS_AND_NUMBERS = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
 /** As many digits as any decimal can have and still come back from a double unchanged. */
 const SAFE_DIGITS = 15;
+
+/** Whether every number of a JSON text is, digit for digit, the double that it is read as. */
+export function isFaithful(text: string): boolean {
+  for (const [token] of text.matchAll(STRINGS_AND_NUMBERS)) {
+    if (!token.startsWith('"') && !isExact(token)) return false;
+  }
+  return true;
+}
 
 /** Whether a decimal number is, digit for digit, the double that it is read as. */
 export function isExact(number: string): boolean {
