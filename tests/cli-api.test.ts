@@ -107,6 +107,16 @@ async function callWeather(run: string): Promise<void> {
   }).then((response) => response.text());
 }
 
+/** Asks for the weather as an agent does before it runs a tool of its own. */
+async function askWeather(run: string, args: string): Promise<void> {
+  const response = await fetch(`${rungate.url}/v1/runs/${run}/tools`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${rungate.token}`, 'content-type': 'application/json' },
+    body: `{"name":"weather","arguments":${args}}`,
+  });
+  expect(await response.json()).toMatchObject({ decision: 'ask' });
+}
+
 interface Gate {
   readonly id: string;
   readonly runId: string;
@@ -283,6 +293,40 @@ describe('the same in both ways', () => {
     expect((await failure(approve)).code).toBe(1);
     const as = await failure([...approve, '--as', 'owner@example.com']);
     expect([as.code, as.stderr]).toEqual([2, expect.stringContaining('its own member')]);
+  });
+
+  test('gates in a list, with just what a program decides by, and how to see more', async () => {
+    const texts = Array.from({ length: 105 }, (_, nth) => `{"city":"City ${nth}"}`);
+    for (const text of texts) await askWeather('many', text);
+    const list = ['gates', 'list', '--json'];
+    const listed = await remote(list);
+    const gates = JSON.parse(listed.stdout) as Gate[];
+    expect(gates).toHaveLength(100);
+    for (const gate of gates) {
+      const keys = ['id', 'status', 'tool', 'args', 'rule', 'runId', 'expiresAt'];
+      expect(Object.keys(gate)).toEqual(keys);
+    }
+    expect(listed.stderr).toContain('the newest 100 gates, and there are more; see --limit.');
+    const whole = await remote([...list, '--limit', '1000']);
+    const all = JSON.parse(whole.stdout) as Gate[];
+    expect(all.filter(({ runId }) => runId === 'many')).toHaveLength(105);
+    expect(whole.stderr).toBe('');
+    expect((await remote([...list, '--limit', String(all.length)])).stderr).toBe('');
+    expect((await remote(['run', 'cancel', 'many'])).code).toBe(0);
+  });
+
+  test.each([
+    ['{"city":"Oslo","n":12345678901234567890}', false],
+    ['{"city":"Oslo","n":[0.10000000000000000001]}', false],
+    ['{"city":"Oslo","n":1e-400}', false],
+    ['{"city":"12345678901234567890","n":9007199254740992}', true],
+  ])('gates, whose arguments are never others: %s', async (text, isHeld) => {
+    await askWeather('exact', text);
+    const [{ id, args }] = (await gatesOf('exact')) as [Gate & { args: unknown }];
+    expect(args).toEqual(isHeld ? JSON.parse(text) : text);
+    const { gate } = await json<{ gate: { args: unknown } }>(['gates', 'show', id]);
+    expect(gate).toMatchObject({ args, argsText: text });
+    await json(['gates', 'reject', id]);
   });
 
   test('gates are rejected', async () => {

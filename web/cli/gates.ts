@@ -4,6 +4,7 @@ import type { Command } from 'commander';
 import { type GateId, isId } from '../../schema/ids.ts';
 import { indentJson } from '../../schema/indent.ts';
 import { InvalidJson, type JsonObject, parseStrict } from '../../schema/json.ts';
+import { isFaithful } from '../../schema/numbers.ts';
 import { type Api, type ApiOptions, type Connection, PAGE_INFO, readList, withApi } from './api.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addApiCommand, addGroup, integerBetween, parseName } from './options.ts';
@@ -68,20 +69,39 @@ const GATE = `id status tool args rule ruleName reason digest approvalsNeeded ap
   createdAt expiresAt decidedAt decidedBy run { id name } agent { id name } step { id }`;
 
 const LIST = `query Gates($filter: GateFilter, $first: Int, $after: String) {
-  gates(filter: $filter, first: $first, after: $after) { nodes { ${GATE} } ${PAGE_INFO} }
+  gates(filter: $filter, first: $first, after: $after) {
+    nodes { id status tool args rule expiresAt run { name } } ${PAGE_INFO}
+  }
 }`;
+
+/** A gate as a list has it. */
+type Listed = Pick<Gate, 'id' | 'status' | 'tool' | 'args' | 'rule' | 'expiresAt'> & {
+  readonly run: { readonly name: string } | null;
+};
 
 async function list(options: ListOptions): Promise<void> {
   const { limit, all } = options;
-  const wanted = { variables: { filter: { isDecidable: !all } }, limit, isPartial: true };
+  // One more than is printed tells whether there are more.
+  const wanted = {
+    variables: { filter: { isDecidable: !all } },
+    limit: limit + 1,
+    isPartial: true,
+  };
   const found = await withApi(options, (api) =>
-    readList(api, LIST, ({ gates }: { gates: Connection<Gate> }) => gates, wanted),
+    readList(api, LIST, ({ gates }: { gates: Connection<Listed> }) => gates, wanted),
   );
-  const gates = found.map(viewOf);
-  printResult(gates, alignTable(COLUMNS, gates.map(gateCells)), options);
+  const gates = found.slice(0, limit);
+  printResult(gates.map(entryOf), alignTable(COLUMNS, gates.map(gateCells)), options);
+  if (found.length > limit) {
+    printNote(`these are the newest ${limit} gates, and there are more; see --limit.`);
+  }
 }
 
-type GateView = ReturnType<typeof viewOf>;
+/** What programs read of a gate in a list. */
+function entryOf({ id, status, tool, args, rule, run, expiresAt }: Listed) {
+  const runId = run?.name ?? '-';
+  return { id, status: status.toLowerCase(), tool, args: argsOf(args), rule, runId, expiresAt };
+}
 
 /** A gate as people and programs read it: the run by its name, arguments as an object. */
 function viewOf({ run, agent, step, approvalsNeeded, approvalsGiven, ...gate }: Gate) {
@@ -98,8 +118,9 @@ function viewOf({ run, agent, step, approvalsNeeded, approvalsGiven, ...gate }: 
   };
 }
 
-/** Arguments that two readers could read as two things stay the text that they are. */
+/** Arguments that readers could read as different things stay the text that they are. */
 function argsOf(text: string): JsonObject | string {
+  if (!isFaithful(text)) return text;
   try {
     return parseStrict(new TextEncoder().encode(text), new Set()).value;
   } catch (error) {
@@ -117,8 +138,8 @@ const COLUMNS: readonly Column[] = [
   { heading: 'expires', align: 'left' },
 ];
 
-function gateCells({ id, status, tool, argsText, runId, expiresAt }: GateView): string[] {
-  return [id, status, tool, argsText, runId, expiresAt];
+function gateCells({ id, status, tool, args, run, expiresAt }: Listed): string[] {
+  return [id, status.toLowerCase(), tool, args, run?.name ?? '-', expiresAt];
 }
 
 const FIND = `query Gate($id: GateID!) { gate(id: $id) { ${GATE} } }`;
@@ -146,7 +167,9 @@ function checkId(id: string): GateId {
 
 const missing = (id: string) => new Failure(EXIT_FAILED, `There is no gate "${id}" here.`);
 
-function gateLines(gate: GateView & { agent: string; url: string | null }): string[] {
+type Shown = ReturnType<typeof viewOf> & { agent: string; url: string | null };
+
+function gateLines(gate: Shown): string[] {
   const fields = [
     ['gate', gate.id],
     ['status', `${gate.status}, ${gate.given} of ${gate.approvals} approvals`],
