@@ -8,6 +8,7 @@ import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
 import { indentJson } from '../schema/indent.ts';
 import { statusAt } from '../schema/rules/gate.ts';
+import { visible } from '../schema/visible.ts';
 import { respondJson } from './edge.ts';
 import { type Link, LinkError, openLink } from './links.ts';
 import { type Markup, respondForm } from './pages.ts';
@@ -89,14 +90,7 @@ async function factsOf({ org, vault }: Link, gate: Gate, status: string): Promis
   return html`<dl class="facts">
 ${entries.map(([name, value]) => html`<div><dt>${name}</dt><dd>${visible(value ?? '')}</dd></div>\n`)}</dl>
 <h2>Arguments</h2>
-<pre>${visible(indentJson(args))}</pre>`;
-}
-
-/** Characters that hide others or change their order are shown as what they are. */
-function visible(text: string): string {
-  return text.replace(/[\p{Cf}\p{Cs}\p{Co}\u2028\u2029]|(?![\n\t])\p{Cc}/gu, (character) => {
-    return `\\u{${character.codePointAt(0)!.toString(16)}}`;
-  });
+<pre>${indentJson(args).split('\n').map(visible).join('\n')}</pre>`;
 }
 
 const APPROVE = html`<button name="decision" value="approve">Approve</button>\n`;

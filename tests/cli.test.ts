@@ -19,7 +19,6 @@ import { findCredential, mintToken } from '../db/tokens.ts';
 import type { AgentId, RunId } from '../schema/ids.ts';
 import { nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
-import { printable } from '../web/cli/failure.ts';
 import { alignTable } from '../web/cli/table.ts';
 import { finish } from './process.ts';
 
@@ -852,17 +851,8 @@ describe.concurrent('bad input', () => {
 });
 
 describe('what people see', () => {
-  test('is never a control character, whatever a caller named things', () => {
-    fc.assert(
-      fc.property(fc.string({ unit: 'binary' }), (text) => {
-        expect(printable(text)).not.toMatch(/[\p{Cc}\p{Cf}\p{Cs}]/u);
-      }),
-    );
-    expect(printable('plain – ünïcode 文')).toBe('plain – ünïcode 文');
-  });
-
   test('stands in columns of one width', () => {
-    const cell = fc.stringMatching(/^[!-~]{1,80}$/);
+    const cell = fc.stringMatching(/^[!-~\u202e\u2800]{1,80}$/);
     fc.assert(
       fc.property(fc.array(fc.tuple(cell, cell), { maxLength: 8 }), (rows) => {
         const columns = [

@@ -17,6 +17,7 @@ import {
   subjectText,
   waitOf,
 } from '../schema/rules/gate.ts';
+import { visible } from '../schema/visible.ts';
 
 const STATUSES: readonly GateStatus[] = ['pending', 'approved', 'rejected', 'expired', 'released'];
 
@@ -129,5 +130,34 @@ describe('arguments shown to an approver', () => {
     ['', ''],
   ])('%p keeps every token as it was written', (text, shown) => {
     expect(indentJson(text)).toBe(shown);
+  });
+
+  /** What shows nothing, or changes how the rest is read. */
+  const isHidden = (character: string) =>
+    character !== ' ' && /[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}]/u.test(character);
+
+  test('show every character that could be there unseen, and no other, as an escape', () => {
+    for (let point = 0; point <= 0x10ffff; point++) {
+      const character = String.fromCodePoint(point);
+      if (!isHidden(character)) continue;
+      if (visible(character) !== `\\u{${point.toString(16)}}`) expect(character).toBe('shown');
+    }
+    const text = fc.string({ unit: 'grapheme' }).filter((given) => ![...given].some(isHidden));
+    fc.assert(
+      fc.property(text, (given) => {
+        expect(visible(given)).toBe(given);
+      }),
+    );
+  });
+
+  test.each([
+    ['a\u{e0141}b', 'a\\u{e0141}b'],
+    ['\u3164\u2800\u00a0 .', '\\u{3164}\\u{2800}\\u{a0} .'],
+    ['\u034f\ufe0f\u202e', '\\u{34f}\\u{fe0f}\\u{202e}'],
+    ['\ud800\n\t', '\\u{d800}\\u{a}\\u{9}'],
+    ['\u{1d159}\u{13441}', '\\u{1d159}\\u{13441}'],
+    ['plain – ünïcode 文 e\u0301 😀', 'plain – ünïcode 文 e\u0301 😀'],
+  ])('show %j as it is', (text, shown) => {
+    expect(visible(text)).toBe(shown);
   });
 });

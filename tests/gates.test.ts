@@ -600,11 +600,20 @@ describe('a signed link', () => {
   });
 
   test('shows markup and hidden characters as what they are', async () => {
-    const args = '{"amount_usd":900,"note":"<script>x</script>\u202eA-1"}';
-    const { path } = await linkTo('link-markup', `call issue_refund ${args}`);
+    const hidden = ['\u202e', '\u{e0141}', '\u3164', '\u2800', '\ufe0f', '\u034f', '\u00a0'];
+    const args = `{"amount_usd":900,"note":"<script>x</script>${hidden.join('-')}A-1"}`;
+    const { path, id } = await linkTo('link-markup', `call issue_refund ${args}`);
     const text = await (await fetch(rungate.url + path)).text();
+    const shown = await rungate.cli('gates', 'show', id, '--org', 'acme');
     expect(text).toContain('&lt;script&gt;');
-    expect(text).not.toMatch(/<script|\u202e/);
+    expect(text).not.toContain('<script');
+    for (const page of [text, shown.stdout]) {
+      expect(page).toMatch(/\n {2}(&quot;|")amount_usd/);
+      for (const character of hidden) {
+        expect(page).not.toContain(character);
+        expect(page).toContain(`\\u{${character.codePointAt(0)!.toString(16)}}`);
+      }
+    }
   });
 
   test('decides once', async () => {

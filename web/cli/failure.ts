@@ -4,6 +4,7 @@ import { CommanderError } from 'commander';
 import { DatabaseError } from '../../db/client.ts';
 import { SealError } from '../../db/seal.ts';
 import { ConfigError } from '../../functions/config.ts';
+import { visible } from '../../schema/visible.ts';
 
 /** The command did what was asked. */
 export const EXIT_OK = 0;
@@ -47,11 +48,6 @@ export function explain(error: unknown): Explanation {
   return { line: oneLine(`Unexpected: ${message}`), exitCode: EXIT_FAILED };
 }
 
-/** Replaces what a terminal would act on: text from callers and files is only text. */
-export function printable(text: string): string {
-  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, '\u{fffd}');
-}
-
 function explainUsage(error: CommanderError): Explanation {
   const isHelp = error.code.startsWith('commander.help') || error.code === 'commander.version';
   if (isHelp) return { line: undefined, exitCode: error.exitCode === 0 ? EXIT_OK : EXIT_USAGE };
@@ -64,6 +60,6 @@ function sealExit(error: SealError): number {
 }
 
 function oneLine(text: string): string {
-  const line = printable(text.trim().replace(/\s+/g, ' '));
+  const line = visible(text.trim().replace(/\s+/g, ' '));
   return line.length > MAX_LINE_CHARS ? `${line.slice(0, MAX_LINE_CHARS)}…` : line;
 }

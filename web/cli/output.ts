@@ -1,7 +1,7 @@
 /** Output: results go to stdout and nothing else does; what people should know goes to stderr. */
 
 import { stderr, stdout } from 'node:process';
-import { printable } from './failure.ts';
+import { visible } from '../../schema/visible.ts';
 
 /** What every command understands. */
 export interface OutputOptions {
@@ -14,14 +14,14 @@ export function printJson(result: object, { json }: OutputOptions): void {
   stdout.write(`${JSON.stringify(result, null, json ? undefined : 2)}\n`);
 }
 
-/** Prints a result: as JSON for programs, as lines for people. */
+/** Prints a result: as JSON for programs, as lines for people, in which strangers' text is only text. */
 export function printResult(
   result: object,
   lines: readonly string[],
   options: OutputOptions,
 ): void {
   if (options.json) printJson(result, options);
-  else stdout.write(lines.map((line) => `${printable(line)}\n`).join(''));
+  else stdout.write(lines.map((line) => `${visible(line)}\n`).join(''));
 }
 
 /** Tells people something without touching the result. */

@@ -86,16 +86,9 @@ function bodyLines(bodies: Bodies): string[] {
     Object.entries(kinds).flatMap(([kind, { text, base64, totalBytes, truncated }]) => [
       '',
       `${step} ${kind}, ${totalBytes} bytes${truncated ? ', of which the first are kept' : ''}`,
-      printable(text ?? base64 ?? ''),
+      ...(text ?? base64 ?? '').split('\n'),
     ]),
   );
-}
-
-/** Bodies are strangers' text: what a terminal would obey is shown as what it is. */
-function printable(text: string): string {
-  return text.replace(/(?![\n\t])\p{Cc}/gu, (character) => {
-    return `\\u{${character.codePointAt(0)!.toString(16)}}`;
-  });
 }
 
 /** Names for ids, and money in both units. */

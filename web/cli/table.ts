@@ -1,5 +1,7 @@
 /** Tables: columns of text, aligned for a terminal. */
 
+import { visible } from '../../schema/visible.ts';
+
 /** A column: its heading, and on which side its cells end. */
 export interface Column {
   readonly heading: string;
@@ -32,7 +34,9 @@ export function alignTable(
 }
 
 function cut(cell: string): string {
-  return cell.length > MAX_CELL_CHARS ? `${cell.slice(0, MAX_CELL_CHARS - 1)}…` : cell;
+  const shown = visible(cell);
+  if (shown.length <= MAX_CELL_CHARS) return shown;
+  return `${shown.slice(0, MAX_CELL_CHARS - 1).toWellFormed()}…`;
 }
 
 function pad(cell: string, width: number, align: Column['align']): string {
