@@ -28,6 +28,7 @@ const MIGRATIONS = [
   '0019_used_tokens.sql',
   '0020_used_approvals.sql',
   '0021_parked_runs.sql',
+  '0022_approvers.sql',
   '0024_counted_calls.sql',
 ] as const;
 

@@ -274,6 +274,41 @@ describe.each(WAYS)('a gated call in %s, sent %s', (kind, _, stream) => {
     expect(trail.filter(({ outcome }) => outcome === 'released')).toHaveLength(1);
   });
 
+  test('ends with the first of several that nobody decides in time, and so do they', async () => {
+    const run = slug('first-to-end', kind, stream);
+    const prompt = `call issue_refund ${ARGS} and soon {"a":"A-1"}`;
+    const options = asking(kind, run, prompt, {}, stream);
+    await pendingOf(kind, options, stream);
+    const opened = await gatesOf(run);
+    expect(opened.map(({ tool }) => tool).sort()).toEqual(['issue_refund', 'soon']);
+    const [refund, soon] = opened.sort((one, other) => one.tool.localeCompare(other.tool)) as [
+      Gate,
+      Gate,
+    ];
+    await decide(soon.id);
+    await Bun.sleep(1_050);
+    expect((await listGates(org, true, 500)).map(({ id }) => id)).not.toContain(refund.id);
+    expect(await decide(refund.id)).toMatchObject({ outcome: 'closed' });
+    for (const at of [0, 1]) await (await ask(kind, options, at)).text();
+    await rungate.cli('tick');
+    const ended = [refund.id, soon.id];
+    const gates = (await gatesOf(run)).filter(({ id }) => ended.includes(id));
+    expect(gates.map(({ status }) => status)).toEqual(['expired', 'expired']);
+    const told = (await readTrail(rungate, run)).filter(
+      ({ kind, outcome, detail }) =>
+        kind === 'gate' &&
+        outcome === 'approval_expired' &&
+        ended.includes((detail as { gate: GateId }).gate),
+    );
+    expect(told).toHaveLength(2);
+    const events = await org.read(
+      `select data ->> 'gateId' as gate from events
+       where org_id = ?1 and type = 'approval.expired' and gate in (?2, ?3)`,
+      ...ended,
+    );
+    expect(events).toHaveLength(2);
+  });
+
   test('may be one of several: all have to be approved, and one rejection rejects all', async () => {
     for (const [decision, code] of [
       ['approve', undefined],

@@ -158,13 +158,15 @@ export async function parkingOf(
   const now = services.now();
   const vault = await openVault(org, services.master);
   const parkedId = newParkedId(now);
-  const expiresAt = Math.min(...asked.map(({ ask }) => now + ask.expiresAfterS * 1_000));
-  const place = { ...placeOf(answer), stepId: answer.stepId, expiresAt };
+  // The answer ends with the first of its gates, so that none may seem to be open for longer.
+  const expiresAt = now + Math.min(...asked.map(({ ask }) => ask.expiresAfterS)) * 1_000;
+  const request = { ...placeOf(answer), stepId: answer.stepId, expiresAt };
   const { headers, ...answered } = parked;
   const digests = asked.flatMap(({ call }) => approvable(answer, call));
   const kept = { ...answered, headers: lastingHeaders(headers), callIds, digests };
-  const statements = await parking(org, vault, parkedId, place, kept, now);
-  for (const one of asked) statements.push(...(await opening(answer, vault, parkedId, one, now)));
+  const statements = await parking(org, vault, parkedId, request, kept, now);
+  const place = { parkedId, expiresAt };
+  for (const one of asked) statements.push(...(await opening(answer, vault, place, one, now)));
   statements.push(...noteOf(answer, verdict, now));
   return { statements: [vault.count(), ...statements], parkedId };
 }
@@ -185,15 +187,14 @@ function lastingHeaders(headers: Readonly<Record<string, string>>): Record<strin
 async function opening(
   answer: Answer,
   vault: Vault,
-  parkedId: ParkedId,
+  place: { readonly parkedId: ParkedId; readonly expiresAt: number },
   { call, ask }: AskedCall,
   now: number,
 ): Promise<Statement[]> {
   const { stepId, credential } = answer;
   const id = newId('gate', now);
-  const expiresAt = now + ask.expiresAfterS * 1_000;
   const gate = {
-    ...{ id, stepId, parkedId, expiresAt, tokenId: credential.tokenId },
+    ...{ id, stepId, ...place, tokenId: credential.tokenId },
     subject: subjectOf(answer, call),
     ...{ rule: ask.rule, ruleName: ask.ruleName, reason: ask.reason, approvals: ask.approvals },
     args: await sealArgs(vault, id, call.argsText),
