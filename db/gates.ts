@@ -10,6 +10,7 @@ import type {
   StepId,
   TokenId,
 } from '../schema/ids.ts';
+import { mayDo, ROLES } from '../schema/roles.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import {
   type GateStand,
@@ -40,7 +41,7 @@ export interface Gate extends GateStand {
   readonly rule: string;
   readonly ruleName: string;
   readonly reason: string;
-  /** Approvals that are needed, and those that have been given. */
+  /** Approvals that are needed, and those given that count: by who still may approve. */
   readonly approvals: number;
   readonly given: number;
   readonly createdAt: number;
@@ -233,10 +234,26 @@ export async function useGate(org: Org, id: GateId, now: number): Promise<boolea
   return result!.changes > 0;
 }
 
-const SELECT = `select g.*, (
-    select count(*) from gate_decisions d
-    where d.org_id = ?1 and d.gate_id = g.id and d.decision = 'approve'
-  ) as given from gates g`;
+const LINK = 'link';
+
+const APPROVERS = ROLES.filter((role) => mayDo(role, 'gate.approve')).map((role) => `'${role}'`);
+
+/**
+ * How many approvals of a gate count: those of different people who still may approve. Whoever was
+ * removed and has come back is a new member, so that only one of his is a member's.
+ */
+const approvalsOf = (gate: string): string => `(
+  select count(*) from gate_decisions d
+  where d.org_id = ?1 and d.gate_id = ${gate} and d.decision = 'approve' and (
+    d.decider in ('operator', '${LINK}') or exists (
+      select 1 from members where org_id = ?1 and id = d.decider and role in (${APPROVERS})
+    )
+  )
+)`;
+
+const SELECT = `select g.*,
+    iif(g.status in ('approved', 'released'), g.approvals, ${approvalsOf('g.id')}) as given
+  from gates g`;
 
 /** Whether the run of a gate may still use it: one that was blocked or idle can be taken up again. */
 const GOES_ON = `(r.status in ('open', 'blocked') or r.closed_reason = 'idle')`;
@@ -380,7 +397,8 @@ export type Decided = 'decided' | 'counted' | 'repeated' | 'own' | 'closed' | 'm
 
 /**
  * Decides on a gate, with its audit entry, its step and its event. A decider counts once: a member
- * with all of his tokens, the operator, or whoever holds signed links.
+ * with all of his tokens, the operator, or whoever holds signed links. The last approval decides
+ * where the earlier ones count by then.
  */
 export async function decideGate(
   org: Org,
@@ -441,10 +459,7 @@ function decisionOf(org: Org, gate: Gate, verdict: Verdict, now: number): Statem
     org.statement(
       `update gates set status = ?3, decided_at = ?4, decided_by = ?5
        where org_id = ?1 and id = ?2 and status = 'pending' and changes() > 0
-         and (?3 = 'rejected' or approvals <= (
-           select count(*) from gate_decisions
-           where org_id = ?1 and gate_id = ?2 and decision = 'approve'
-         ))`,
+         and (?3 = 'rejected' or approvals <= ${approvalsOf('?2')})`,
       gate.id,
       status,
       now,
@@ -524,8 +539,6 @@ function vote(org: Org, id: GateId, verdict: Verdict, now: number): Statement {
     now,
   );
 }
-
-const LINK = 'link';
 
 /**
  * Who counts as one decider. One person may hold all links to a gate: they are one together, and

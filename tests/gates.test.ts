@@ -12,6 +12,7 @@ import {
   useGate,
   type Verdict,
 } from '../db/gates.ts';
+import { changeRole, type Member, removeMember } from '../db/members.ts';
 import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
 import { openMasterKeys } from '../db/seal.ts';
@@ -21,6 +22,7 @@ import { boot } from '../functions/boot.ts';
 import { listen } from '../functions/bun.ts';
 import type { GateId, MemberId, TokenId } from '../schema/ids.ts';
 import { ANSWER, LOOPS } from './loops.ts';
+import { addMember, as } from './orgs.ts';
 import { framesOf, usualForm } from './proposals.ts';
 import { type Receiver, startReceiver } from './receiver.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
@@ -471,20 +473,47 @@ describe('who decides', () => {
     await pendingOf('chat', asking('chat', run, prompt), false);
     return (await gatesOf(run))[0]!.id;
   };
-  const member = (id: string): Verdict => ({
-    actor: { kind: 'user', id: `usr_${id}`, memberId: `mem_${id}` as MemberId },
-    decision: 'approve',
-  });
+  const join = (email?: string) => addMember({ db }, org, 'member', email);
+  const by = (member: Member): Verdict => ({ actor: as(member), decision: 'approve' });
 
   test('several people are several: one who approves twice counts once', async () => {
+    const [a, b, c] = [await join(), await join(), await join()];
     const options = asking('chat', 'n-of-m', 'call wire_money {"to":"A-1"}');
     await pendingOf('chat', options, false);
     const [{ id }] = (await gatesOf('n-of-m')) as [Gate];
-    expect(await decide(id, member('a'))).toMatchObject({ outcome: 'counted' });
-    expect(await decide(id, member('a'))).toMatchObject({ outcome: 'repeated' });
+    expect(await decide(id, by(a))).toMatchObject({ outcome: 'counted' });
+    expect(await decide(id, by(a))).toMatchObject({ outcome: 'repeated' });
     expect((await ask('chat', options)).status).toBe(403);
-    const both = await Promise.all([decide(id, member('b')), decide(id, member('c'))]);
+    const both = await Promise.all([decide(id, by(b)), decide(id, by(c))]);
     expect(both.map(({ outcome }) => outcome).sort()).toEqual(['closed', 'decided']);
+    expect((await ask('chat', options)).status).toBe(200);
+  });
+
+  /** What may become of who approved first, and how many approvals are his by then. */
+  const CHANGES: Readonly<Record<string, (first: Member, id: GateId) => Promise<void>>> = {
+    'who was removed': ({ id }) => removeMember(org, 'operator', id),
+    'who may only read by now': ({ id }) => changeRole(org, 'operator', id, 'viewer'),
+    async 'who was removed, invited again and approves again, but for the last one'(first, id) {
+      await removeMember(org, 'operator', first.id);
+      const again = await join(first.email);
+      expect(again.id).not.toBe(first.id);
+      expect(await decide(id, by(again))).toMatchObject({ outcome: 'counted', gate: { given: 1 } });
+      await removeMember(org, 'operator', again.id);
+    },
+  };
+
+  test.each(Object.entries(CHANGES))('several people are not one %s', async (what, change) => {
+    const run = slug(what);
+    const options = asking('chat', run, 'call wire_money {"to":"A-1"}');
+    await pendingOf('chat', options, false);
+    const [{ id }] = (await gatesOf(run)) as [Gate];
+    const [first, second, third] = [await join(), await join(), await join()];
+    expect(await decide(id, by(first))).toMatchObject({ outcome: 'counted', gate: { given: 1 } });
+    await change(first, id);
+    expect(await readGate(org, id)).toMatchObject({ status: 'pending', given: 0 });
+    expect(await decide(id, by(second))).toMatchObject({ outcome: 'counted', gate: { given: 1 } });
+    expect((await ask('chat', options)).status).toBe(403);
+    expect(await decide(id, by(third))).toMatchObject({ outcome: 'decided', gate: { given: 2 } });
     expect((await ask('chat', options)).status).toBe(200);
   });
 

@@ -66,12 +66,16 @@ export async function makeOrg({ db, master }: Ground): Promise<Made> {
 }
 
 /** Lets a person join in a role. */
-export async function addMember(ground: Ground, org: Org, role: Role): Promise<Member> {
-  const email = `member${++count}@example.com`;
+export async function addMember(
+  { db }: Pick<Ground, 'db'>,
+  org: Org,
+  role: Role,
+  email = `member${++count}@example.com`,
+): Promise<Member> {
   const first = role === 'owner' ? 'admin' : role;
   const now = Date.now();
   const { secret } = await invite(org, 'operator', email, first, now);
-  const { memberId } = await acceptInvitation(ground.db, secret, now);
+  const { memberId } = await acceptInvitation(db, secret, now);
   if (first !== role) await changeRole(org, 'operator', memberId, role);
   return (await readMember(org, memberId))!;
 }
