@@ -44,6 +44,8 @@ export interface Due {
   /** Unix milliseconds, as are all times here. */
   readonly leasedUntil: number;
   readonly url: string;
+  /** Who gave the URL, and so reads what is sent there, as `actorName` calls him; if it was noted. */
+  readonly urlBy: string | null;
   readonly eventType: EventType;
   readonly body: string;
   readonly orgKey: WrappedKey;
@@ -115,7 +117,7 @@ export async function claimDeliveries(db: Database, claim: Claim): Promise<Due[]
   const rows = await db.read(
     `${DUE}
      select d.id, d.org_id, d.webhook_id, d.next_at, d.attempts,
-       w.url, w.secret, iif(w.previous_until > ?1, w.previous_secret, null) as previous_secret,
+       w.url, w.url_by, w.secret, iif(w.previous_until > ?1, w.previous_secret, null) as previous_secret,
        k.wrapped, e.id as event_id, e.type, e.data, e.created_at, e.only_webhook_id
      from (
        select id, place from placed where place <= ${PER_ORG} order by place, next_at limit ?2
@@ -156,6 +158,7 @@ function toDue(row: Row, { by, now, leaseMs }: Claim): Due {
     leasedBy: by,
     leasedUntil: now + leaseMs,
     url: String(row.url),
+    urlBy: row.url_by as string | null,
     eventType: row.type as EventType,
     body: bodyOf(row),
     orgKey: String(row.wrapped),

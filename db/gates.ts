@@ -426,25 +426,54 @@ export async function decideGate(
 }
 
 /**
- * Decides on a gate by a signed link. It can't give one of several approvals (`unnamed`): whoever
- * holds it may give another one in his own name, and would count as two people.
+ * Why a link can reject a gate, but not approve it:
+ * - `unnamed`: several people have to. Whoever holds it may give another approval in his own name,
+ *   and would count as two.
+ * - `unheld`: it doesn't say whom it was made for.
+ * - `own`: it was made for who caused the call.
+ */
+export type Bar = 'unnamed' | 'unheld' | 'own';
+
+/** What keeps a link from approving a gate; undefined where nothing does. */
+export async function barOf(
+  org: Org,
+  { id, approvals }: Gate,
+  holder: string | null,
+): Promise<Bar | undefined> {
+  if (approvals > 1) return 'unnamed';
+  if (holder === null) return 'unheld';
+  // As in {@link namesOf}, the operator goes by nothing.
+  const names = holder === 'operator' ? [] : [holder];
+  const row = await org.first(
+    `select ${IS_OWN} as own from gates g where g.org_id = ?1 and g.id = ?2`,
+    id,
+    null,
+    JSON.stringify(names),
+  );
+  return row?.own ? 'own' : undefined;
+}
+
+/**
+ * Decides on a gate by a signed link.
+ *
+ * @param holder Whom it was made for, which may be a {@link Bar} to an approval.
  */
 export async function decideByLink(
   org: Org,
   gate: Gate,
   verdict: Verdict,
+  holder: string | null,
   now: number,
-): Promise<{ readonly outcome: Decided | 'unnamed'; readonly gate?: Gate }> {
+): Promise<{ readonly outcome: Decided | Bar; readonly gate?: Gate }> {
   const { actor, decision } = verdict;
-  const isOneOfSeveral = decision === 'approve' && gate.approvals > 1;
-  if (!isOneOfSeveral || statusAt(gate, now) !== 'pending') {
-    return decideGate(org, gate.id, verdict, now);
-  }
-  const states = { refused: 'unnamed' };
+  const mayBeBarred = decision === 'approve' && statusAt(gate, now) === 'pending';
+  const bar = mayBeBarred ? await barOf(org, gate, holder) : undefined;
+  if (!bar) return decideGate(org, gate.id, verdict, now);
+  const states = { refused: bar, holder };
   await org.write(
     auditEntry(org, actor, `gate.${decision}`, gate.id, states, { outcome: 'refused' }),
   );
-  return { outcome: 'unnamed', gate };
+  return { outcome: bar, gate };
 }
 
 /** Each statement goes by whether the one before it changed a row. */

@@ -120,8 +120,9 @@ export async function createWebhook(
   const now = Date.now();
   const insertion = org.statement(
     `insert into webhooks (
-       org_id, id, url, description, events, secret, secret_hash, created_by, created_at, updated_at
-     ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9
+       org_id, id, url, description, events, secret, secret_hash, created_by, url_by, created_at,
+       updated_at
+     ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?9, ?9
      where (select count(*) from webhooks where org_id = ?1) < ${MAX_WEBHOOKS}`,
     id,
     url,
@@ -164,16 +165,23 @@ export async function updateWebhook(
   const circumstances = { before, ifChanged: true };
   const entry = auditEntry(org, actor, 'webhook.update', id, change, circumstances);
   const ended = status === 'disabled' ? [abandonDeliveries(org, id, now)] : [];
-  const update = updateStatement(org, id, change, now);
+  const update = updateStatement(org, actor, id, change, now);
   const [updated, , abandoned] = await writeUnique(org, update, entry, ...ended);
   if (abandoned) await abandonRest(org, id, now, abandoned);
   return updated!.changes > 0;
 }
 
-function updateStatement(org: Org, id: WebhookId, change: WebhookChange, now: number): Statement {
+function updateStatement(
+  org: Org,
+  actor: Actor,
+  id: WebhookId,
+  change: WebhookChange,
+  now: number,
+): Statement {
   const { url = null, events, description = null, status = null } = change;
   return org.statement(
-    `update webhooks set url = coalesce(?3, url), events = coalesce(?4, events),
+    `update webhooks set url_by = iif(?3 <> url, ?8, url_by),
+       url = coalesce(?3, url), events = coalesce(?4, events),
        description = coalesce(?5, description), status = coalesce(?6, status), updated_at = ?7,
        disabled_reason = case
          when ?6 = 'enabled' then null
@@ -188,6 +196,7 @@ function updateStatement(org: Org, id: WebhookId, change: WebhookChange, now: nu
     description,
     status,
     now,
+    actorName(actor),
   );
 }
 

@@ -303,6 +303,12 @@ export const TOPICS: readonly Topic[] = [
         'who decides › who caused the call can not',
       ),
       claim(
+        'A link that was made for who caused the call can reject it, but not approve it.',
+        'db/gates.ts',
+        'tests/gates.test.ts',
+        'a signed link › %s can reject, but not approve',
+      ),
+      claim(
         'Where several people have to approve, each of them counts once.',
         'db/gates.ts',
         'tests/gates.test.ts',

@@ -2,7 +2,15 @@
 
 import { html } from 'hono/html';
 import { agentNames } from '../db/agents.ts';
-import { type Decided, decideByLink, type Gate, openArgs, readGate } from '../db/gates.ts';
+import {
+  type Bar,
+  barOf,
+  type Decided,
+  decideByLink,
+  type Gate,
+  openArgs,
+  readGate,
+} from '../db/gates.ts';
 import { readRun } from '../db/runs.ts';
 import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
@@ -66,7 +74,10 @@ async function onLink(
 export function showApproval(services: Services, token: string): Promise<Response> {
   return onLink(services, token, async (link, gate) => {
     const status = statusAt(gate, services.now());
-    const form = status === 'pending' ? formOf(gate) : html`<p>This gate is ${status}.</p>`;
+    const form =
+      status === 'pending'
+        ? formOf(gate, await barOf(link.org, gate, link.holder))
+        : html`<p>This gate is ${status}.</p>`;
     const facts = await factsOf(link, gate, status);
     return respondForm('A tool call needs approval', html`${facts}\n${form}`);
   });
@@ -96,19 +107,23 @@ ${entries.map(([name, value]) => html`<div><dt>${name}</dt><dd>${visible(value ?
 const APPROVE = html`<button name="decision" value="approve">Approve</button>\n`;
 const DECIDES_ONCE = 'This link decides once. Whoever holds it can use it.';
 
-/** A link doesn't tell one person from another, so that it can't give one of several approvals. */
-function formOf({ approvals }: Gate): Markup {
-  const isAlone = approvals === 1;
+function formOf({ approvals }: Gate, bar: Bar | undefined): Markup {
   return html`<form method="post">
 <label for="reason">Reason (optional)</label>
 <input id="reason" name="reason" maxlength="500" autocomplete="off">
-${isAlone ? APPROVE : ''}<button name="decision" value="reject">Reject</button>
+${bar ? '' : APPROVE}<button name="decision" value="reject">Reject</button>
 </form>
-<p class="proof">${isAlone ? DECIDES_ONCE : unnamed(approvals)}</p>`;
+<p class="proof">${bar ? explainBar(bar, approvals) : DECIDES_ONCE}</p>`;
 }
 
-function unnamed(approvals: number): string {
-  return `This call needs the approval of ${approvals} different people, which a link can’t tell apart: sign in or use the command line to approve it. The link can reject it, once.`;
+function explainBar(bar: Bar, approvals: number): string {
+  const whys: Readonly<Record<Bar, string>> = {
+    unnamed: `This call needs the approval of ${approvals} different people, which a link can’t tell apart: sign in or use the command line to approve it.`,
+    unheld:
+      'This link doesn’t say whom it was made for: sign in or use the command line to approve the call.',
+    own: 'This link was made for who caused the call, who can’t approve it: ask another to sign in or use the command line.',
+  };
+  return `${whys[bar]} The link can reject it, once.`;
 }
 
 const FORM_LIMITS = { maxEncodedBytes: 16_384, maxDecodedBytes: 16_384 };
@@ -130,7 +145,7 @@ export function decideApproval(
     const { decision, reason } = await readDecision(request);
     const actor = { kind: 'link', id: link.id } as const;
     const verdict = { actor, decision, ...(reason === '' ? {} : { reason }) };
-    const decided = await decideByLink(link.org, gate, verdict, services.now());
+    const decided = await decideByLink(link.org, gate, verdict, link.holder, services.now());
     return respondDecided(decided.outcome, decided.gate ?? gate, decision);
   });
 }
@@ -149,24 +164,18 @@ async function readDecision(request: Request) {
   );
 }
 
-const CLOSED: Readonly<Record<Exclude<Decided, 'decided' | 'counted'>, readonly [number, string]>> =
-  {
-    repeated: [409, 'This link, or another one to this gate, has been used before.'],
-    own: [403, 'Who caused the call can’t decide on it.'],
-    closed: [410, 'This gate is decided or expired already.'],
-    missing: [404, 'There is no such gate.'],
-  };
+const CLOSED = {
+  repeated: [409, 'This link, or another one to this gate, has been used before.'],
+  closed: [410, 'This gate is decided or expired already.'],
+  missing: [404, 'There is no such gate.'],
+} as const;
 
-function respondDecided(
-  outcome: Decided | 'unnamed',
-  gate: Gate,
-  decision: string,
-): Promise<Response> {
+function respondDecided(outcome: Decided | Bar, gate: Gate, decision: string): Promise<Response> {
   if (outcome === 'decided' || outcome === 'counted') {
     const title = decision === 'approve' ? 'Approved' : 'Rejected';
     return respondForm(title, html`<p>The call of ${visible(gate.tool)} is ${gate.status}.</p>`);
   }
-  const [status, message] =
-    outcome === 'unnamed' ? [403, unnamed(gate.approvals)] : CLOSED[outcome];
+  const isBar = outcome === 'unnamed' || outcome === 'unheld' || outcome === 'own';
+  const [status, message] = isBar ? [403, explainBar(outcome, gate.approvals)] : CLOSED[outcome];
   return respondForm('Nothing was decided', html`<p>${message}</p>`, status);
 }

@@ -24,6 +24,7 @@ export function baseUrl({ publicUrl, host, port }: Config): string {
  * Signs a link to decide on a gate: a JWT (RFC 7519) under a secret of the org.
  *
  * @param gate Its id, and when it expires in Unix milliseconds.
+ * @param holder Whom it is made for: a member's id, or `operator`; null where that isn't known.
  * @param id The link's own id; links that differ in nothing are the same text.
  */
 export async function signLink(
@@ -31,10 +32,11 @@ export async function signLink(
   org: Org,
   vault: Vault,
   gate: { readonly id: GateId; readonly expiresAt: number },
+  holder: string | null,
   now: number,
   id: string = newId('link', now),
 ): Promise<string> {
-  const token = await new SignJWT({ org: org.id })
+  const token = await new SignJWT({ org: org.id, holder })
     .setProtectedHeader({ alg: ALGORITHM, typ: TYPE })
     .setIssuer(ISSUER)
     .setAudience(USE)
@@ -61,6 +63,8 @@ export interface Link {
   readonly gateId: GateId;
   /** Its own id, which goes for the decider's. */
   readonly id: string;
+  /** Whom it was made for; null where that isn't known, as of links of earlier versions. */
+  readonly holder: string | null;
 }
 
 /** Why a link can't be used. */
@@ -91,9 +95,15 @@ export async function openLink({ db, master, now }: LinkParts, token: string): P
       requiredClaims: ['sub', 'jti', 'exp', 'iat'],
       currentDate: new Date(now()),
     });
-    const { sub = '', jti = '' } = payload;
+    const { sub = '', jti = '', holder } = payload;
     if (payload.org !== org.id || !isId('gate', sub)) throw invalid();
-    return { org, vault, gateId: sub, id: jti };
+    return {
+      org,
+      vault,
+      gateId: sub,
+      id: jti,
+      holder: typeof holder === 'string' ? holder : null,
+    };
   } catch (error) {
     if (error instanceof LinkError) throw error;
     if (error instanceof errors.JWTExpired) {

@@ -1,6 +1,7 @@
 /** Gates: a call that needs approval is held back, decided by people, and released exactly once. */
 
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import type { Actor } from '../db/audit.ts';
 import type { Database } from '../db/client.ts';
 import {
   decideGate,
@@ -17,9 +18,11 @@ import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
 import { openMasterKeys } from '../db/seal.ts';
 import { openVault } from '../db/vault.ts';
-import { createWebhook } from '../db/webhooks.ts';
+import { createWebhook, updateWebhook } from '../db/webhooks.ts';
 import { boot } from '../functions/boot.ts';
 import { listen } from '../functions/bun.ts';
+import { readConfig } from '../functions/config.ts';
+import { signLink } from '../functions/links.ts';
 import type { GateId, MemberId, TokenId } from '../schema/ids.ts';
 import { ANSWER, LOOPS } from './loops.ts';
 import { addMember, as } from './orgs.ts';
@@ -709,6 +712,78 @@ describe('a signed link', () => {
     expect((await post(path, 'reject')).status).toBe(200);
     expect(await readGate(org, id)).toMatchObject({ status: 'rejected' });
     expect((await post(path, 'approve')).status).toBe(409);
+  });
+
+  /** Who may be told of the gates of a call that `maker` caused, and what keeps his link from approving. */
+  const HOLDERS: Readonly<Record<string, (maker: Member, url: string) => Promise<unknown>>> = {
+    'made for who caused the call': async (maker, url) => tell(as(maker), url),
+    async 'to the URL that who caused the call gave to another’s webhook'(maker, url) {
+      const { id } = await tell(as(await addMember({ db }, org, 'admin')), `${url}?of=another`);
+      await updateWebhook(org, as(maker), id, { url });
+    },
+  };
+  const tell = async (actor: Actor, url: string) =>
+    createWebhook(org, await masterKeys(), actor, {
+      ...{ url, events: ['approval.pending'], description: '' },
+    });
+  /** A gate of a call that `maker` caused, and the link to it that `own` gets. */
+  const causedBy = async (run: string, maker: Member, own: Receiver) => {
+    await db.write([
+      {
+        sql: `update tokens set created_by = ?1 where org_id = ?2 and agent_id = (
+          select id from agents where org_id = ?2 and name = 'other'
+        )`,
+        args: [maker.id, org.id],
+      },
+    ]);
+    const options = asking('chat', run, REFUND, { token: rungate.tokens.other! });
+    await pendingOf('chat', options, false);
+    const [gate] = (await gatesOf(run)) as [Gate];
+    const toldOf = () => own.received.find(({ event }) => event.data.gateId === gate.id);
+    await own.until(() => toldOf() !== undefined);
+    return { gate, path: new URL(String(toldOf()!.event.data.url)).pathname };
+  };
+
+  test.each(Object.entries(HOLDERS))('%s can reject, but not approve', async (what, add) => {
+    const own = startReceiver();
+    try {
+      const maker = await addMember({ db }, org, 'admin');
+      await add(maker, own.url);
+      const { gate, path } = await causedBy(slug(what), maker, own);
+      const page = await (await fetch(rungate.url + path)).text();
+      expect(page).toContain('made for who caused the call');
+      expect(page).not.toContain('value="approve"');
+      expect((await post(path, 'approve')).status).toBe(403);
+      expect(await readGate(org, gate.id)).toMatchObject({ status: 'pending' });
+      expect((await post(path, 'reject')).status).toBe(200);
+      expect(await readGate(org, gate.id)).toMatchObject({ status: 'rejected' });
+    } finally {
+      await own.stop();
+    }
+  });
+
+  test('made for another than who caused the call can approve', async () => {
+    const own = startReceiver();
+    try {
+      await tell(as(await addMember({ db }, org, 'admin')), own.url);
+      const maker = await addMember({ db }, org, 'admin');
+      const { gate, path } = await causedBy('link-of-another', maker, own);
+      expect((await post(path, 'approve')).status).toBe(200);
+      expect(await readGate(org, gate.id)).toMatchObject({ status: 'approved' });
+    } finally {
+      await own.stop();
+    }
+  });
+
+  test('that doesn’t say whom it was made for can reject, but not approve', async () => {
+    const { id } = await linkTo('link-unheld');
+    const vault = await openVault(org, await masterKeys());
+    const config = readConfig({ RUNGATE_PUBLIC_URL: rungate.url });
+    const gate = (await readGate(org, id))!;
+    const { pathname } = new URL(await signLink(config, org, vault, gate, null, Date.now()));
+    expect(await (await fetch(rungate.url + pathname)).text()).not.toContain('value="approve"');
+    expect((await post(pathname, 'approve')).status).toBe(403);
+    expect((await post(pathname, 'reject')).status).toBe(200);
   });
 
   test('decides nothing when altered, forged, of another site, or without a decision', async () => {

@@ -247,7 +247,7 @@ export class Deliveries {
   }
 
   /** The link of a gate is stored nowhere: who reads the database could decide with it. */
-  async #bodyOf({ body, eventId, eventType, orgId }: Due): Promise<string> {
+  async #bodyOf({ body, eventId, eventType, orgId, urlBy }: Due): Promise<string> {
     if (eventType !== 'approval.pending') return body;
     const { config, db, master } = this.#parts;
     const { data, test, ...head } = JSON.parse(body) as PendingBody;
@@ -258,7 +258,8 @@ export class Deliveries {
     // All that it is made of is the event's own, so that each delivery has the same bytes.
     const id = eventId.replace('evt_', 'lnk_');
     const vault = await openVault(org, master);
-    const url = await signLink(config, org, vault, gate, Date.parse(head.createdAt), id);
+    const at = Date.parse(head.createdAt);
+    const url = await signLink(config, org, vault, gate, urlBy, at, id);
     return JSON.stringify({ ...head, data: { gateId, ...rest, expiresAt, url } });
   }
 

@@ -110,7 +110,10 @@ builder.objectFields(GateType, (t) => ({
     ...READ,
     description: 'How many people must approve.',
   }),
-  approvalsGiven: t.exposeInt('given', { ...READ, description: 'How many have approved that may approve by now.' }),
+  approvalsGiven: t.exposeInt('given', {
+    ...READ,
+    description: 'How many have approved that may approve by now.',
+  }),
   digest: t.exposeString('digest', {
     ...READ,
     description: 'SHA-256 of what a decision is bound to, in hex.',
