@@ -195,6 +195,39 @@ export async function findUnreleased(
   return rows.map((row) => ({ callId: String(row.id), isKnown: row.was_released !== null }));
 }
 
+/** What became of a run's calls of a tool, as far as Rungate was asked about them. */
+export interface Passage {
+  /** Whether one may be made: it was allowed, approved, or given to the run under the very id. */
+  readonly isLet: boolean;
+  /** Whether one was denied, or people were asked about it. */
+  readonly isStopped: boolean;
+}
+
+/** What became of the calls of a tool in a run. */
+export async function readPassage(
+  org: Org,
+  run: RunId,
+  tool: string,
+  callId: string | undefined,
+): Promise<Passage> {
+  const told = `select 1 from steps
+    where org_id = ?1 and run_id = ?2 and answered ->> '$.detail.tool' = ?3`;
+  const asked = 'select 1 from gates where org_id = ?1 and run_id = ?2 and tool = ?3';
+  const row = await org.first(
+    `select exists (${told} and outcome = 'tool_allowed')
+         or exists (${asked} and status in ('approved', 'released'))
+         or exists (
+           select 1 from released_calls
+           where org_id = ?1 and run_id = ?2 and call_id = ?4 and was_released = 1
+         ) as is_let,
+       exists (${told} and kind = 'denial') or exists (${asked}) as is_stopped`,
+    run,
+    tool,
+    callId ?? null,
+  );
+  return { isLet: row?.is_let === 1, isStopped: row?.is_stopped === 1 };
+}
+
 /** Flags results on the trail, each once per run. */
 export async function flagResults(
   org: Org,

@@ -21,6 +21,8 @@ export interface Report extends Place {
   readonly spentNanos: Nanos;
   /** The tool's name, and whatever else is told of it. */
   readonly detail: object;
+  /** Why nothing let the tool run, as the trail says it beside the report. */
+  readonly mark?: object | undefined;
 }
 
 /** What became of a report. */
@@ -63,6 +65,7 @@ export async function recordReport(org: Org, report: Report): Promise<Reported |
         outcome: report.outcome,
         answered: { latencyMs: report.latencyMs, detail: report.detail },
       }),
+      ...(report.mark ? [marking(org, id, report)] : []),
     ];
   }
 }
@@ -113,5 +116,22 @@ function insertion(org: Org, id: StepId, report: Report): Statement {
     report.key === null ? 1 : 0,
     report.spentNanos,
     report.windows.month,
+  );
+}
+
+/** The note beside a report that has just been written. */
+function marking(org: Org, id: StepId, { now, windows, tokenId, mark }: Report): Statement {
+  const asked: Asked = { endpoint: 'runs.steps', tokenId };
+  return org.statement(
+    `insert into steps (
+       org_id, id, run_id, agent_id, kind, day, started_at, settled_at, outcome, asked, answered
+     ) select ?1, ?3, run_id, agent_id, 'note', ?4, ?5, ?5, 'unreleased_report', ?6, ?7
+     from steps where org_id = ?1 and id = ?2`,
+    id,
+    newId('step'),
+    windows.day,
+    now,
+    JSON.stringify(asked),
+    JSON.stringify({ detail: { ...mark, step: id } }),
   );
 }

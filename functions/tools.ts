@@ -37,6 +37,7 @@ import type { Governed } from './proxy/deny.ts';
 import { gateUrl } from './proxy/park.ts';
 import { blockedUntil, ceilingsOf } from './proxy/reserve.ts';
 import { refuseClosed, refuseUnpermitted, resolveRun } from './proxy/run.ts';
+import { markOf } from './reports.ts';
 import type { Services } from './services.ts';
 import { pollUntil } from './waiting.ts';
 
@@ -340,6 +341,7 @@ export async function reportTool(
     ...{ tokenId: caller.credential.tokenId, key: keyOf(request, value.id) },
     ...{ outcome: value.outcome, latencyMs: value.latencyMs, spentNanos: value.costUsd },
     ...{ startedAt: startOf(value, now), detail: detailOf(value) },
+    mark: await markOf(caller.org, run, value),
   });
   if (!reported) {
     const message = `costUsd: the costs of a run or a month come to at most $${formatDollars(MAX_NANOS)}.`;

@@ -23,6 +23,7 @@ import {
   findReleasedBefore,
   findUnreleased,
   flagResults,
+  readPassage,
   releasedCalls,
   returnApprovals,
   useApprovals,
@@ -193,6 +194,8 @@ const onRuns: Readonly<Record<string, Act['run']>> = {
       ...{ latencyMs: 1, spentNanos: 1 as Nanos, detail: {} },
     };
     await recordReport(org, report);
+    await recordReport(org, { ...report, key: null, mark: { tool: 'refund' } });
+    await readPassage(org, run as RunId, 'refund', 'call_1');
   },
   async reserve(_, org) {
     const call = await callOn(org);

@@ -13,6 +13,7 @@ const POLICY = {
     requireApproval: [
       { name: 'refund over $500', tool: 'refund', when: 'args.amount > 500', expiresAfterS: 600 },
       { tool: 'hasty', expiresAfterS: 1 },
+      { tool: 'wire', expiresAfterS: 600 },
     ],
   },
   budget: { run: '1.00', agentPerDay: '1000.00', alertAt: 0.5 },
@@ -260,6 +261,68 @@ describe('a tool that is reported', () => {
     }
     const asked = await post('/v1/runs/beyond/tools', { name: 'search' });
     expect(asked.status).toBe(402);
+  });
+
+  const DENY = 'tools.deny[0]';
+  const REFUND = 'tools.requireApproval[0]';
+  const WIRE = 'tools.requireApproval[2]';
+  const asking = (name: string, amount: number) => async (run: string) => {
+    return (await ask(run, name, { amount })).gate?.id;
+  };
+  const deciding = (verb: 'approve' | 'reject', isUsed: boolean) => async (run: string) => {
+    await decide(verb, await asking('wire', 1)(run));
+    if (isUsed) await asking('wire', 1)(run);
+  };
+  const giving = async (run: string) => {
+    await ask(run, 'search', {});
+    const db = await rungate.database();
+    const sql = `insert into released_calls (org_id, run_id, call_id, was_released, created_at)
+      select org_id, id, 'call_1', 1, 1 from runs where name = ?1`;
+    await db.write([{ sql, args: [run] }]);
+    await db.close();
+  };
+  /** What was before a report, what it is of, and the rule by which it is marked. */
+  const REPORTS: readonly (readonly [
+    string,
+    ((run: string) => Promise<unknown>) | undefined,
+    object,
+    string | undefined,
+  ])[] = [
+    ['a tool that nothing governs', undefined, {}, undefined],
+    ['a tool that is denied', undefined, { name: 'drop_table' }, DENY],
+    ['a tool that is denied, by a known call', giving, { name: 'Drop_X', callId: 'call_1' }, DENY],
+    ['a tool that needs approval', undefined, { name: 'wire' }, WIRE],
+    ['a call that waits', asking('wire', 1), { name: 'wire' }, WIRE],
+    ['a call that was rejected', deciding('reject', true), { name: 'wire' }, WIRE],
+    ['a call that was approved', deciding('approve', false), { name: 'wire' }, undefined],
+    ['a call that was released', deciding('approve', true), { name: 'wire' }, undefined],
+    ['a call that was given', giving, { name: 'wire', callId: 'call_1' }, undefined],
+    ['a call that was not given', giving, { name: 'wire', callId: 'call_2' }, WIRE],
+    ['a tool that may need approval', undefined, { name: 'refund' }, undefined],
+    ['a tool that did need approval', asking('refund', 600), { name: 'refund' }, REFUND],
+    ['a tool that needed none', asking('refund', 400), { name: 'refund' }, undefined],
+    ['a tool that may be denied', undefined, { name: 'pay' }, undefined],
+    ['a tool that was denied', asking('pay', 1001), { name: 'pay' }, 'tools.deny[1]'],
+  ];
+  test.each(REPORTS)(
+    'is taken, and marked if nothing let it run: %s',
+    async (what, act, told, rule) => {
+      const run = what.replaceAll(/\W+/g, '-');
+      await act?.(run);
+      for (const status of [201, 200]) {
+        expect(await report(run, { ...told, id: 'k1', costUsd: '0.01' })).toMatchObject({ status });
+      }
+      const trail = await readTrail(rungate, run);
+      const marks = trail.filter(({ outcome }) => outcome === 'unreleased_report');
+      const step = trail.find(({ kind }) => kind === 'tool_call')!.id;
+      expect(marks).toMatchObject(rule ? [{ kind: 'note', detail: { rule, step } }] : []);
+    },
+  );
+
+  test('and marked is the same report once its call is approved', async () => {
+    await report('late', { name: 'wire', id: 'k1' });
+    await deciding('approve', true)('late');
+    expect((await report('late', { name: 'wire', id: 'k1' })).status).toBe(200);
   });
 
   const FAULTS: readonly (readonly [string, object])[] = [

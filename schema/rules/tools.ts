@@ -92,6 +92,24 @@ export function findRule(policy: Policy, name: string): string | undefined {
   return [...deny, ...ask].find((rule) => covers(rule, name, folded))?.path;
 }
 
+/** What a policy says of a call whose arguments are not known. */
+export interface NameDecision {
+  readonly decision: ToolDecision;
+  /** Whether no arguments would let it pass unasked. */
+  readonly isSure: boolean;
+}
+
+/** Decides on a call of which only the name is told. */
+export function decideName(policy: Policy, name: string): NameDecision {
+  const denial = denyName(policy, name);
+  if (denial) return { decision: denial, isSure: true };
+  const folded = foldName(name);
+  const isSure = rulesOf(policy).ask.some((rule) => {
+    return !rule.condition && covers(rule, name, folded);
+  });
+  return { decision: decideTool(policy, { name, args: undefined }), isSure };
+}
+
 /**
  * Judges by name alone: `allow` is never denied nor asked about, whatever the arguments; `deny` is
  * denied whatever they are; `depends` has to wait for them, as does a name that is still empty.
