@@ -61,6 +61,19 @@ export async function readRun(org: Org, id: RunId): Promise<Run | undefined> {
   return maybe(await org.first('select * from runs where org_id = ?1 and id = ?2', id));
 }
 
+/** A run, and how far it has come. */
+export interface Progress {
+  readonly run: Run;
+  /** How many of its steps count among those that its policy limits. */
+  readonly callCount: number;
+}
+
+/** A run by its own id, with how far it has come. */
+export async function readProgress(org: Org, id: RunId): Promise<Progress | undefined> {
+  const row = await org.first('select * from runs where org_id = ?1 and id = ?2', id);
+  return row && { run: toRun(row), callCount: row.call_count as number };
+}
+
 /** The runs of these ids. */
 export async function readRuns(org: Org, ids: readonly RunId[]): Promise<Run[]> {
   const rows = await org.read(

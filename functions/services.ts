@@ -35,6 +35,8 @@ export interface Memory {
 export interface KnownRun {
   readonly id: RunId;
   readonly name: string;
+  /** Unix milliseconds. */
+  readonly openedAt: number;
   readonly version: PolicyVersion;
 }
 

@@ -367,7 +367,7 @@ async function runFor(caller: Caller, name: string, bytes: Uint8Array<ArrayBuffe
   const version = present && (await readPolicyVersion(org, present.policyVersionId));
   if (present && version) {
     await refuseUnpermitted({ ...call, run: present, version, windowSince: null });
-    return { id: present.id, name: present.name, version };
+    return { ...present, version };
   }
   const { run, version: opened } = await resolveRun(call);
   return { ...run, version: opened };

@@ -1,6 +1,7 @@
 /** Money under faults: whatever breaks, no call is free, no hold stays, and the books agree. */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, spyOn, test } from 'bun:test';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -12,7 +13,7 @@ import { reserve } from '../db/holds.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { addPolicyVersion } from '../db/policies.ts';
-import { blockRun, findRun, openRun, type Run } from '../db/runs.ts';
+import { blockRun, findRun, openRun, type Run, readRun } from '../db/runs.ts';
 import { digest, newId, newMasterKey } from '../db/seal.ts';
 import type { Hold } from '../db/settlements.ts';
 import { expireHolds } from '../db/system.ts';
@@ -476,11 +477,11 @@ describe('a call in flight', () => {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  async function openedRun(agentId: AgentId): Promise<Run> {
+  async function openedRun(agentId: AgentId, name = 'run'): Promise<Run> {
     const policyVersionId = 'polv_x' as PolicyVersionId;
     const opened = { agentId, policyVersionId, ceilingNanos: null, now: 0 };
-    await openRun(org, opened, { name: 'run', source: 'test' });
-    return (await findRun(org, agentId, 'run'))!;
+    await openRun(org, opened, { name, source: 'test' });
+    return (await findRun(org, agentId, name))!;
   }
 
   async function hold(now: number): Promise<StepId> {
@@ -508,17 +509,20 @@ describe('a call in flight', () => {
   const endAt = (now: number) => ({ now, spentNanos: SPENT, outcome: 'ok', answered: {} });
 
   /** Flights whose clock and whose timer are the test's. */
-  function flightsAt(clock: () => number): { flights: Flights; tick: () => Promise<void> } {
+  function flightsAt(clock: () => number) {
     const timers = spyOn(globalThis, 'setInterval');
     const flights = new Flights(db, SILENT, clock);
-    const renew = timers.mock.calls[0]![0] as () => void;
+    const [renew, look] = timers.mock.calls.map(([callback]) => callback as () => void) as [
+      () => void,
+      () => void,
+    ];
     timers.mockRestore();
     const tick = async () => {
       renew();
       // The renewal is a write of the same database: one after it resolves after it.
       await db.write([{ sql: 'update steps set held_nanos = held_nanos where 0', args: [] }]);
     };
-    return { flights, tick };
+    return { flights, tick, look };
   }
 
   test('keeps its hold however long it takes, as long as its process is there', async () => {
@@ -554,6 +558,40 @@ describe('a call in flight', () => {
     const settled = { outcome: 'ok', spent_nanos: SPENT, settled_at: now + 1 };
     expect(await stateOf(step)).toEqual(settled);
     await flights.drain(0);
+  });
+
+  test('is ended once its run has lasted as long as it may, not a millisecond before, and the run is blocked', async () => {
+    let serial = 0;
+    const offsets = fc.array(fc.integer({ min: -3, max: 3 }), { minLength: 1, maxLength: 6 });
+    const promise = fc.asyncProperty(offsets, async (offsetsMs) => {
+      const now = Date.UTC(2036, 0, 1);
+      const { flights, look } = flightsAt(() => now);
+      const flown = offsetsMs.map(async (offsetMs) => {
+        const opened = await openedRun(run.agentId, `run-${serial++}`);
+        // Two of each run: it is blocked once.
+        const ties = { tokenId: null, deadline: now + offsetMs };
+        const both = [newId('step'), newId('step')].map((stepId) => {
+          const held = { ...holdOf(stepId, now), runId: opened.id };
+          return flights.start(org, held, now + LEASE_MS, ties);
+        });
+        return { offsetMs, opened, both };
+      });
+      const all = await Promise.all(flown);
+      const overdue = all.filter(({ offsetMs }) => offsetMs <= 0).flatMap(({ both }) => both);
+      const ends = overdue.map(({ signal }) => once(signal, 'abort'));
+      look();
+      await Promise.all(ends);
+      for (const { offsetMs, opened, both } of all) {
+        const reason = offsetMs <= 0 ? 'run_overdue' : undefined;
+        expect(both.map(({ ended }) => ended)).toEqual([reason, reason]);
+        const stopped = { status: 'blocked', closedReason: 'run.max_duration' } as const;
+        const open = { status: 'open', closedReason: null } as const;
+        expect(await readRun(org, opened.id)).toMatchObject(reason ? stopped : open);
+        for (const flight of both) await flight.settle(endAt(now));
+      }
+      await flights.drain(0);
+    });
+    await fc.assert(promise, { numRuns: 20 });
   });
 
   test('keeps its run from being stopped, since it may give money back', async () => {

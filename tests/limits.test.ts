@@ -6,17 +6,22 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { type Database, openDatabase } from '../db/client.ts';
+import { decideGate } from '../db/gates.ts';
 import { reserve } from '../db/holds.ts';
 import { type Charge, countUse, pruneSlots } from '../db/limits.ts';
 import { migrate } from '../db/migrate.ts';
-import { forOrg } from '../db/org.ts';
+import { forOrg, type Org } from '../db/org.ts';
+import { findOrg } from '../db/orgs.ts';
 import { readAgentPolicy } from '../db/policies.ts';
 import { findRun, openRun } from '../db/runs.ts';
 import { hashToken, newToken } from '../db/seal.ts';
 import { settlement } from '../db/settlements.ts';
 import { findCredential, mintToken } from '../db/tokens.ts';
+import { makeApp } from '../functions/app.ts';
+import { boot, shutDown } from '../functions/boot.ts';
+import { Flights } from '../functions/proxy/flight.ts';
 import type { LimitState } from '../schema/errors.ts';
-import type { StepId } from '../schema/ids.ts';
+import type { GateId, StepId } from '../schema/ids.ts';
 import { ZERO } from '../schema/money.ts';
 import { type PolicyDocument, policySchema } from '../schema/policy.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
@@ -35,7 +40,13 @@ import {
 } from '../schema/rules/limit.ts';
 import { type Deployment, deploy, readTrail, type Wanted } from './rungate.ts';
 import { startSqld } from './sqld.ts';
-import { SCRIPT_HEADER, type Script, startUpstream, type Upstream } from './upstream.ts';
+import {
+  SCRIPT_HEADER,
+  type Script,
+  startUpstream,
+  UPSTREAM_KEY,
+  type Upstream,
+} from './upstream.ts';
 
 setDefaultTimeout(60_000);
 
@@ -910,6 +921,175 @@ describe('a run', () => {
       }
     });
   });
+});
+
+// One process within the test, by the test's clock
+
+/** What a test has of a process whose clock it sets. */
+interface Clocked {
+  readonly deployment: Deployment;
+  readonly db: Database;
+  readonly org: Org;
+  advance(byMs: number): void;
+  post(path: string, body: object, headers?: Record<string, string>): Promise<Response>;
+  /** Approves every gate that waits, once there is one. */
+  approve(): Promise<void>;
+}
+
+async function clocked(
+  policy: PolicyDocument,
+  play: (clocked: Clocked) => Promise<void>,
+): Promise<void> {
+  await within({ processes: 0, policy }, async (deployment) => {
+    const booted = await boot({
+      RUNGATE_DATABASE_URL: `file:${deployment.folder}/rungate.db`,
+      RUNGATE_EGRESS_ALLOW: '127.0.0.1/32',
+      RUNGATE_LOG: 'silent',
+      UPSTREAM_KEY,
+    });
+    let now = Date.now();
+    const { db, log } = booted;
+    const clock = () => now;
+    const services = { ...booted, now: clock, flights: new Flights(db, log, clock) };
+    const app = makeApp(services);
+    const org = (await findOrg(db, 'acme'))!;
+    const waiting = "select id from gates where org_id = ?1 and status = 'pending'";
+    try {
+      await play({
+        ...{ deployment, db, org },
+        advance(byMs) {
+          now += byMs;
+        },
+        async post(path, body, headers = {}) {
+          const request = new Request(`http://rungate${path}`, {
+            method: 'POST',
+            headers: {
+              authorization: `Bearer ${deployment.token}`,
+              'content-type': 'application/json',
+              ...headers,
+            },
+            body: JSON.stringify(body),
+          });
+          return await app(request, { address: '127.0.0.1' });
+        },
+        async approve() {
+          let gates = await org.read(waiting);
+          while (gates.length === 0) gates = await Bun.sleep(20).then(() => org.read(waiting));
+          for (const { id } of gates) {
+            const approval = { actor: 'operator', decision: 'approve' } as const;
+            await decideGate(org, id as GateId, approval, now);
+          }
+        },
+      });
+    } finally {
+      await booted.flights.drain(0);
+      await shutDown(services, 0);
+    }
+  });
+}
+
+const runOf = (db: Database, name: string) =>
+  db.first('select status, closed_reason, held_nanos from runs where name = ?1', [name]);
+
+/** The ways of calling a model, and how each tells an error in its stream. */
+const ROUTES = [
+  { kind: 'chat', path: CHAT, error: /^data: \{"error":/m },
+  { kind: 'responses', path: '/v1/responses', error: /^event: error\ndata: /m },
+  { kind: 'messages', path: '/v1/messages', error: /^event: error\ndata: /m },
+] as const;
+
+/** A request of which the built-in models propose what its prompt asks for. */
+function bodyOf({ kind }: (typeof ROUTES)[number], model: string, prompt: string, stream: boolean) {
+  const tool = { name: 'refund', parameters: { type: 'object' } };
+  const common = { model, stream };
+  if (kind === 'responses') {
+    return { ...common, input: prompt, tools: [{ type: 'function', ...tool }] };
+  }
+  const tools =
+    kind === 'chat'
+      ? [{ type: 'function', function: tool }]
+      : [{ name: 'refund', input_schema: tool.parameters }];
+  return { ...common, max_tokens: 50, messages: [{ role: 'user', content: prompt }], tools };
+}
+
+const ASKING = { requireApproval: [{ tool: 'refund', expiresAfterS: 2 * LONG_S }] };
+const LASTS_MS = LONG_S * 1_000;
+const WAITS = { prefer: 'wait=240' };
+
+describe('a run that has lasted as long as it may', () => {
+  const policy: PolicyDocument = {
+    run: { maxDurationS: LONG_S },
+    tools: ASKING,
+    budget: { unpriced: { inputPerMillion: '1', outputPerMillion: '4' } },
+  };
+  const ways = ROUTES.flatMap((route) => [true, false].map((stream) => ({ ...route, stream })));
+
+  test('ends its calls in flight with an error that says so, pays for what was seen, and is blocked', async () => {
+    await clocked(policy, async ({ db, advance, post }) => {
+      const headers = { 'x-rungate-run-id': 'long', 'anthropic-version': '2023-06-01' };
+      const begun = ways.map(async (way) => {
+        const model = way.stream ? 'demo-small~endless' : 'demo-small~silent';
+        const answer = post(way.path, bodyOf(way, model, 'Hello', way.stream), headers);
+        if (!way.stream) return { way, answer, text: '' };
+        const reader = (await answer).body!.getReader();
+        const { value } = await reader.read();
+        return { way, answer, reader, text: new TextDecoder().decode(value) };
+      });
+      const calls = await Promise.all(begun);
+      const live = 'select count(*) as count from steps where settled_at is null';
+      while (Number((await db.first(live, []))?.count) < ways.length) await Bun.sleep(5);
+      advance(LASTS_MS);
+      for (const { way, answer, reader, text: first } of calls) {
+        let text = first;
+        for (let read = await reader?.read(); read && !read.done; read = await reader?.read()) {
+          text += new TextDecoder().decode(read.value);
+        }
+        if (!reader) {
+          expect((await answer).status).toBe(403);
+          text = await (await answer).text();
+        }
+        if (way.stream) expect(text).toMatch(way.error);
+        expect(text).toContain('"code":"run_closed"');
+        expect(text).toContain('"rule":"run.maxDurationS"');
+        expect(text).toContain('as long as its policy allows');
+      }
+      const stopped = { status: 'blocked', closed_reason: 'run.max_duration', held_nanos: 0 };
+      expect(await runOf(db, 'long')).toEqual(stopped);
+      const steps = await db.read(
+        "select outcome, spent_nanos > 0 as paid, answered ->> '$.estimated' as estimated from steps",
+        [],
+      );
+      const ended = { outcome: 'run_overdue', paid: 1, estimated: 1 };
+      expect(steps).toEqual(Array(ways.length).fill(ended));
+      const events = "select count(*) as count from events where type = 'run.blocked'";
+      expect(await db.first(events, [])).toEqual({ count: 1 });
+      const next = await post(CHAT, bodyOf(ways[0]!, 'demo-small', 'Hello', false), headers);
+      expect((await tell(next)).message).toContain('as long as its policy allows');
+    });
+  });
+
+  test.each(ways)(
+    'releases no answer to a call of $kind that waited past it, streamed $stream',
+    async (way) => {
+      await clocked(policy, async ({ db, advance, post, approve }) => {
+        const headers = { 'x-rungate-run-id': 'long', ...WAITS };
+        const prompt = 'call refund {"amount":900}';
+        const body = bodyOf(way, 'demo-small', prompt, way.stream);
+        const waiting = post(way.path, body, headers).then((response) => response.text());
+        while ((await db.read('select id from gates', [])).length === 0) await Bun.sleep(5);
+        advance(LASTS_MS);
+        await approve();
+        const text = await waiting;
+        expect(text).toContain('run_closed');
+        expect(text).toContain('as long as its policy allows');
+        expect(text).not.toContain('900');
+        const stopped = { status: 'blocked', closed_reason: 'run.max_duration' };
+        expect(await runOf(db, 'long')).toMatchObject(stopped);
+        const released = "select count(*) as count from gates where status = 'released'";
+        expect(await db.first(released, [])).toEqual({ count: 0 });
+      });
+    },
+  );
 });
 
 describe('requests without a valid token', () => {

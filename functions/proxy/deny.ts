@@ -12,7 +12,7 @@ import { keepsDigests } from './capture.ts';
 
 /** A call on a run. */
 export interface Governed extends Call {
-  readonly run: Pick<Run, 'id' | 'name'>;
+  readonly run: Pick<Run, 'id' | 'name' | 'openedAt'>;
   /** The policy version that the run opened with. */
   readonly version: PolicyVersion;
   /** As {@link Standing} has it: since when the run must have been active, if it is the window. */

@@ -2,6 +2,7 @@
 
 import { type Database, DatabaseError, type Statement } from '../../db/client.ts';
 import type { Org } from '../../db/org.ts';
+import { blockRun } from '../../db/runs.ts';
 import {
   type Hold,
   leaseRenewal,
@@ -10,7 +11,8 @@ import {
   settlement,
 } from '../../db/settlements.ts';
 import { type EndReason, findEnded } from '../../db/system.ts';
-import type { TokenId } from '../../schema/ids.ts';
+import type { RunId, TokenId } from '../../schema/ids.ts';
+import type { StopReason } from '../../schema/rules/limit.ts';
 import type { Log } from '../log.ts';
 
 /** How long a hold outlives its process, and how often a living process says it is there. */
@@ -25,7 +27,18 @@ const SETTLE_TRIES = 3;
 const SETTLE_PAUSE_MS = 250;
 
 /** Why a call was ended from outside. */
-export type AbortReason = 'client_left' | 'shutdown' | EndReason;
+export type AbortReason = 'client_left' | 'shutdown' | 'run_overdue' | EndReason;
+
+/** What ends a call in flight, beside its run. */
+export interface Ties {
+  /** The token that it came with: it ends when that is revoked. */
+  readonly tokenId: TokenId | null;
+  /** When its run has lasted as long as it may, Unix milliseconds. */
+  readonly deadline: number;
+}
+
+const NO_TIES: Ties = { tokenId: null, deadline: Number.POSITIVE_INFINITY };
+const OVERDUE: StopReason = 'run.max_duration';
 
 /** A call between its hold and its settlement. */
 export class Flight {
@@ -34,7 +47,7 @@ export class Flight {
   readonly #flights: Flights;
   readonly #org: Org;
   readonly #hold: Hold;
-  readonly #token: TokenId | null;
+  readonly #ties: Ties;
   #settled: Promise<void> | undefined;
   #ended: AbortReason | undefined;
   #leaseEndsAt: number;
@@ -43,18 +56,27 @@ export class Flight {
   #unlisten: (() => void) | undefined;
 
   /** Use {@link Flights.start}. */
-  constructor(flights: Flights, org: Org, hold: Hold, leaseEndsAt: number, token: TokenId | null) {
+  constructor(flights: Flights, org: Org, hold: Hold, leaseEndsAt: number, ties: Ties) {
     this.#flights = flights;
     this.#org = org;
     this.#hold = hold;
     this.#leaseEndsAt = leaseEndsAt;
-    this.#token = token;
+    this.#ties = ties;
+  }
+
+  get runId(): RunId {
+    return this.#hold.runId;
   }
 
   /** The run and the token that it depends on; undefined for one that is over. */
   get flying() {
     const isOver = this.#settled !== undefined || this.#ended !== undefined;
-    return isOver ? undefined : { runId: this.#hold.runId, tokenId: this.#token };
+    return isOver ? undefined : { runId: this.#hold.runId, tokenId: this.#ties.tokenId };
+  }
+
+  /** Whether its run has lasted as long as it may while the call goes on. */
+  isOverdue(now: number): boolean {
+    return now >= this.#ties.deadline && this.flying !== undefined;
   }
 
   /** Aborts once the call is ended, or its exchange gives up. */
@@ -65,6 +87,11 @@ export class Flight {
   /** Why the call was ended from outside, if it was. */
   get ended(): AbortReason | undefined {
     return this.#ended;
+  }
+
+  /** Blocks its run, which has lasted as long as it may. */
+  async blockRun(now: number): Promise<void> {
+    await blockRun(this.#org, this.#hold.runId, OVERDUE, null, now, { whileHeld: true });
   }
 
   /** Ends the call; whoever reads the upstream sees its stream break and settles. */
@@ -165,18 +192,14 @@ export class Flights {
     this.log = log;
     this.#timers = [
       setInterval(() => void this.#tend(now()), RENEW_MS),
-      setInterval(() => void this.#look(), LOOK_MS),
+      setInterval(() => void this.#look(now()), LOOK_MS),
       setInterval(() => this.#listen(), LISTEN_MS),
     ];
   }
 
-  /**
-   * Takes charge of a hold.
-   *
-   * @param token The token that the call came with: it ends when that is revoked.
-   */
-  start(org: Org, hold: Hold, leaseEndsAt: number, token: TokenId | null = null): Flight {
-    const flight = new Flight(this, org, hold, leaseEndsAt, token);
+  /** Takes charge of a hold. */
+  start(org: Org, hold: Hold, leaseEndsAt: number, ties: Ties = NO_TIES): Flight {
+    const flight = new Flight(this, org, hold, leaseEndsAt, ties);
     this.#all.add(flight);
     return flight;
   }
@@ -205,8 +228,25 @@ export class Flights {
     for (const flight of this.#all) flight.listen();
   }
 
-  /** Ends the calls whose run, agent or token was stopped meanwhile, in whichever process. */
-  async #look(): Promise<void> {
+  /** Ends the calls that may not go on. */
+  async #look(now: number): Promise<void> {
+    await Promise.all([this.#endStopped(), this.#endOverdue(now)]);
+  }
+
+  /** Those whose run has lasted as long as it may: that needs no look into the database. */
+  async #endOverdue(now: number): Promise<void> {
+    const overdue = [...this.#all].filter((flight) => flight.isOverdue(now));
+    const runs = new Map<RunId, Flight>(overdue.map((flight) => [flight.runId, flight]));
+    try {
+      await Promise.all([...runs.values()].map((flight) => flight.blockRun(now)));
+    } catch (error) {
+      this.log.error('runs could not be blocked; their next calls will do it', { error });
+    }
+    for (const flight of overdue) flight.abort('run_overdue');
+  }
+
+  /** Those whose run, agent or token was stopped meanwhile, in whichever process. */
+  async #endStopped(): Promise<void> {
     const flights = this.#older.filter((flight) => flight.flying);
     this.#older = [...this.#all];
     if (flights.length === 0) return;

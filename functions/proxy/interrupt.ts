@@ -1,6 +1,7 @@
 /** Ending a stream that has begun: the reason as an event that the caller's client throws. */
 
 import { errorBody, Refusal } from '../../schema/errors.ts';
+import { stopSentence } from '../../schema/rules/limit.ts';
 import type { Endpoint } from '../providers/contract.ts';
 import type { AbortReason } from './flight.ts';
 
@@ -42,6 +43,10 @@ export function interruption(reason: AbortReason | undefined, run: string): Refu
     case 'run_cancelled':
       return new Refusal('run_closed', `The run "${run}" was cancelled; use a new run id.`, {
         ...{ rule: 'run.status', asked: run, allowed: 'open', runId: run },
+      });
+    case 'run_overdue':
+      return new Refusal('run_closed', stopSentence(run, 'run.max_duration')!, {
+        ...{ rule: 'run.maxDurationS', asked: run, runId: run },
       });
     case 'agent_suspended':
       return new Refusal('agent_suspended', 'The agent has been suspended by an admin.', {

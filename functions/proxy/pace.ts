@@ -7,7 +7,6 @@ import {
   countsAttempts,
   fits,
   type Limit,
-  limitsOf,
   refusedStateOf,
   retryAfterSOf,
   type Standing,
@@ -19,6 +18,7 @@ import {
 import { extend } from './call.ts';
 import { deny } from './deny.ts';
 import type { Checked } from './results.ts';
+import { limitsFor } from './stop.ts';
 
 /** A call, and the limits that it has to fit into. */
 export interface Paced extends Checked {
@@ -27,17 +27,7 @@ export interface Paced extends Checked {
 
 /** Finds the limits of the policy, of the run and of the operator that apply to a call. */
 export function limitRate(call: Checked): Paced {
-  const { version, services, settings, run, requestDigest } = call;
-  const subjects = {
-    token: call.credential.tokenId,
-    agent: call.agent.id,
-    policy: version.policyId,
-    org: call.org.id,
-    run: run.id,
-    requestDigest,
-  };
-  const limits = limitsOf(version.policy, services.config.caps, subjects, settings.counters);
-  return extend(call, { limits });
+  return extend(call, { limits: limitsFor(call, call.settings.counters) });
 }
 
 /**

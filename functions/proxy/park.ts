@@ -33,6 +33,7 @@ import { extend } from './call.ts';
 import type { Permitted } from './decide.ts';
 import { deny } from './deny.ts';
 import { errorEvent } from './interrupt.ts';
+import { isOverdue, refuseOverdue } from './stop.ts';
 
 /** How long a release waits for identical requests under way, so that they share it. */
 const GATHER_MS = 250;
@@ -262,7 +263,8 @@ async function look(waiting: Waiting, signal: AbortSignal): Promise<Stand> {
     // Released to a caller who has left, the answer would be lost.
     if (signal.aborted) return { kind: 'pending', gates: parked.gates };
     const { callIds, digests } = await openAnswer(call, parkedId);
-    await release(org, parked, callIds, services.now(), digests);
+    // Gathering takes its time; the next turn says so.
+    if (!isOverdue(call)) await release(org, parked, callIds, services.now(), digests);
   }
 }
 
@@ -279,6 +281,7 @@ async function standFor(call: Permitted, parked: Parked): Promise<Stand | 'appro
   if (parked.endedAt !== null && status === 'released') {
     return { kind: 'released', answer: await openAnswer(call, parked.id) };
   }
+  await refuseOverdue({ ...call, isRemembered: false });
   if (parked.runStatus !== 'open') {
     const message = `The run "${call.run.name}" is ${parked.runStatus}; use a new run id.`;
     return refused('run_closed', message, gates);

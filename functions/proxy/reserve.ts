@@ -19,23 +19,15 @@ import {
   type Windows,
   windowsOf,
 } from '../../schema/rules/budget.ts';
-import { type StopReason, stopSentence } from '../../schema/rules/limit.ts';
 import { fitOutput, pricesSearches, worstCaseOf } from '../../schema/rules/price.ts';
 import { Outdated } from './authenticate.ts';
 import { extend } from './call.ts';
 import { keepsDigests } from './capture.ts';
 import { deny } from './deny.ts';
 import { type Flight, LEASE_MS } from './flight.ts';
-import {
-  chargesOf,
-  denyPace,
-  type Pace,
-  type Paced,
-  statesOf,
-  type Unfit,
-  unfitOf,
-} from './pace.ts';
+import { chargesOf, denyPace, type Pace, type Paced, statesOf, unfitOf } from './pace.ts';
 import { refuseClosed } from './run.ts';
+import { deadlineOf, stopRun } from './stop.ts';
 
 /** A call whose money is held, and the very bytes that go upstream. */
 export interface Held extends Paced {
@@ -157,7 +149,8 @@ async function hold(
     model: call.model,
     tokens,
   };
-  const flight = services.flights.start(org, kept, leaseExpiresAt, credential.tokenId);
+  const ties = { tokenId: credential.tokenId, deadline: deadlineOf(call) };
+  const flight = services.flights.start(org, kept, leaseExpiresAt, ties);
   const limitStates = pace ? statesOf(pace.charges, pace.standings, now) : NO_STATES;
   const own = { flight, stepId, bound, heldNanos, outputLimit, limitStates, ...prepared };
   return { held: extend(call, own), pace };
@@ -215,7 +208,7 @@ async function refit(
   const run = await readRun(call.org, call.run.id);
   if (run && run.status !== 'open') return refuseClosed(call, run);
   const unfit = pace && unfitOf(pace);
-  if (unfit?.stop) return stopRun(call, unfit, unfit.stop);
+  if (unfit?.stop) return stopRun(call, unfit.charge.limit);
   if (unfit) return denyPace(call, unfit, pace);
   const scope = await readTightest(call, windows, ceilings);
   // Something else than money has changed since it was read.
@@ -243,16 +236,6 @@ async function readTightest(
   ceilings: Ceilings,
 ): Promise<Scope | undefined> {
   return tightest(await readScopes(org, { runId: run.id, agentId: agent.id, windows }, ceilings));
-}
-
-/** Stops a run that has reached a bound of its own; calls in flight may still end. */
-async function stopRun(call: Paced, { charge }: Unfit, reason: StopReason): Promise<never> {
-  const now = call.services.now();
-  await blockRun(call.org, call.run.id, reason, null, now, { whileHeld: true });
-  const message = stopSentence(call.run.name, reason)!;
-  const { kind, rule, most } = charge.limit;
-  const allowed = kind === 'duration' ? most / 1_000 : most;
-  return deny(call, 'run_closed', message, { rule, asked: call.run.name, allowed });
 }
 
 /** Stops the run, unless a hold has appeared meanwhile: then the next turn looks again. */

@@ -47,7 +47,8 @@ export async function resolveRun(call: Call): Promise<Governed> {
   if (!version) throw new Refusal('internal', 'The policy version of this run is missing.');
   const governed = await keepChoice(onRun(call, run, version));
   if (run.status !== 'open') await refuseOrReopen(governed, run);
-  runs.set(key, { id: run.id, name: run.name, version });
+  const { id, name, openedAt } = run;
+  runs.set(key, { id, name, openedAt, version });
   return governed;
 }
 

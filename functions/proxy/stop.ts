@@ -1,0 +1,97 @@
+/** How far a run may go: what has gone that far is stopped, and says why. */
+
+import type { Charge } from '../../db/limits.ts';
+import { blockRun, type Progress, readProgress } from '../../db/runs.ts';
+import {
+  type Counter,
+  fits,
+  type Limit,
+  type LimitKind,
+  limitsOf,
+  stopReasonOf,
+  stopSentence,
+} from '../../schema/rules/limit.ts';
+import { deny, type Governed } from './deny.ts';
+import { refuseClosed } from './run.ts';
+
+/**
+ * The limits of the policy, of the run and of the operator that a call counts against.
+ *
+ * @param counters Windows of the org's policies that count it too.
+ */
+export function limitsFor(call: Governed, counters?: readonly Counter[]): readonly Limit[] {
+  const { version, services, run, requestDigest } = call;
+  const subjects = {
+    token: call.credential.tokenId,
+    agent: call.agent.id,
+    policy: version.policyId,
+    org: call.org.id,
+    run: run.id,
+    requestDigest,
+  };
+  return limitsOf(version.policy, services.config.caps, subjects, counters);
+}
+
+/** What a call takes of those of its limits that are of some kinds. */
+export function takenOf(call: Governed, ...kinds: readonly LimitKind[]): Charge[] {
+  const limits = limitsFor(call).filter(({ kind }) => kinds.includes(kind));
+  return limits.map((limit) => ({ limit, amount: 1 }));
+}
+
+/** When a run has lasted as long as it may, Unix milliseconds; `Infinity` for one that may go on. */
+export function deadlineOf({ run, version }: Pick<Governed, 'run' | 'version'>): number {
+  const { maxDurationS = Number.POSITIVE_INFINITY } = version.policy.run;
+  return run.openedAt + maxDurationS * 1_000;
+}
+
+/** Whether a call's run has lasted as long as it may. */
+export function isOverdue(call: Governed): boolean {
+  return call.services.now() >= deadlineOf(call);
+}
+
+/**
+ * Stops the run of a call that no longer fits one of its run's bounds; calls in flight may still
+ * end.
+ *
+ * @throws {Refusal} `run_closed`.
+ */
+export async function stopRun(call: Governed, limit: Limit): Promise<never> {
+  const { org, run, services } = call;
+  const { kind, rule, most } = limit;
+  const reason = stopReasonOf(limit)!;
+  await blockRun(org, run.id, reason, null, services.now(), { whileHeld: true });
+  const message = stopSentence(run.name, reason)!;
+  const allowed = kind === 'duration' ? most / 1_000 : most;
+  return deny(call, 'run_closed', message, { rule, asked: run.name, allowed });
+}
+
+/** Stops the run of a call that has waited until it had lasted as long as it may. */
+export async function refuseOverdue(call: Governed): Promise<void> {
+  if (!isOverdue(call)) return;
+  const [taken] = takenOf(call, 'duration');
+  await stopRun(call, taken!.limit);
+}
+
+/**
+ * Refuses what is asked on a run that is no longer open, or has gone as far as it may: it is
+ * stopped then, as by a call that no longer fits.
+ *
+ * @throws {Refusal} `run_closed`, `budget_exceeded`.
+ */
+export async function refuseStopped(call: Governed): Promise<void> {
+  const progress = await readProgress(call.org, call.run.id);
+  if (!progress) return;
+  if (progress.run.status !== 'open') return refuseClosed(call, progress.run);
+  const reached = reachedBy(call, progress);
+  if (reached) await stopRun(call, reached);
+}
+
+/** The bound that a run has reached. */
+function reachedBy(call: Governed, { run, callCount }: Progress): Limit | undefined {
+  const lastedMs = call.services.now() - run.openedAt;
+  const taken = takenOf(call, 'steps', 'duration');
+  return taken.find(({ limit, amount }) => {
+    const used = limit.kind === 'steps' ? callCount : lastedMs;
+    return !fits(limit, amount, { used, slots: [], live: 0 });
+  })?.limit;
+}
