@@ -21,10 +21,12 @@ import {
 } from '../schema/rules/gate.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import type { Database, Row, Statement } from './client.ts';
+import { type Charge, fitsSql, writeCharges } from './limits.ts';
 import { forOrg, type Org } from './org.ts';
 import { announce } from './outbox.ts';
 import { type Page, readPage, readPages, type Window } from './page.ts';
 import { digestText, type MasterKeys, newId } from './seal.ts';
+import { countStep } from './steps.ts';
 import { openVault, type Shelf, type Vault } from './vault.ts';
 
 /** A gate as it stands; times are Unix milliseconds. */
@@ -219,20 +221,31 @@ export async function tellExpiry(org: Org, gate: Gate, now: number): Promise<boo
   return result!.changes > 0;
 }
 
-/** Uses an approved gate that no answer is parked behind; only the first use succeeds. */
-export async function useGate(org: Org, id: GateId, now: number): Promise<boolean> {
+/**
+ * Uses an approved gate that no answer is parked behind; only the first use succeeds, which is a
+ * step of its run.
+ *
+ * @param charges What it takes of its run's bounds: it isn't used where they don't fit.
+ */
+export async function useGate(
+  org: Org,
+  { id, runId }: Pick<Gate, 'id' | 'runId'>,
+  now: number,
+  charges: readonly Charge[] = [],
+): Promise<boolean> {
   const [result] = await org.write(
-    org.statement(
-      `update gates set status = 'released'
-       where org_id = ?1 and id = ?2 and parked_id is null and status = 'approved'
-         and expires_at > ?3`,
-      id,
-      now,
-    ),
+    org.statement(USE_GATE, id, now, runId, writeCharges(charges, now)),
     gateStep(org, id, 'released', now),
+    countStep(org, runId),
   );
   return result!.changes > 0;
 }
+
+const USE_GATE = `update gates set status = 'released'
+  where org_id = ?1 and id = ?2 and parked_id is null and status = 'approved' and expires_at > ?3
+    and exists (
+      select 1 from runs where org_id = ?1 and id = ?4 and ${fitsSql('?5', '?3', false)}
+    )`;
 
 const LINK = 'link';
 
@@ -262,6 +275,39 @@ const GOES_ON = `(r.status in ('open', 'blocked') or r.closed_reason = 'idle')`;
 export async function readGate(org: Org, id: GateId): Promise<Gate | undefined> {
   const row = await org.first(`${SELECT} where g.org_id = ?1 and g.id = ?2`, id);
   return row && toGate(row);
+}
+
+/** A gate that is waited for. */
+export interface AwaitedGate {
+  readonly gate: Gate;
+  /** Whether its run is no longer open, or who waits for it with this token no longer may. */
+  readonly isOver: boolean;
+}
+
+/** A gate, and whether there is still anything to wait for. */
+export async function readAwaited(
+  org: Org,
+  id: GateId,
+  tokenId: TokenId,
+  now: number,
+): Promise<AwaitedGate | undefined> {
+  const row = await org.first(
+    `select g.*, (
+         r.status <> 'open' or a.suspended_at is not null or o.suspended_at is not null
+         or o.deletion_requested_at is not null or exists (
+           select 1 from tokens where org_id = ?1 and id = ?3
+             and (revoked_at is not null or expires_at <= ?4)
+         )
+       ) as is_over
+     from (${SELECT} where g.org_id = ?1 and g.id = ?2) g
+     join runs r on r.org_id = ?1 and r.id = g.run_id
+     join agents a on a.org_id = ?1 and a.id = g.agent_id
+     join orgs o on o.id = ?1`,
+    id,
+    tokenId,
+    now,
+  );
+  return row && { gate: toGate(row), isOver: row.is_over === 1 };
 }
 
 /** Which gates of an org are searched for; all of what is given must hold. */

@@ -61,7 +61,8 @@ interface Detail {
 }
 
 const HAPPENED: Readonly<Record<string, Effect>> = { gate: 'ask', denial: 'deny' };
-const CALLS = new Set<unknown>(['model_call', 'retry', 'failover', 'tool_call']);
+/** What counts among the steps of a run: of its notes, only tools that were allowed are read. */
+const CALLS = new Set<unknown>(['model_call', 'retry', 'failover', 'tool_call', 'note']);
 
 function toRecorded(row: Row): RecordedStep {
   const asked = JSON.parse(String(row.asked)) as Asked;

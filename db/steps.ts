@@ -4,6 +4,7 @@ import type { AgentId, RunId, StepId, TokenId } from '../schema/ids.ts';
 import type { Windows } from '../schema/rules/budget.ts';
 import type { Usage } from '../schema/usage.ts';
 import type { Row, Statement } from './client.ts';
+import { type Charge, countCharges, fitsSql, writeCharges } from './limits.ts';
 import type { Org } from './org.ts';
 import { type Page, readPages, type Window } from './page.ts';
 import { newId } from './seal.ts';
@@ -65,37 +66,66 @@ export interface Remark extends Place {
   readonly outcome: string;
   readonly asked: Asked;
   readonly answered: Answered;
+  /** What it counts against; it is written only where they fit. */
+  readonly charges?: readonly Charge[];
+  /** Whether it counts among the steps that the run's policy limits. */
+  readonly isCounted?: boolean;
 }
 
 /**
  * Writes a remark on a run's trail.
  *
- * @param also What else belongs into the transaction.
+ * @param also What else belongs into the transaction, whether the remark is written or not.
+ * @returns undefined where it was not written, since a charge doesn't fit its limit.
  */
 export async function recordRemark(
   org: Org,
   remark: Remark,
   ...also: readonly Statement[]
-): Promise<StepId> {
+): Promise<StepId | undefined> {
+  const { runId, charges = [], now, isCounted = false } = remark;
   const id = newId('step');
-  await org.write(
-    org.statement(
-      `insert into steps (
-         org_id, id, run_id, agent_id, kind, day, started_at, settled_at, outcome, asked, answered
-       ) select ?1, ?2, id, agent_id, ?4, ?5, ?6, ?6, ?7, ?8, ?9 from runs
-       where org_id = ?1 and id = ?3`,
-      id,
-      remark.runId,
-      remark.kind,
-      remark.windows.day,
-      remark.now,
-      remark.outcome,
-      JSON.stringify(remark.asked),
-      JSON.stringify(remark.answered),
-    ),
+  const taken = charges.length > 0 ? writeCharges(charges, now) : undefined;
+  const [written] = await org.write(
+    insertion(org, id, remark, taken),
+    ...(isCounted ? [countStep(org, runId)] : []),
+    ...(taken === undefined ? [] : [countCharges(org, runId, id, taken, now)]),
     ...also,
   );
-  return id;
+  return written!.changes > 0 ? id : undefined;
+}
+
+function insertion(org: Org, id: StepId, remark: Remark, taken: string | undefined): Statement {
+  return org.statement(
+    taken === undefined ? INSERT : INSERT_FITTING,
+    id,
+    remark.runId,
+    remark.kind,
+    remark.windows.day,
+    remark.now,
+    remark.outcome,
+    JSON.stringify(remark.asked),
+    JSON.stringify(remark.answered),
+    ...(taken === undefined ? [] : [taken]),
+  );
+}
+
+const INSERT = `insert into steps (
+    org_id, id, run_id, agent_id, kind, day, started_at, settled_at, outcome, asked, answered
+  ) select ?1, ?2, id, agent_id, ?4, ?5, ?6, ?6, ?7, ?8, ?9 from runs
+  where org_id = ?1 and id = ?3`;
+
+const INSERT_FITTING = `${INSERT} and ${fitsSql('?10', '?6', false)}`;
+
+/**
+ * The statement that counts a step among those that a run's policy limits, if the statement before
+ * it in the transaction changed a row: for steps whose kind alone doesn't say that they count.
+ */
+export function countStep(org: Org, run: RunId): Statement {
+  return org.statement(
+    'update runs set call_count = call_count + 1 where org_id = ?1 and id = ?2 and changes() > 0',
+    run,
+  );
 }
 
 /** A step as the trail shows it; `null` where a part of it is not known. */

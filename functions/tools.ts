@@ -7,16 +7,17 @@ import {
   MAX_ARGS_CHARS,
   MAX_OPEN_ASKS,
   openAsk,
-  readGate,
+  readAwaited,
   tellExpiry,
   useGate,
 } from '../db/gates.ts';
+import type { Charge } from '../db/limits.ts';
 import { readPolicyVersion } from '../db/policies.ts';
 import { recordReport } from '../db/reports.ts';
 import { blockRun, findRun, readRun } from '../db/runs.ts';
 import { readScopes } from '../db/scopes.ts';
 import { digest } from '../db/seal.ts';
-import { recordRemark } from '../db/steps.ts';
+import { type Remark, recordRemark } from '../db/steps.ts';
 import { openVault } from '../db/vault.ts';
 import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
@@ -36,7 +37,8 @@ import type { Call } from './proxy/call.ts';
 import type { Governed } from './proxy/deny.ts';
 import { gateUrl } from './proxy/park.ts';
 import { blockedUntil, ceilingsOf } from './proxy/reserve.ts';
-import { refuseClosed, refuseUnpermitted, resolveRun } from './proxy/run.ts';
+import { refuseUnpermitted, resolveRun } from './proxy/run.ts';
+import { isOverdue, refuseStopped, takenOf } from './proxy/stop.ts';
 import { markOf } from './reports.ts';
 import type { Services } from './services.ts';
 import { pollUntil } from './waiting.ts';
@@ -141,7 +143,7 @@ export async function askTool(
   const { body, value } = parseBody(bytes, asking);
   const { args, argsText } = argumentsOf(body, value.arguments);
   const call = await resolveRun(await callOn(caller, run, bytes));
-  await refuseOverdue(call);
+  await refuseStopped(call);
   const { name } = value;
   const subject = {
     ...{ orgId: call.org.id, agentId: call.agent.id, runId: call.run.id },
@@ -151,18 +153,6 @@ export async function askTool(
   const decision = decideTool(call.version.policy, { name, args, argsText });
   if (decision.effect === 'ask') return askPeople(question, decision);
   return decision.effect === 'deny' ? denyTool(question, decision) : allowTool(question);
-}
-
-/** Stops a run that has lasted as long as it may: a call would find that out by its limits. */
-async function refuseOverdue(call: Governed): Promise<void> {
-  const { org, run, version, services } = call;
-  const { maxDurationS } = version.policy.run;
-  if (maxDurationS === undefined) return;
-  const now = services.now();
-  const present = await readRun(org, run.id);
-  if (!present || now - present.openedAt < maxDurationS * 1_000) return;
-  await blockRun(org, run.id, 'run.max_duration', null, now, { whileHeld: true });
-  await refuseClosed(call, (await readRun(org, run.id)) ?? present);
 }
 
 /** The arguments, and the exact text that an approval is bound to. */
@@ -192,9 +182,19 @@ function parseArguments(text: string): JsonObject | undefined {
   }
 }
 
+/** A tool that may be run is a step of its run, whose bounds it has to fit. */
 async function allowTool(question: Question): Promise<Response> {
-  await note(question, 'note', 'tool_allowed', {});
-  return answer(question, { decision: 'allow' });
+  const { call } = question;
+  const allowed = { kind: 'note', outcome: 'tool_allowed', isCounted: true } as const;
+  const charges = boundsOf(call);
+  if (await note(question, { ...allowed, charges })) return answer(question, { decision: 'allow' });
+  await refuseStopped(call);
+  throw new Refusal('unavailable', 'The run has changed meanwhile; ask again.');
+}
+
+/** What running a tool takes of the bounds of its run. */
+function boundsOf(call: Governed): Charge[] {
+  return takenOf(call, 'steps', 'duration');
 }
 
 async function denyTool(question: Question, denial: Denial): Promise<Response> {
@@ -204,26 +204,30 @@ async function denyTool(question: Question, denial: Denial): Promise<Response> {
     ...{ runId: call.run.id, agentId: call.agent.id, policy: call.version.label },
     ...{ rule, asked, now: call.services.now() },
   };
-  const told = { rule, message: reason, asked, allowed };
-  await note(question, 'denial', 'permission_denied', told, ...driftEvents(call.org, drift));
+  const detail = { rule, message: reason, asked, allowed };
+  const denied = { kind: 'denial', outcome: 'permission_denied', detail } as const;
+  await note(question, denied, ...driftEvents(call.org, drift));
   return answer(question, { decision: 'deny', rule, reason });
 }
 
-/** Puts an answer on the run's trail. */
+/** What is put on the trail of an answer. */
+interface Noted extends Pick<Remark, 'kind' | 'outcome' | 'charges' | 'isCounted'> {
+  readonly detail?: object;
+}
+
+/** Puts an answer on the run's trail; returns whether its charges fit. */
 async function note(
   { call, name }: Question,
-  kind: 'note' | 'denial',
-  outcome: string,
-  detail: object,
+  { detail, ...noted }: Noted,
   ...also: Parameters<typeof recordRemark>[2][]
-): Promise<void> {
+): Promise<boolean> {
   const now = call.services.now();
   const remark = {
-    ...{ kind, outcome, now, runId: call.run.id, windows: windowsOf(now) },
+    ...{ ...noted, now, runId: call.run.id, windows: windowsOf(now) },
     asked: { endpoint: 'runs.tools', tokenId: call.credential.tokenId },
     answered: { detail: { tool: name, ...detail } },
   };
-  await recordRemark(call.org, remark, ...also);
+  return (await recordRemark(call.org, remark, ...also)) !== undefined;
 }
 
 function answer({ call }: Question, decided: object, headers = {}): Response {
@@ -258,22 +262,22 @@ function tooMany(): Refusal {
   return new Refusal('rate_limited', message, { rule: 'gates.open', retryAfterS: RETRY_AFTER_S });
 }
 
-/** Waits along as the caller prefers; who has been stopped meanwhile is refused. */
+/** Waits along as the caller prefers; who has been stopped meanwhile is refused, at once. */
 async function awaitDecision(call: Governed, gate: Gate): Promise<Gate> {
-  const { org, services, request } = call;
+  const { org, services, request, credential } = call;
   const waitS = waitSecondsOf(request);
   if (waitS === 0) return gate;
   const signal = AbortSignal.any([request.signal, services.stopping.signal]);
-  const decided = await pollUntil(
-    async () => (await readGate(org, gate.id)) ?? gate,
-    (seen) => statusAt(seen, services.now()) !== 'pending',
+  const read = () => readAwaited(org, gate.id, credential.tokenId, services.now());
+  const seen = await pollUntil(
+    async () => (await read()) ?? { gate, isOver: true },
+    ({ gate, isOver }) => isOver || isOverdue(call) || statusAt(gate, services.now()) !== 'pending',
     Date.now() + waitS * 1_000,
     signal,
   );
   await authenticate(services, request, 'tool.ask');
-  const run = await readRun(org, call.run.id);
-  if (run && run.status !== 'open') await refuseClosed(call, run);
-  return decided;
+  await refuseStopped(call);
+  return seen.gate;
 }
 
 function waitSecondsOf({ headers }: Request): number {
@@ -293,7 +297,7 @@ async function tell(question: Question, ask: Ask, gate: Gate): Promise<Response>
   };
   const waitS = waitSecondsOf(request);
   const headers = waitS > 0 ? { 'preference-applied': `wait=${waitS}` } : {};
-  if (status === 'approved' && (await useGate(org, gate.id, now))) {
+  if (status === 'approved' && (await useGate(org, gate, now, boundsOf(call)))) {
     const used = { ...shown, status: 'released' };
     const reason = `A person has approved this call of "${gate.tool}".`;
     return answer(
@@ -308,9 +312,11 @@ async function tell(question: Question, ask: Ask, gate: Gate): Promise<Response>
       status === 'rejected'
         ? `A person has rejected the call of "${gate.tool}"; it stays so for the rest of the run.`
         : `Nobody approved the call of "${gate.tool}" in time; ask again to open another gate.`;
-    await note(question, 'denial', `approval_${status}`, { rule, message: reason, gate: gate.id });
+    const detail = { rule, message: reason, gate: gate.id };
+    await note(question, { kind: 'denial', outcome: `approval_${status}`, detail });
     return answer(question, { decision: 'deny', rule, reason, gate: shown }, headers);
   }
+  if (status === 'approved') await refuseStopped(call);
   // Someone else has used the approval: this call needs one of its own.
   if (status !== 'pending') return askPeople(question, ask);
   return answer(question, { decision: 'ask', rule, reason: ask.reason, gate: shown }, headers);

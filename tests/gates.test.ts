@@ -619,9 +619,9 @@ describe('a gate without a parked answer', () => {
     expect(both[0]!.id).toBe(both[1]!.id);
     expect(await openArgs(vault, both[0]!)).toBe(subject.argsText);
     expect((await open(now, '{"a":1}')).id).not.toBe(both[0]!.id);
-    expect(await useGate(org, both[0]!.id, now)).toBe(false);
+    expect(await useGate(org, both[0]!, now)).toBe(false);
     await decideGate(org, both[0]!.id, OPERATOR, now);
-    const uses = [0, 1, 2].map(() => useGate(org, both[0]!.id, now));
+    const uses = [0, 1, 2].map(() => useGate(org, both[0]!, now));
     expect((await Promise.all(uses)).filter(Boolean)).toHaveLength(1);
     const second = await open(now);
     expect(second.id).not.toBe(both[0]!.id);

@@ -1014,6 +1014,7 @@ function bodyOf({ kind }: (typeof ROUTES)[number], model: string, prompt: string
 
 const ASKING = { requireApproval: [{ tool: 'refund', expiresAfterS: 2 * LONG_S }] };
 const LASTS_MS = LONG_S * 1_000;
+const REFUND = { name: 'refund', arguments: { amount: 1 } };
 const WAITS = { prefer: 'wait=240' };
 
 describe('a run that has lasted as long as it may', () => {
@@ -1068,6 +1069,24 @@ describe('a run that has lasted as long as it may', () => {
     });
   });
 
+  test.each([0, 1])('answers no question that waited past it, approved or not (%d)', async (at) => {
+    await clocked(policy, async ({ db, advance, post, approve }) => {
+      const waiting = post('/v1/runs/long/tools', REFUND, WAITS);
+      while ((await db.read('select id from gates', [])).length === 0) await Bun.sleep(5);
+      advance(LASTS_MS);
+      if (at === 1) await approve();
+      const refused = await waiting;
+      expect(refused.status).toBe(403);
+      expect((await tell(refused)).rungate).toMatchObject({
+        ...{ code: 'run_closed', rule: 'run.maxDurationS' },
+      });
+      const stopped = { status: 'blocked', closed_reason: 'run.max_duration' };
+      expect(await runOf(db, 'long')).toMatchObject(stopped);
+      const released = "select count(*) as count from gates where status = 'released'";
+      expect(await db.first(released, [])).toEqual({ count: 0 });
+    });
+  });
+
   test.each(ways)(
     'releases no answer to a call of $kind that waited past it, streamed $stream',
     async (way) => {
@@ -1090,6 +1109,90 @@ describe('a run that has lasted as long as it may', () => {
       });
     },
   );
+});
+
+describe('the steps of a run', () => {
+  const MAX_STEPS = 4;
+  const policy: PolicyDocument = {
+    run: { maxSteps: MAX_STEPS },
+    tools: { ...ASKING, deny: ['drop'] },
+  };
+  const report = { kind: 'tool_call', name: 'search', outcome: 'ok', latencyMs: 1 };
+  const chat = bodyOf(ROUTES[0], 'demo-small', 'Hello', false);
+  const ask = ({ post }: Clocked, run: string, name: string) =>
+    post(`/v1/runs/${run}/tools`, { name, arguments: { at: serial++ } });
+  let serial = 0;
+
+  /** What counts as a step, and what doesn't. */
+  const STEPS: Readonly<Record<string, (clocked: Clocked, run: string) => Promise<Response>>> = {
+    call: ({ post }, run) => post(CHAT, chat, { 'x-rungate-run-id': run }),
+    report: ({ post }, run) => post(`/v1/runs/${run}/steps`, report),
+    'allowed question': (clocked, run) => ask(clocked, run, 'search'),
+    async 'approved question'(clocked, run) {
+      const path = `/v1/runs/${run}/tools`;
+      const question = { name: 'refund', arguments: { at: serial++ } };
+      expect((await clocked.post(path, question)).status).toBe(200);
+      await clocked.approve();
+      return await clocked.post(path, question);
+    },
+  };
+  const OTHERS: typeof STEPS = {
+    'denied question': (clocked, run) => ask(clocked, run, 'drop'),
+    'open question': (clocked, run) => ask(clocked, run, 'refund'),
+  };
+  const kinds = fc.constantFrom(...Object.keys(STEPS));
+  const others = fc.array(fc.constantFrom(...Object.keys(OTHERS)), { maxLength: 3 });
+
+  test('are its calls, its reports and its questions that were allowed; with the most of them it is blocked by whatever comes next but a report', async () => {
+    await clocked(policy, async (clocked) => {
+      const nexts = ['call', 'allowed question', 'denied question', 'open question'] as const;
+      const taken = fc.array(kinds, { minLength: MAX_STEPS, maxLength: MAX_STEPS });
+      const promise = fc.asyncProperty(
+        ...([taken, others, fc.constantFrom(...nexts)] as const),
+        async (steps, between, next) => {
+          const run = `stepping-${serial++}`;
+          for (const [at, kind] of steps.entries()) {
+            const other = between[at];
+            if (other) expect((await OTHERS[other]!(clocked, run)).status).toBe(200);
+            const response = await STEPS[kind]!(clocked, run);
+            expect(response.status).toBeWithin(200, 202);
+            if (kind.endsWith('question')) {
+              expect(await response.json()).toMatchObject({ decision: 'allow' });
+            }
+          }
+          expect(await runOf(clocked.db, run)).toMatchObject({ status: 'open' });
+          const refused = await { ...STEPS, ...OTHERS }[next]!(clocked, run);
+          expect(refused.status).toBe(403);
+          const told = await tell(refused);
+          expect(told.rungate).toMatchObject({ code: 'run_closed', rule: 'run.maxSteps' });
+          expect(told.message).toContain('as many steps as its policy allows');
+          const stopped = { status: 'blocked', closed_reason: 'run.max_steps' };
+          expect(await runOf(clocked.db, run)).toMatchObject(stopped);
+          expect((await STEPS.report!(clocked, run)).status).toBe(201);
+        },
+      );
+      await fc.assert(promise, { numRuns: 15 });
+    });
+  });
+
+  test('are never more than it may have, however many questions come at once to two processes', async () => {
+    await within({ processes: 2, policy }, async ({ urls, token, database }) => {
+      const db = await database();
+      const asked = Array.from({ length: 40 }, async (_, at) => {
+        const response = await fetch(`${urls[at % 2]}/v1/runs/busy/tools`, {
+          ...{ method: 'POST', headers: { authorization: `Bearer ${token}` } },
+          body: JSON.stringify({ name: 'search', arguments: { at } }),
+        });
+        return response.status;
+      });
+      const statuses = await Promise.all(asked);
+      expect(statuses.filter((status) => status === 200)).toHaveLength(MAX_STEPS);
+      expect(statuses.filter((status) => status === 403)).toHaveLength(40 - MAX_STEPS);
+      const allowed = "select count(*) as count from steps where outcome = 'tool_allowed'";
+      expect(await db.first(allowed, [])).toEqual({ count: MAX_STEPS });
+      await db.close();
+    });
+  });
 });
 
 describe('requests without a valid token', () => {

@@ -8,7 +8,14 @@ import { pruneAudit, signHead, verifyOrg } from '../db/checkpoints.ts';
 import { deleteOrg, deleteRows } from '../db/deletion.ts';
 import { claimDeliveries, type Due, finishDelivery, releaseDelivery } from '../db/deliveries.ts';
 import { countExport, exportTables, listCaptured } from '../db/export.ts';
-import { decideGate, readGate, searchGates, tellExpiry, useGate } from '../db/gates.ts';
+import {
+  decideGate,
+  readAwaited,
+  readGate,
+  searchGates,
+  tellExpiry,
+  useGate,
+} from '../db/gates.ts';
 import { type Reservation, type Reserved, reserve } from '../db/holds.ts';
 import { acceptInvitationOf } from '../db/invitations.ts';
 import type { Charge } from '../db/limits.ts';
@@ -38,7 +45,7 @@ import { leaseRenewal, settle } from '../db/settlements.ts';
 import { beginOidc, identify, openOidcSecret, readOidc } from '../db/signin.ts';
 import { openSigner, readPublicKeys } from '../db/signing.ts';
 import { knownRuns } from '../db/simulations.ts';
-import { readSteps } from '../db/steps.ts';
+import { readSteps, recordRemark } from '../db/steps.ts';
 import { rotateOrgKeys } from '../db/system.ts';
 import { tenantTables } from '../db/tables.ts';
 import { createAdminToken, rotateAgentTokens } from '../db/tokens.ts';
@@ -143,6 +150,10 @@ const onParked: Readonly<Record<string, Act['run']>> = {
 
 const onGates: Readonly<Record<string, Act['run']>> = {
   searchGates: (_, org) => searchGates(org, { isDecidable: true }, Date.now(), WINDOW),
+  async readAwaited(_, org) {
+    const { id, token_id: token } = await rowOf(org, 'gates', "status = 'pending'");
+    await readAwaited(org, id as GateId, token as TokenId, Date.now());
+  },
   async tellExpiry(_, org) {
     const gate = await readGate(org, await idOf<GateId>(org, 'gates', "status = 'pending'"));
     await tellExpiry(org, gate!, Date.now() + LATER_MS);
@@ -150,7 +161,10 @@ const onGates: Readonly<Record<string, Act['run']>> = {
   useGate: async (_, org) =>
     useGate(
       org,
-      await idOf<GateId>(org, 'gates', "status = 'approved' and parked_id is null"),
+      (await readGate(
+        org,
+        await idOf<GateId>(org, 'gates', "status = 'approved' and parked_id is null"),
+      ))!,
       Date.now(),
     ),
   async 'decideGate of siblings'(_, org) {
@@ -184,6 +198,17 @@ const onRuns: Readonly<Record<string, Act['run']>> = {
   async readSteps(_, org) {
     const { run_id: run, id } = await rowOf(org, 'steps');
     await readSteps(org, [`${run as RunId}/${id as StepId}`]);
+  },
+  async recordRemark(_, org) {
+    const call = await callOn(org);
+    const { runId, windows, now, asked } = call;
+    const limit = { rule: 'run', subject: `${runId}/digest`, per: 'run', most: 1_000 } as const;
+    const charges: Charge[] = [
+      { limit: { ...limit, kind: 'same_request', windowMs: 60_000 }, amount: 1 },
+      { limit: { ...limit, kind: 'steps', windowMs: 0 }, amount: 1 },
+    ];
+    const place = { runId, windows, now, asked, answered: {}, charges };
+    await recordRemark(org, { ...place, kind: 'note', outcome: 'made', isCounted: true });
   },
   async recordReport(_, org) {
     const now = Date.now();

@@ -195,6 +195,42 @@ describe('a gate of a tool', () => {
     expect((await ask('many', 'refund', { amount: 777 })).decision).toBe('ask');
   });
 
+  const ENDS = [
+    ['its run is cancelled', 'runs', "status = 'cancelled'", 'run_closed'],
+    ['its run is blocked', 'runs', "status = 'blocked'", 'run_closed'],
+    ['its run is completed', 'runs', "status = 'completed'", 'run_closed'],
+    ['its agent is suspended', 'agents', 'suspended_at = 1', 'agent_suspended'],
+    ['its token is revoked', 'tokens', 'revoked_at = 1', 'invalid_api_key'],
+    ['its token expires', 'tokens', 'expires_at = 1', 'invalid_api_key'],
+    ['its org is suspended', 'orgs', 'suspended_at = 1', 'org.suspended'],
+  ] as const;
+  test.each(ENDS)('is not waited for any longer once %s', async (_, table, change, code) => {
+    const run = `ended-${ENDS.findIndex((end) => end[2] === change)}`;
+    const asked = { name: 'refund', arguments: { amount: 902 } };
+    const headers = { prefer: 'wait=240' };
+    const waiting = post(`/v1/runs/${run}/tools`, asked, { agent: 'other', headers, instance: 1 });
+    const db = await rungate.database();
+    const opened = `select id from gates where run_id = (select id from runs where name = ?1)`;
+    let gate = await db.first(opened, [run]);
+    while (!gate) gate = await Bun.sleep(20).then(() => db.first(opened, [run]));
+    const ids = {
+      runs: 'select run_id from gates where id = ?1',
+      agents: 'select agent_id from gates where id = ?1',
+      tokens: 'select token_id from gates where id = ?1',
+      orgs: 'select org_id from gates where id = ?1',
+    };
+    const [column] = change.split(' = ');
+    const where = `where id = (${ids[table]})`;
+    const before = await db.first(`select ${column} as value from ${table} ${where}`, [gate.id!]);
+    await db.write([{ sql: `update ${table} set ${change} ${where}`, args: [gate.id!] }]);
+    const refused = await waiting;
+    expect(refused.status).toBeWithin(401, 404);
+    expect(await refused.text()).toContain(code);
+    const undo = `update ${table} set ${column} = ?2 ${where}`;
+    await db.write([{ sql: undo, args: [gate.id!, before!.value!] }]);
+    await db.close();
+  });
+
   test('of a run that is cancelled meanwhile is refused', async () => {
     const { gate } = await ask('cancelled', 'refund', { amount: 901 });
     await rungate.cli('run', 'cancel', 'cancelled', '--org', 'acme');

@@ -11,7 +11,7 @@ export type Effect = 'allow' | 'deny' | 'ask';
 /** A step of a trail, as far as a policy can be asked about it. */
 export interface Recorded {
   readonly runId: string;
-  /** Whether it went out to a provider, and so counts among the steps that a run may have. */
+  /** Whether it counts among the steps that a run may have. */
   readonly isCall: boolean;
   readonly happened: Effect;
   /** The model as `key/model`; null where the trail has none. */
