@@ -38,7 +38,7 @@ import type { Governed } from './proxy/deny.ts';
 import { gateUrl } from './proxy/park.ts';
 import { blockedUntil, ceilingsOf } from './proxy/reserve.ts';
 import { refuseUnpermitted, resolveRun } from './proxy/run.ts';
-import { isOverdue, refuseStopped, takenOf } from './proxy/stop.ts';
+import { isOverdue, refuseStopped, stopRun, takenOf } from './proxy/stop.ts';
 import { markOf } from './reports.ts';
 import type { Services } from './services.ts';
 import { pollUntil } from './waiting.ts';
@@ -205,8 +205,10 @@ async function denyTool(question: Question, denial: Denial): Promise<Response> {
     ...{ rule, asked, now: call.services.now() },
   };
   const detail = { rule, message: reason, asked, allowed };
-  const denied = { kind: 'denial', outcome: 'permission_denied', detail } as const;
-  await note(question, denied, ...driftEvents(call.org, drift));
+  const charges = takenOf(call, 'same_request');
+  const denied = { kind: 'denial', outcome: 'permission_denied', detail, charges } as const;
+  const isNoted = await note(question, denied, ...driftEvents(call.org, drift));
+  if (charges[0] && !isNoted) return stopRun(call, charges[0].limit);
   return answer(question, { decision: 'deny', rule, reason });
 }
 

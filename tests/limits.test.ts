@@ -1195,6 +1195,116 @@ describe('the steps of a run', () => {
   });
 });
 
+describe('a loop of refused requests', () => {
+  const SAME = 4;
+  const tools = [{ type: 'function', function: { name: 'drop', parameters: {} } }];
+  const prompt = { messages: [{ role: 'user', content: 'hello' }], max_tokens: 5 };
+  /** Bodies that the policy refuses, each in its own way. */
+  const REFUSED: Readonly<Record<string, object>> = {
+    'permission_denied models.deny': { ...prompt, model: 'test-model-pro' },
+    'permission_denied tools.deny[0]': { ...prompt, model: 'test-model', tools },
+    'unpriced_model budget.unpriced': { ...prompt, model: 'openai/none' },
+    'permission_denied tools.unreleasedResults': {
+      ...{ ...prompt, model: 'test-model' },
+      messages: [...prompt.messages, { role: 'tool', tool_call_id: 'none', content: 'x' }],
+    },
+  };
+  const policy: PolicyDocument = {
+    loop: { sameRequest: SAME, windowS: LONG_S },
+    models: { deny: ['*-pro'] },
+    tools: { ...ASKING, deny: ['drop'], unreleasedResults: 'deny' },
+    limits: [{ per: 'agent', requests: 1_000, windowS: LONG_S }],
+  };
+  const STOPPED = { status: 'blocked', closed_reason: 'loop.same_request' };
+
+  test('stops its run with the request that is once too many, whatever refused the others', async () => {
+    await clocked(policy, async ({ db, post, advance }) => {
+      for (const [why, body] of Object.entries(REFUSED)) {
+        const [code, rule] = why.split(' ') as [string, string];
+        const ask = () => post(CHAT, body, { 'x-rungate-run-id': why });
+        for (let time = 1; time < SAME; time++) {
+          expect((await tell(await ask())).rungate).toMatchObject({ code, rule });
+          advance(1_000);
+        }
+        expect(await runOf(db, why)).toMatchObject({ status: 'open' });
+        for (const isFirst of [true, false]) {
+          const told = await tell(await ask());
+          const stopping = isFirst ? { rule: 'loop.sameRequest', allowed: SAME - 1 } : {};
+          expect(told.rungate).toMatchObject({ code: 'run_closed', ...stopping });
+          expect(told.message).toContain('repeated the same request too often');
+        }
+        expect(await runOf(db, why)).toMatchObject(STOPPED);
+      }
+      // What was refused has used up nothing else.
+      expect(await db.read('select distinct kind from limit_slots', [])).toEqual([
+        { kind: 'same_request' },
+      ]);
+    });
+  });
+
+  test('is stopped exactly there however many come at once to two processes', async () => {
+    await within({ processes: 2, policy }, async (deployment) => {
+      const sent = Array.from({ length: 30 }, async (_, at) => {
+        const response = await fetch(`${deployment.urls[at % 2]}${CHAT}`, {
+          method: 'POST',
+          headers: {
+            authorization: `Bearer ${deployment.token}`,
+            'content-type': 'application/json',
+            'x-rungate-run-id': 'a-run',
+          },
+          body: JSON.stringify(REFUSED['permission_denied tools.deny[0]']),
+        });
+        return (await tell(response)).rungate.code;
+      });
+      const codes = await Promise.all(sent);
+      expect(codes.filter((code) => code === 'permission_denied')).toHaveLength(SAME - 1);
+      expect(codes.filter((code) => code === 'run_closed')).toHaveLength(30 - SAME + 1);
+    });
+  });
+
+  test('is one of questions about a tool that are denied, too, but not of those that are allowed', async () => {
+    await clocked(policy, async ({ db, post }) => {
+      const ask = (name: string) => post(`/v1/runs/asking/tools`, { name, arguments: {} });
+      for (let time = 1; time <= SAME; time++) {
+        expect(await (await ask('search')).json()).toMatchObject({ decision: 'allow' });
+      }
+      for (let time = 1; time < SAME; time++) {
+        expect(await (await ask('drop')).json()).toMatchObject({ decision: 'deny' });
+      }
+      const refused = await ask('drop');
+      expect(refused.status).toBe(403);
+      expect((await tell(refused)).rungate).toMatchObject({ rule: 'loop.sameRequest' });
+      expect(await runOf(db, 'asking')).toMatchObject(STOPPED);
+    });
+  });
+
+  test('is none where the same request waits for people, or has passed its window, or is told to come back', async () => {
+    const limits: PolicyDocument['limits'] = [{ per: 'agent', requests: 1, windowS: 1 }];
+    await clocked({ ...policy, limits }, async ({ db, post, advance, approve }) => {
+      const headers = { 'x-rungate-run-id': 'patient' };
+      const waiting = bodyOf(ROUTES[0], 'demo-small', 'call refund {"amount":900}', false);
+      for (let time = 0; time < 2 * SAME; time++) {
+        expect((await tell(await post(CHAT, waiting, headers))).rungate.code).toBe(
+          'approval_pending',
+        );
+      }
+      await approve();
+      expect((await post(CHAT, waiting, headers)).status).toBe(200);
+      const hasty = bodyOf(ROUTES[0], 'demo-small', 'Hello', false);
+      for (let time = 0; time < 2 * SAME; time++) {
+        expect((await post(CHAT, hasty, headers)).status).toBe(429);
+      }
+      const refused = REFUSED['permission_denied models.deny']!;
+      for (let time = 0; time < 2 * SAME; time++) {
+        const told = await tell(await post(CHAT, refused, headers));
+        expect(told.rungate.code).toBe('permission_denied');
+        advance(LASTS_MS / (SAME - 2));
+      }
+      expect(await runOf(db, 'patient')).toMatchObject({ status: 'open' });
+    });
+  });
+});
+
 describe('requests without a valid token', () => {
   const MOST_FAILURES = 120;
 

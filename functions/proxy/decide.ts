@@ -21,7 +21,8 @@ import { type Declared, declaredTools } from '../providers/declared.ts';
 import { ENDPOINTS } from '../providers/endpoints.ts';
 import { referredItems } from '../providers/responses.ts';
 import { extend } from './call.ts';
-import { deny, type Governed } from './deny.ts';
+import type { Governed } from './deny.ts';
+import { denyRequest } from './stop.ts';
 
 /** A call that the policy lets through, and where it goes. */
 export interface Permitted extends Governed {
@@ -119,7 +120,7 @@ function denyPrompt(rule: string): Denial {
 
 function denyRoute(call: Governed): Promise<never> {
   const asked = `${call.request.method} ${call.path.slice(0, 200)}`;
-  return deny(
+  return denyRequest(
     call,
     'route_denied',
     `Rungate does not forward ${asked}: what it does could not be governed.`,
@@ -141,7 +142,9 @@ function findKept(call: Governed): KeptResponse | undefined | Promise<KeptRespon
 
 async function findNamed(call: Governed, id: string): Promise<KeptResponse> {
   const kept = await findResponse(call.org, call.agent.id, id);
-  return kept ?? deny(call, 'not_found', 'This agent has made no response with that id.', {});
+  return (
+    kept ?? denyRequest(call, 'not_found', 'This agent has made no response with that id.', {})
+  );
 }
 
 async function findPrevious(call: Governed, body: JsonObject): Promise<KeptResponse | undefined> {
@@ -153,7 +156,7 @@ async function findPrevious(call: Governed, body: JsonObject): Promise<KeptRespo
   const kept = await findResponse(org, agent.id, previous);
   return (
     kept ??
-    deny(call, 'permission_denied', 'This agent has made no response with that id.', {
+    denyRequest(call, 'permission_denied', 'This agent has made no response with that id.', {
       rule: 'responses.owner',
       field: 'previous_response_id',
     })
@@ -167,17 +170,22 @@ async function checkReferences(call: Governed, body: JsonObject): Promise<void> 
   if (referred.length === 0) return;
   const foreign = await findForeignId(call.org, call.agent.id, referred);
   if (foreign === undefined) return;
-  await deny(call, 'permission_denied', 'This agent has made no response item with that id.', {
-    rule: 'responses.owner',
-    field: 'input',
-    asked: foreign.slice(0, 256),
-  });
+  await denyRequest(
+    call,
+    'permission_denied',
+    'This agent has made no response item with that id.',
+    {
+      rule: 'responses.owner',
+      field: 'input',
+      asked: foreign.slice(0, 256),
+    },
+  );
 }
 
 /** Conversations are not forwarded, so that whoever names one did not make it here. */
 function denyConversation(call: Governed): Promise<never> {
   const message = 'This agent has made no conversation; send the items or previous_response_id.';
-  return deny(call, 'permission_denied', message, {
+  return denyRequest(call, 'permission_denied', message, {
     rule: 'responses.owner',
     field: 'conversation',
   });
@@ -194,7 +202,7 @@ function findTarget(
   const isNamed = typeof asked === 'string' && asked.length <= MAX_MODEL_LENGTH;
   if (!isNamed && (endpoint.spends || asked !== undefined)) {
     const message = `The body must name its model as a string of at most ${MAX_MODEL_LENGTH} characters.`;
-    return deny(call, 'invalid_body', message, { field: 'model' });
+    return denyRequest(call, 'invalid_body', message, { field: 'model' });
   }
   const target =
     typeof asked === 'string' ? choose(call, candidates, settings, asked) : candidates[0];
@@ -248,7 +256,7 @@ function denyKey(
   asked: unknown,
   settings: Settings,
 ): Promise<never> {
-  return deny(
+  return denyRequest(
     call,
     'permission_denied',
     `The org has no provider key for ${endpoint.dialect} calls; an admin can add one.`,
@@ -258,7 +266,7 @@ function denyKey(
 
 function denyByPolicy(call: Governed, denial: Denial): Promise<never> {
   const { rule, field, asked, allowed } = denial;
-  return deny(call, 'permission_denied', denial.reason, { rule, field, asked, allowed });
+  return denyRequest(call, 'permission_denied', denial.reason, { rule, field, asked, allowed });
 }
 
 /** What a model costs: the org's own price, else the catalogue's; `undefined` when unknown. */
@@ -306,7 +314,7 @@ function priceOf(call: Governed, target: Chosen, settings: Settings): Rates | Pr
   const rates = tariffOf(call, settings, provider, key, model);
   if (rates) return rates;
   const name = `${key.name}/${model}`;
-  return deny(
+  return denyRequest(
     call,
     'unpriced_model',
     `The model "${name}" has no known price; an admin can set one for it.`,

@@ -1,6 +1,7 @@
 /** Refusing a call whose run is known: the denial goes on the run's trail first. */
 
 import { driftEvents } from '../../db/alerts.ts';
+import type { Charge } from '../../db/limits.ts';
 import type { PolicyVersion } from '../../db/policies.ts';
 import type { Run } from '../../db/runs.ts';
 import { type Remark, recordRemark } from '../../db/steps.ts';
@@ -32,9 +33,40 @@ export async function deny(
   message: string,
   detail: RefusalDetail,
 ): Promise<never> {
+  await recordDenial(call, code, message, detail);
+  throw refusalOf(call, code, message, detail);
+}
+
+/** A refusal, and on whose account. */
+export function refusalOf(
+  call: Governed,
+  code: ErrorCode,
+  message: string,
+  detail: RefusalDetail,
+): Refusal {
+  return new Refusal(code, message, tell(call, detail));
+}
+
+function tell({ version, run }: Governed, detail: RefusalDetail): RefusalDetail {
+  return { policy: version.label, runId: run.name, ...detail };
+}
+
+/**
+ * Puts a denial on the run's trail.
+ *
+ * @param charges What it counts against; where they don't fit, nothing is recorded.
+ * @returns whether it was recorded.
+ * @throws {Outdated} for a call that goes by remembered facts.
+ */
+export async function recordDenial(
+  call: Governed,
+  code: ErrorCode,
+  message: string,
+  detail: RefusalDetail,
+  charges: readonly Charge[] = [],
+): Promise<boolean> {
   if (call.isRemembered) throw new Outdated();
   const { run, services } = call;
-  const told = { policy: call.version.label, runId: run.name, ...detail };
   const now = services.now();
   const remark: Remark = {
     kind: 'denial',
@@ -48,10 +80,11 @@ export async function deny(
       ...askedModel(call),
       ...askedDigest(call),
     },
-    answered: { httpStatus: ERRORS[code].status, detail: { message, ...told } },
+    answered: { httpStatus: ERRORS[code].status, detail: { message, ...tell(call, detail) } },
+    charges,
   };
-  await recordRemark(call.org, remark, ...driftOf(call, code, detail, now));
-  throw new Refusal(code, message, told);
+  const stepId = await recordRemark(call.org, remark, ...driftOf(call, code, detail, now));
+  return stepId !== undefined;
 }
 
 /** The event of a denial by what the policy lets agents use; none for other refusals. */

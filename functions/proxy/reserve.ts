@@ -27,7 +27,7 @@ import { deny } from './deny.ts';
 import { type Flight, LEASE_MS } from './flight.ts';
 import { chargesOf, denyPace, type Pace, type Paced, statesOf, unfitOf } from './pace.ts';
 import { refuseClosed } from './run.ts';
-import { deadlineOf, stopRun } from './stop.ts';
+import { deadlineOf, denyRequest, stopRun } from './stop.ts';
 
 /** A call whose money is held, and the very bytes that go upstream. */
 export interface Held extends Paced {
@@ -82,7 +82,7 @@ function firstAttempt(call: Paced): Attempt | Promise<never> {
   const bound = endpoint.bound(body.value, call.bytes.length, rates);
   if (bound.unbounded !== undefined || !pricesSearches(bound, rates)) {
     const field = bound.unbounded ?? 'tools';
-    return deny(
+    return denyRequest(
       call,
       'permission_denied',
       `What this call may cost has no bound because of "${field}"; limit it or leave it out.`,

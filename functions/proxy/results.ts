@@ -22,8 +22,8 @@ import { digestOf, usedUp } from './approved.ts';
 import { Outdated } from './authenticate.ts';
 import { extend } from './call.ts';
 import type { Permitted } from './decide.ts';
-import { deny } from './deny.ts';
 import type { Unparked } from './park.ts';
+import { denyRequest } from './stop.ts';
 
 /**
  * Refuses approvals by which the upstream would run what nobody has approved. Flags results of
@@ -77,7 +77,7 @@ async function checkApprovals(
     const denial = judgeApproval(call, rule, approval, given);
     if (!denial) continue;
     const { reason, field, asked } = denial;
-    await deny(call, 'permission_denied', reason, { rule: denial.rule, field, asked });
+    await denyRequest(call, 'permission_denied', reason, { rule: denial.rule, field, asked });
   }
   return approvals.filter((approval) => isToRun(approval, given)).map(({ id }) => id);
 }
@@ -161,7 +161,7 @@ async function checkReleased(
     const { id, field } = results.find((result) => result.id === first.callId)!;
     const message = `This run was given no tool call "${id.slice(0, 100)}" through Rungate; leave its result out.`;
     const detail = { rule: 'tools.unreleasedResults', field, asked: id.slice(0, 256) };
-    return deny(call, 'permission_denied', message, detail);
+    return denyRequest(call, 'permission_denied', message, detail);
   }
   const unknown = unreleased.filter(({ isKnown }) => !isKnown).map(({ callId }) => callId);
   if (unknown.length === 0) return;

@@ -2,6 +2,7 @@
 
 import type { Charge } from '../../db/limits.ts';
 import { blockRun, type Progress, readProgress } from '../../db/runs.ts';
+import type { ErrorCode, RefusalDetail } from '../../schema/errors.ts';
 import {
   type Counter,
   fits,
@@ -11,7 +12,7 @@ import {
   stopReasonOf,
   stopSentence,
 } from '../../schema/rules/limit.ts';
-import { deny, type Governed } from './deny.ts';
+import { deny, type Governed, recordDenial, refusalOf } from './deny.ts';
 import { refuseClosed } from './run.ts';
 
 /**
@@ -94,4 +95,22 @@ function reachedBy(call: Governed, { run, callCount }: Progress): Limit | undefi
     const used = limit.kind === 'steps' ? callCount : lastedMs;
     return !fits(limit, amount, { used, slots: [], live: 0 });
   })?.limit;
+}
+
+/**
+ * Refuses a call for what it asks, which asking again won't change: it counts among the same
+ * requests of its run, and stops the run where it is one too many.
+ *
+ * @throws {Refusal} always; see {@link deny}.
+ */
+export async function denyRequest(
+  call: Governed,
+  code: ErrorCode,
+  message: string,
+  detail: RefusalDetail,
+): Promise<never> {
+  const taken = takenOf(call, 'same_request');
+  const isRecorded = await recordDenial(call, code, message, detail, taken);
+  if (taken[0] && !isRecorded) return stopRun(call, taken[0].limit);
+  throw refusalOf(call, code, message, detail);
 }
