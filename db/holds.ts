@@ -4,6 +4,7 @@ import type { AgentId, StepId, TokenId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import type { Limit, Standing as LimitStanding } from '../schema/rules/limit.ts';
 import type { Merge, Result, Statement, Value } from './client.ts';
+import { inFlightSql } from './idle.ts';
 import {
   type Charge,
   countCharges,
@@ -38,8 +39,8 @@ export interface Standing {
   /** Of the org's row: its provider keys and prices. */
   readonly revision: number;
   /**
-   * For a run that is the agent's window: since when it must have been active, Unix milliseconds.
-   * `null` for a run with a name.
+   * For a run that is the agent's window: since when it must have been active, unless a call of it
+   * is in flight, Unix milliseconds. `null` for a run with a name.
    */
   readonly windowSince: number | null;
   /**
@@ -120,7 +121,8 @@ const OPEN = `org_id = ?1 and id = ?2 and status = 'open'
           where t.org_id = ?1 and t.id = ?6 and t.agent_id = runs.agent_id
             and t.revoked_at is null and (t.expires_at is null or t.expires_at > ?4)
             and a.suspended_at is null and o.revision = ?7
-            and (?8 is null or a.window_run_id = runs.id and runs.active_at >= ?8)
+            and (?8 is null or a.window_run_id = runs.id
+              and (runs.active_at >= ?8 or ${inFlightSql('runs', '?8')}))
         )
         and (?9 is null or not ${anyParkedSql('runs.id', '?9')})`;
 

@@ -6,6 +6,19 @@ import { forOrg } from './org.ts';
 import { announce } from './outbox.ts';
 
 /**
+ * Whether a call of a run is in flight whose process was there at a moment, Unix milliseconds, or
+ * later. A call that costs nothing holds no money, but has a lease.
+ *
+ * @param run What the row of the run goes by.
+ */
+export function inFlightSql(run: string, since: string): string {
+  return `exists (
+    select 1 from steps s where s.org_id = ${run}.org_id and s.agent_id = ${run}.agent_id
+      and s.lease_expires_at >= ${since} and s.settled_at is null and s.run_id = ${run}.id
+  )`;
+}
+
+/**
  * Completes open runs that have been idle for as long as their policy's `run.idleTimeoutS` says. A
  * run with a call in flight, or with a gate that waits, is not idle.
  *
@@ -27,6 +40,7 @@ export async function closeIdleRuns(
        where r.status = 'open' and r.opened_at <= ?1 and r.held_nanos = 0
          and r.active_at
            + 1000 * coalesce(json_extract(v.document, '$.run.idleTimeoutS'), ?2) <= ?1
+         and not ${inFlightSql('r', '0')}
          and not exists (
            select 1 from gates g where g.org_id = r.org_id and g.run_id = r.id
              and g.status in ('pending', 'approved') and g.expires_at > ?1
@@ -53,7 +67,8 @@ async function closeRun(db: Database, row: Row, now: number): Promise<number> {
   const [closed] = await org.write(
     org.statement(
       `update runs set status = 'completed', closed_at = ?3, closed_reason = 'idle'
-       where org_id = ?1 and id = ?2 and status = 'open' and active_at = ?4 and held_nanos = 0`,
+       where org_id = ?1 and id = ?2 and status = 'open' and active_at = ?4 and held_nanos = 0
+         and not ${inFlightSql('runs', '0')}`,
       told.runId,
       now,
       row.active_at!,

@@ -7,6 +7,7 @@ import type { RunName } from '../schema/rules/identity.ts';
 import { exceededEvent } from './alerts.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import type { Row, Statement } from './client.ts';
+import { inFlightSql } from './idle.ts';
 import type { Org } from './org.ts';
 import { announce } from './outbox.ts';
 import { type Page, readPage, type Window } from './page.ts';
@@ -250,6 +251,17 @@ export async function readWindow(org: Org, agent: AgentId): Promise<RunId | null
     agent,
   );
   return (row?.window_run_id ?? null) as RunId | null;
+}
+
+/** Whether a run was active at a moment, Unix milliseconds, or later, or has a call in flight. */
+export async function isActiveSince(org: Org, run: Run, since: number): Promise<boolean> {
+  if (run.activeAt >= since) return true;
+  const row = await org.first(
+    `select 1 from runs where org_id = ?1 and id = ?2 and ${inFlightSql('runs', '?3')}`,
+    run.id,
+    since,
+  );
+  return row !== undefined;
 }
 
 /** Completes an open run, with its event; one that is no longer open stays as it is. */

@@ -75,12 +75,13 @@ const MERGE: Merge<Item, void> = {
     const { org, hold } = items[0]!;
     const heldNanos = sum(items, (item) => item.hold.heldNanos);
     const spentNanos = sum(items, (item) => item.end.spentNanos);
+    const endedAt = Math.max(...items.map(({ end }) => end.now));
     const month = hold.day.slice(0, 7);
     const [statements, written] = updates(items);
     const inWindow = (subject: string, window: string) =>
       org.statement(SETTLE_WINDOW, subject, window, heldNanos, spentNanos, hold.runId);
     statements.push(
-      org.statement(SETTLE_RUN, hold.runId, heldNanos, spentNanos, written),
+      org.statement(SETTLE_RUN, hold.runId, heldNanos, spentNanos, written, endedAt),
       inWindow(hold.agentId, hold.day),
       inWindow(org.id, month),
     );
@@ -132,7 +133,8 @@ const settlingSql = forSizes(
  * together.
  */
 const SETTLE_RUN = `update runs set
-    held_nanos = iif(changes() = ?5, held_nanos - ?3, null), spent_nanos = spent_nanos + ?4
+    held_nanos = iif(changes() = ?5, held_nanos - ?3, null), spent_nanos = spent_nanos + ?4,
+    active_at = max(active_at, ?6)
   where org_id = ?1 and id = ?2`;
 
 const SETTLE_WINDOW = `update spend set

@@ -554,9 +554,13 @@ describe('a call in flight', () => {
     await tick();
     const expired = { outcome: 'lease_expired', spent_nanos: HELD, settled_at: now };
     expect(await stateOf(step)).toEqual(expired);
+    const activeAt = async () => (await findRun(org, run.agentId, 'run'))?.activeAt;
+    // Its lease is the last that was heard of it.
+    expect(await activeAt()).toBe(now - 1);
     await flight.settle(endAt(now + 1));
     const settled = { outcome: 'ok', spent_nanos: SPENT, settled_at: now + 1 };
     expect(await stateOf(step)).toEqual(settled);
+    expect(await activeAt()).toBe(now + 1);
     await flights.drain(0);
   });
 

@@ -1,8 +1,14 @@
 /** Which run a call belongs to, wherever its caller says so, and how a run ends. */
 
-import { describe, expect, test } from 'bun:test';
-import { readTrail } from './rungate.ts';
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import fc from 'fast-check';
+import { closeIdleRuns } from '../db/idle.ts';
+import { makeApp } from '../functions/app.ts';
+import { boot, shutDown } from '../functions/boot.ts';
+import type { Services } from '../functions/services.ts';
+import { type Deployment, deploy, readTrail } from './rungate.ts';
 import { ALL_KINDS, type CallOptions, call, KINDS, type Stage, stages } from './runtimes.ts';
+import { SCRIPT_HEADER, startUpstream, type Upstream } from './upstream.ts';
 
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736';
 
@@ -262,3 +268,126 @@ describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } }
     });
   },
 );
+
+/** What happens to an agent's window, so long after what happened before. */
+const moments = fc.array(
+  fc.record({
+    afterMs: fc.oneof(fc.constantFrom(0, 2_000, 2_001), fc.nat(3_000)),
+    act: fc.constantFrom('call', 'begin', 'end', 'tick'),
+    isFree: fc.boolean(),
+  }),
+  { minLength: 2, maxLength: 6 },
+);
+const WINDOW_MS = 2_000;
+
+/** An agent without run ids, whose clock is the test's. */
+class Windowed {
+  now = Date.UTC(2030, 0, 1);
+  readonly #services: Services;
+  readonly #app: ReturnType<typeof makeApp>;
+  readonly #token: string;
+  #inFlight: ReadableStream[] = [];
+  /** The run of the last call, and since when nothing has happened in it. */
+  #run: string | undefined;
+  #activeAt = 0;
+
+  constructor(services: Services, token: string) {
+    this.#services = { ...services, now: () => this.now };
+    this.#app = makeApp(this.#services);
+    this.#token = token;
+  }
+
+  /** @returns whether a call got the run that it should. */
+  async take(act: 'call' | 'begin' | 'end' | 'tick', isFree: boolean): Promise<boolean> {
+    if (act === 'tick') return await this.#tick();
+    if (act === 'end') return await this.#end();
+    const isKept = this.#inFlight.length > 0 || this.now - this.#activeAt <= WINDOW_MS;
+    const response = await this.#ask(act, isFree);
+    const run = response.headers.get('x-rungate-run-id')!;
+    const isRight = response.status === 200 && (run === this.#run) === (isKept && !!this.#run);
+    this.#run = run;
+    this.#activeAt = this.now;
+    if (act === 'begin') this.#inFlight.push(response.body!);
+    else await response.bytes();
+    return isRight;
+  }
+
+  /** So much later, with nothing in flight. */
+  async rest(): Promise<void> {
+    while (this.#inFlight.length > 0) await this.#end();
+    this.now += 86_400_000;
+  }
+
+  async #tick(): Promise<boolean> {
+    const isIdle = this.#inFlight.length === 0 && this.now - this.#activeAt >= WINDOW_MS;
+    const closed = await closeIdleRuns(this.#services.db, this.now, 900, 10);
+    if (!isIdle) return closed === 0;
+    this.#run = undefined;
+    return true;
+  }
+
+  async #end(): Promise<boolean> {
+    const body = this.#inFlight.shift();
+    if (!body) return true;
+    await body.cancel();
+    const sql = 'select count(*) as n from steps where settled_at is null';
+    const left = async () => Number((await this.#services.db.read(sql, []))[0]!.n);
+    while ((await left()) > this.#inFlight.length) await Bun.sleep(2);
+    this.#activeAt = this.now;
+    return true;
+  }
+
+  async #ask(act: 'call' | 'begin', isFree: boolean): Promise<Response> {
+    const stalled = { [SCRIPT_HEADER]: JSON.stringify({ stallAfterChunks: 1 }) };
+    const request = new Request(`http://rungate${KINDS.chat.path}`, {
+      method: 'POST',
+      headers: {
+        ...{ authorization: `Bearer ${this.#token}`, 'content-type': 'application/json' },
+        ...(act === 'begin' ? stalled : {}),
+      },
+      body: JSON.stringify({
+        ...KINDS.chat.body,
+        ...{ model: isFree ? 'free-model' : 'test-model', stream: act === 'begin' },
+      }),
+    });
+    return await this.#app(request, { address: '127.0.0.1' });
+  }
+}
+
+describe('at any moment', () => {
+  let upstream: Upstream;
+  let deployment: Deployment;
+  let services: Services;
+  beforeAll(async () => {
+    upstream = await startUpstream();
+    deployment = await deploy({
+      ...{ processes: 0, upstreamUrl: upstream.url },
+      policy: { run: { idleTimeoutS: WINDOW_MS / 1_000 } },
+      prices: [{ model: 'openai/free-model', inputPerMillion: '0', outputPerMillion: '0' }],
+    });
+    services = await boot({
+      RUNGATE_DATABASE_URL: `file:${deployment.folder}/rungate.db`,
+      RUNGATE_EGRESS_ALLOW: '127.0.0.1/32',
+      RUNGATE_LOG: 'silent',
+    });
+  });
+  afterAll(async () => {
+    await shutDown(services, 0);
+    await deployment.stop();
+    await upstream.stop();
+  });
+
+  test('a run goes on while a call of it is in flight, and idles from the end of its last', async () => {
+    const agent = new Windowed(services, deployment.token);
+    const promise = fc.asyncProperty(moments, async (all) => {
+      const told: boolean[] = [];
+      for (const { afterMs, act, isFree } of all) {
+        agent.now += afterMs;
+        told.push(await agent.take(act, isFree));
+      }
+      await agent.rest();
+      expect(told).toEqual(all.map(() => true));
+    });
+    await fc.assert(promise, { numRuns: 100 });
+  });
+});

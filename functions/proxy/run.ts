@@ -8,6 +8,7 @@ import {
 } from '../../db/policies.ts';
 import {
   findRun,
+  isActiveSince,
   type NewRun,
   openRun,
   openWindow,
@@ -54,8 +55,7 @@ export async function resolveRun(call: Call): Promise<Governed> {
 
 /** A copy, which is given up where the facts turn out to be outdated: the call is read only once. */
 function onRun(call: Call, run: Governed['run'], version: PolicyVersion): Governed {
-  const windowSince = call.runName ? null : call.startedAt - idleMsOf(version);
-  return { ...call, run, version, windowSince };
+  return { ...call, run, version, windowSince: call.runName ? null : windowSince(call, version) };
 }
 
 /** A run keeps the version that it opened with: whoever asks for another one gets neither. */
@@ -97,8 +97,9 @@ function isNewWanted({ request, runName }: Call): boolean {
   return !runName && request.headers.get('x-rungate-new-run') === 'true';
 }
 
-function idleMsOf({ policy }: PolicyVersion): number {
-  return policy.run.idleTimeoutS * 1_000;
+/** Since when the agent's window must have been active for the call to belong to it. */
+function windowSince(call: Call, { policy }: PolicyVersion): number {
+  return call.startedAt - policy.run.idleTimeoutS * 1_000;
 }
 
 async function joinNamed(call: Call, name: RunName): Promise<Run> {
@@ -131,7 +132,7 @@ async function joinWindow(call: Call): Promise<Run> {
 async function isCurrent(call: Call, run: Run): Promise<boolean> {
   if (run.status === 'completed') return false;
   const version = await readPolicyVersion(call.org, run.policyVersionId);
-  return version !== undefined && call.startedAt - run.activeAt <= idleMsOf(version);
+  return version !== undefined && isActiveSince(call.org, run, windowSince(call, version));
 }
 
 async function newRun(call: Call): Promise<NewRun> {
