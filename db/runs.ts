@@ -264,14 +264,18 @@ export async function isActiveSince(org: Org, run: Run, since: number): Promise<
   return row !== undefined;
 }
 
-/** Completes an open run, with its event; one that is no longer open stays as it is. */
+/** Whether a run could be taken up again, as one that was blocked or idle can. */
+const MAY_GO_ON = `(status in ('open', 'blocked') or closed_reason = 'idle')`;
+
+/** Completes a run for good, with its event; one that can't go on anyway stays as it is. */
 export async function completeRun(org: Org, id: RunId, now: number): Promise<void> {
   const run = await readRun(org, id);
-  if (run?.status !== 'open') return;
+  if (!run) return;
   await org.write(
     org.statement(
-      `update runs set status = 'completed', closed_at = ?3, closed_reason = 'completed'
-       where org_id = ?1 and id = ?2 and status = 'open'`,
+      `update runs set
+         status = 'completed', closed_at = ?3, closed_reason = 'completed', blocked_until = null
+       where org_id = ?1 and id = ?2 and ${MAY_GO_ON}`,
       id,
       now,
     ),
@@ -297,8 +301,7 @@ export async function cancelRun(
     org.statement(
       `update runs set
          status = 'cancelled', closed_at = ?3, closed_reason = 'cancelled', blocked_until = null
-       where org_id = ?1 and id = ?2
-         and (status in ('open', 'blocked') or closed_reason = 'idle')`,
+       where org_id = ?1 and id = ?2 and ${MAY_GO_ON}`,
       id,
       now,
     ),

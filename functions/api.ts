@@ -50,7 +50,7 @@ export async function showSteps(
   return respondJson({ runId: run.name, steps: shown, next });
 }
 
-/** Completes a run; doing it again changes nothing and answers the same. */
+/** Completes a run for good, also one that is idle or blocked; doing it again changes nothing. */
 export async function finishRun(
   services: Services,
   request: Request,

@@ -3,9 +3,13 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
 import fc from 'fast-check';
 import { closeIdleRuns } from '../db/idle.ts';
+import { findOrg } from '../db/orgs.ts';
+import { setCeiling } from '../db/runs.ts';
 import { makeApp } from '../functions/app.ts';
 import { boot, shutDown } from '../functions/boot.ts';
 import type { Services } from '../functions/services.ts';
+import type { RunId } from '../schema/ids.ts';
+import type { Nanos } from '../schema/money.ts';
 import { type Deployment, deploy, readTrail } from './rungate.ts';
 import { ALL_KINDS, type CallOptions, call, KINDS, type Stage, stages } from './runtimes.ts';
 import { SCRIPT_HEADER, startUpstream, type Upstream } from './upstream.ts';
@@ -246,6 +250,47 @@ describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } }
           ...ALL_KINDS.map(() => ['denial', 'run_closed']),
         ]);
       });
+
+      for (const [status, reason, until] of [
+        ...[['open', null, null] as const, ['completed', 'idle', null] as const],
+        ...[
+          ['blocked', 'budget.run', null] as const,
+          ['blocked', 'budget.agent_per_day', 1] as const,
+        ],
+        ['blocked', 'loop', null] as const,
+      ]) {
+        test(`that is ${status}, ${reason}, ${until}, is final too: nothing opens it again`, async () => {
+          const name = `over ${status} ${reason}`;
+          await runOf(stage, { run: encodeURIComponent(name) });
+          const database = await stage.rungate.database();
+          await database.write([
+            {
+              sql: `update runs set status = ?1, closed_reason = ?2, closed_at = iif(?2 is null, null, 1),
+                  blocked_until = ?3, ceiling_nanos = spent_nanos
+                where name = ?4`,
+              args: [status, reason, until, name],
+            },
+          ]);
+          const path = `${encodeURIComponent(name)}/complete`;
+          const first = await askRun(stage, 'POST', path);
+          expect(first.body).toMatchObject({
+            ...{ status: 'completed', closedReason: 'completed', blockedUntil: null },
+          });
+          expect(await askRun(stage, 'POST', path)).toEqual(first);
+          const org = (await findOrg(database, 'acme'))!;
+          await setCeiling(org, 'operator', first.body.id as RunId, 1_000_000_000_000 as Nanos);
+          const events = await org.read(
+            `select type from events where org_id = ?1 and data ->> '$.runId' = ?2
+               and data ->> '$.reason' = 'completed'`,
+            String(first.body.id),
+          );
+          database.close();
+          expect(events).toEqual([{ type: 'run.completed' }]);
+          const refused = await call(stage, 'chat', { run: encodeURIComponent(name) });
+          expect(refused.status).toBe(403);
+          expect(await refused.text()).toContain('is completed; use a new run id.');
+        });
+      }
 
       test('of a window lets the next call open another', async () => {
         const token = tokenOf('renewer');
