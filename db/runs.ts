@@ -1,6 +1,12 @@
 /** Runs: opened, joined, closed, blocked, and their ceilings. */
 
-import type { AgentId, PolicyId, PolicyVersionId, RunId } from '../schema/ids.ts';
+import {
+  type AgentId,
+  isId,
+  type PolicyId,
+  type PolicyVersionId,
+  type RunId,
+} from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import type { Scope } from '../schema/rules/budget.ts';
 import type { RunName } from '../schema/rules/identity.ts';
@@ -46,8 +52,10 @@ export interface NewRun {
   readonly now: number;
 }
 
-/** The run of an agent with this name. */
+/** The run of an agent with this name, or with this id: an id that Rungate told joins its run. */
 export async function findRun(org: Org, agent: AgentId, name: string): Promise<Run | undefined> {
+  const own = isId('run', name) ? await readRun(org, name) : undefined;
+  if (own?.agentId === agent) return own;
   return maybe(
     await org.first(
       'select * from runs where org_id = ?1 and agent_id = ?2 and name = ?3',

@@ -5,7 +5,6 @@ import { readPolicyVersion } from '../db/policies.ts';
 import { completeRun, findRun, type Run, readRun } from '../db/runs.ts';
 import { listSteps } from '../db/steps.ts';
 import { Refusal } from '../schema/errors.ts';
-import { isId } from '../schema/ids.ts';
 import { formatDollars } from '../schema/money.ts';
 import { respondJson } from './edge.ts';
 import { authenticate, type Caller } from './proxy/authenticate.ts';
@@ -65,9 +64,8 @@ export async function finishRun(
 
 /** An agent sees its own runs only; another's answers like one that doesn't exist. */
 async function ownRun({ org, agent }: Caller, name: string): Promise<Run> {
-  const named = await findRun(org, agent.id, name);
-  const run = named ?? (isId('run', name) ? await readRun(org, name) : undefined);
-  if (run?.agentId === agent.id) return run;
+  const run = await findRun(org, agent.id, name);
+  if (run) return run;
   throw new Refusal('not_found', 'This agent has no run with that id.');
 }
 

@@ -83,7 +83,7 @@ export const OPERATIONS: readonly Operation[] = [
   {
     ...{ method: 'post', path: '/v1/runs/{id}/complete', id: 'finishRun' },
     ...{ by: 'agent', action: 'run.complete' },
-    summary: 'Completes a run; doing it again changes nothing and answers the same.',
+    summary: 'Completes a run for good; doing it again changes nothing and answers the same.',
     answers: { 200: runSchema },
     refusals: AGENT,
   },

@@ -14,13 +14,12 @@ import {
 import type { Charge } from '../db/limits.ts';
 import { readPolicyVersion } from '../db/policies.ts';
 import { recordReport } from '../db/reports.ts';
-import { blockRun, findRun, readRun } from '../db/runs.ts';
+import { blockRun, findRun } from '../db/runs.ts';
 import { readScopes } from '../db/scopes.ts';
 import { digest } from '../db/seal.ts';
 import { type Remark, recordRemark } from '../db/steps.ts';
 import { openVault } from '../db/vault.ts';
 import { Refusal } from '../schema/errors.ts';
-import { isId } from '../schema/ids.ts';
 import { InvalidJson, type JsonObject, parseStrict, type StrictBody } from '../schema/json.ts';
 import { formatDollars, MAX_NANOS } from '../schema/money.ts';
 import { dollars } from '../schema/policy.ts';
@@ -28,7 +27,7 @@ import { formatPlace, problemsOf } from '../schema/problems.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import type { Denial } from '../schema/rules/decide.ts';
 import { type GateSubject, MAX_WAIT_S, readPrefer, statusAt } from '../schema/rules/gate.ts';
-import { nameRun, type RunName } from '../schema/rules/identity.ts';
+import { nameRun } from '../schema/rules/identity.ts';
 import { type Ask, decideTool } from '../schema/rules/tools.ts';
 import { respondJson } from './edge.ts';
 import { authenticate, type Caller } from './proxy/authenticate.ts';
@@ -102,21 +101,14 @@ function strictBody(bytes: Uint8Array, keys: ReadonlySet<string>): StrictBody {
 }
 
 /** A request about a run, as a call of it: the run is joined or opened just so. */
-async function callOn(caller: Caller, name: string, bytes: Uint8Array<ArrayBuffer>): Promise<Call> {
+function callOn(caller: Caller, name: string, bytes: Uint8Array<ArrayBuffer>): Call {
   const path = new URL(caller.request.url).pathname;
   return {
     ...caller,
     ...{ path, query: '', endpoint: undefined, resourceId: undefined, bytes, body: undefined },
     requestDigest: digest(bytes),
-    runName: await runNameOf(caller, name),
+    runName: nameRun(new Headers(), name, undefined),
   };
-}
-
-/** The run is named as its agent named it, or by its own id. */
-async function runNameOf({ org, agent }: Caller, name: string): Promise<RunName | undefined> {
-  const own = isId('run', name) ? await readRun(org, name) : undefined;
-  const isOwn = own?.agentId === agent.id;
-  return nameRun(new Headers(), isOwn ? own.name : name, undefined);
 }
 
 /** A tool call that is asked about. */
@@ -142,7 +134,7 @@ export async function askTool(
   const bytes = await readBody(request, BODY_LIMITS);
   const { body, value } = parseBody(bytes, asking);
   const { args, argsText } = argumentsOf(body, value.arguments);
-  const call = await resolveRun(await callOn(caller, run, bytes));
+  const call = await resolveRun(callOn(caller, run, bytes));
   await refuseStopped(call);
   const { name } = value;
   const subject = {
@@ -370,7 +362,7 @@ type Run = Pick<Governed, 'version'> & Governed['run'];
 /** The run in any status, or a new one: what has happened on the token's own runs is not refused. */
 async function runFor(caller: Caller, name: string, bytes: Uint8Array<ArrayBuffer>): Promise<Run> {
   const { org, agent } = caller;
-  const call = await callOn(caller, name, bytes);
+  const call = callOn(caller, name, bytes);
   const present = await findRun(org, agent.id, call.runName?.name ?? name);
   const version = present && (await readPolicyVersion(org, present.policyVersionId));
   if (present && version) {

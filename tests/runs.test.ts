@@ -127,6 +127,26 @@ describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } }
         });
       }
 
+      test('may be the id that Rungate gave a run of the agent, wherever it stands', async () => {
+        await runOf(stage, { run: 'big' });
+        const id = String((await askRun(stage, 'GET', 'big')).body.id);
+        const places = SOURCES.filter(([source]) => source !== 'traceparent').map(
+          ([source, place]) =>
+            JSON.parse(
+              JSON.stringify(place).replaceAll(
+                source === 'path' ? 'run%20of%20path' : `run of ${source}`,
+                id,
+              ),
+            ),
+        );
+        for (const place of places) expect(await runOf(stage, place)).toBe('big');
+        expect(await readTrail(stage.rungate, id)).toBeArrayOfSize(places.length + 1);
+        const token = tokenOf('other');
+        expect(await runOf(stage, { run: id, token })).toBe(id);
+        expect(await readTrail(stage.rungate, id, token)).toBeArrayOfSize(1);
+        expect((await askRun(stage, 'GET', id)).body).toMatchObject({ id, name: 'big' });
+      });
+
       test('belongs to one agent: the same name of another is another run', async () => {
         const headers = { 'x-rungate-run-id': 'shared' };
         await runOf(stage, { headers });
