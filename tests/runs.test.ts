@@ -34,6 +34,9 @@ function metadata(member: string): CallOptions {
   return { members: { metadata: { [member]: `run of metadata.${member}` } } };
 }
 
+/** A header's value whose bytes are the UTF-8 of a text. */
+const bytesOf = (text: string): string => Buffer.from(text).toString('latin1');
+
 /** All of these places in one call. */
 function merge(places: readonly CallOptions[]): CallOptions {
   const members = places.map((place) => place.members ?? {});
@@ -107,10 +110,22 @@ describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } }
         for (const members of people) expect(await runOf(stage, { token, members })).toBe(window);
       });
 
-      for (const traceparent of ['00-zz-1-01', `00-${'0'.repeat(32)}-00f067aa0ba902b7-01`, 'x']) {
+      for (const traceparent of [
+        ...['00-zz-1-01', `00-${'0'.repeat(32)}-00f067aa0ba902b7-01`, 'x'],
+        ...[`ff-${TRACE}-00f067aa0ba902b7-01`, `00-${TRACE}-${'0'.repeat(16)}-01`],
+        ...[`00-${TRACE}-00f067aa0ba902b7-01-x`, `00-${TRACE}-00f067aa0ba902b7-01x`],
+        ...[`cc-${TRACE}-00f067aa0ba902b7-01x`, `00-${TRACE.toUpperCase()}-00f067aa0ba902b7-01`],
+      ]) {
         test(`is not taken from the broken traceparent ${traceparent}`, async () => {
           const token = tokenOf('person');
           expect(await runOf(stage, { token, headers: { traceparent } })).toMatch(/^run_/);
+        });
+      }
+
+      for (const more of ['', '-', '-more']) {
+        const traceparent = `cc-${TRACE}-00f067aa0ba902b7-01${more}`;
+        test(`is taken from the traceparent of a later version ${traceparent}`, async () => {
+          expect(await runOf(stage, { headers: { traceparent } })).toBe(TRACE);
         });
       }
 
@@ -126,6 +141,49 @@ describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } }
           expect(response.status).toBe(400);
         });
       }
+
+      for (const name of ['.', '..']) {
+        test(`is refused as ${name}, which no path can say`, async () => {
+          for (const [source, place] of SOURCES) {
+            if (source === 'path' || source === 'traceparent') continue;
+            const told = JSON.stringify(place).replaceAll(`run of ${source}`, name);
+            const response = await call(stage, 'chat', JSON.parse(told));
+            expect([source, response.status]).toEqual([source, 400]);
+            expect(await response.text()).toContain(`The run id in ${source} must`);
+          }
+        });
+      }
+
+      test('is the same however its place writes it, and as it is told back', async () => {
+        const named = (name: string) => ({ metadata: { session_id: name } });
+        const text = fc.string({ unit: 'grapheme', minLength: 1, maxLength: 20 });
+        const mixed = fc.oneof(
+          text,
+          fc.constantFrom('Lauf № 7 é', 'é', 'Ã©', '50%', '%25', 'a%20b', 'a/b?c#d&e', '%C3%A9'),
+        );
+        const promise = fc.asyncProperty(mixed, async (name) => {
+          fc.pre(name.isWellFormed() && !/^\.{1,2}$|\p{Cc}/u.test(name));
+          const told = await call(stage, 'chat', { members: named(name) });
+          expect(told.status).toBe(200);
+          await told.bytes();
+          const shown = told.headers.get('x-rungate-run-id')!;
+          const isPlain = name.trim() === name && !name.includes('%');
+          const places: CallOptions[] = [
+            { headers: { 'x-rungate-run-id': shown } },
+            { headers: { 'x-rungate-run-id': encodeURIComponent(name) } },
+            { run: encodeURIComponent(name) },
+            // The bytes of its UTF-8, as clients send them.
+            ...(isPlain ? [{ headers: { 'x-rungate-run-id': bytesOf(name) } }] : []),
+            ...(name.trim() === name ? [{ headers: { 'session-id': bytesOf(name) } }] : []),
+          ];
+          for (const place of places) expect(await runOf(stage, place)).toBe(name);
+        });
+        await fc.assert(promise, { numRuns: 40 });
+      });
+
+      test('in bytes that are not UTF-8 is what they are in Latin-1', async () => {
+        expect(await runOf(stage, { headers: { 'session-id': 'caf\xe9' } })).toBe('café');
+      });
 
       test('may be the id that Rungate gave a run of the agent, wherever it stands', async () => {
         await runOf(stage, { run: 'big' });

@@ -32,7 +32,8 @@ const SESSION_HEADERS = [
  * `traceparent` (W3C Trace Context), the body. `undefined` when it names none, and the agent's
  * idle window decides. People (`user`, `safety_identifier`, `metadata.user_id`) never name a run.
  *
- * @throws {Refusal} `invalid_request` for a name that is too long or holds control characters.
+ * @throws {Refusal} `invalid_request` for a name that is too long, holds control characters, or
+ *   can't stand in a path.
  */
 export function nameRun(
   headers: Headers,
@@ -40,11 +41,11 @@ export function nameRun(
   body: JsonObject | undefined,
 ): RunName | undefined {
   const first = headers.get(FIRST_HEADER);
-  if (first) return checked(first, FIRST_HEADER);
+  if (first) return checked(unescaped(decoded(first)), FIRST_HEADER);
   if (pathRun) return checked(pathRun, 'path');
   for (const header of SESSION_HEADERS) {
     const value = headers.get(header);
-    if (value) return checked(value, header);
+    if (value) return checked(decoded(value), header);
   }
   const trace = traceId(headers.get('traceparent'));
   if (trace) return { name: trace, source: 'traceparent' };
@@ -68,10 +69,38 @@ export function nameFromBody(body: JsonObject): RunName | undefined {
   return undefined;
 }
 
+const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+/** A header's text: runtimes read its bytes as Latin-1, while clients send UTF-8. */
+function decoded(value: string): string {
+  if (!/[\x80-\xff]/.test(value)) return value;
+  try {
+    return UTF8.decode(Uint8Array.from(value, (char) => char.charCodeAt(0)));
+  } catch {
+    return value;
+  }
+}
+
+/** Without the percent-encoding in which answers name a run. */
+function unescaped(name: string): string {
+  if (!name.includes('%')) return name;
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return name;
+  }
+}
+
+const TRACEPARENT = /^([\da-f]{2})-([\da-f]{32})-([\da-f]{16})-[\da-f]{2}(-.*)?$/;
+
 /** The trace-id of a `traceparent`; an invalid one is ignored, as its specification asks. */
 function traceId(traceparent: string | null): string | undefined {
-  const match = traceparent && /^[\da-f]{2}-([\da-f]{32})-[\da-f]{16}-[\da-f]{2}/.exec(traceparent);
-  return match && !/^0+$/.test(match[1]!) ? match[1] : undefined;
+  const match = traceparent && TRACEPARENT.exec(traceparent);
+  if (!match) return undefined;
+  const [, version, trace, parent, more] = match;
+  // Later versions may have more, this one has not.
+  if (version === 'ff' || (version === '00' && more !== undefined)) return undefined;
+  return /^0+$/.test(trace!) || /^0+$/.test(parent!) ? undefined : trace;
 }
 
 function checked(name: string, source: string): RunName {
@@ -82,6 +111,10 @@ function checked(name: string, source: string): RunName {
       `The run id in ${source} must have at most ${MAX_RUN_NAME_LENGTH} characters and no control characters.`,
       { field: source },
     );
+  }
+  if (name === '.' || name === '..') {
+    const message = `The run id in ${source} must not be "${name}": a path with it leads elsewhere.`;
+    throw new Refusal('invalid_request', message, { field: source });
   }
   return { name, source };
 }
