@@ -29,7 +29,7 @@ const MIGRATIONS = [
   '0020_used_approvals.sql',
   '0021_parked_runs.sql',
   '0022_approvers.sql',
-  '0023_activity.sql',
+  '0023_ended_calls.sql',
   '0024_counted_calls.sql',
 ] as const;
 

@@ -406,6 +406,7 @@ export async function setCeiling(
          ceiling_nanos = max(?3, spent_nanos + held_nanos),
          closed_at = iif(${reopens}, null, closed_at),
          closed_reason = iif(${reopens}, null, closed_reason),
+         blocked_until = iif(${reopens}, null, blocked_until),
          status = iif(${reopens}, 'open', status)
        where org_id = ?1 and id = ?2`,
       id,

@@ -13,7 +13,7 @@ import { reserve } from '../db/holds.ts';
 import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { addPolicyVersion } from '../db/policies.ts';
-import { blockRun, findRun, openRun, type Run, readRun } from '../db/runs.ts';
+import { blockRun, findRun, openRun, type Run, readRun, reopenRun } from '../db/runs.ts';
 import { digest, newId, newMasterKey } from '../db/seal.ts';
 import type { Hold } from '../db/settlements.ts';
 import { expireHolds } from '../db/system.ts';
@@ -21,7 +21,7 @@ import { boot } from '../functions/boot.ts';
 import { listen } from '../functions/bun.ts';
 import { makeLog } from '../functions/log.ts';
 import { Flights, LEASE_MS } from '../functions/proxy/flight.ts';
-import type { AgentId, PolicyVersionId, StepId, TokenId } from '../schema/ids.ts';
+import type { AgentId, PolicyId, PolicyVersionId, StepId, TokenId } from '../schema/ids.ts';
 import type { Nanos } from '../schema/money.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
 import { type Deployment, deploy, type Runtime } from './rungate.ts';
@@ -460,6 +460,7 @@ describe('a call in flight', () => {
   let db: Database;
   let org: Org;
   let run: Run;
+  let policyId: PolicyId;
   let tokenId: TokenId;
   beforeAll(async () => {
     db = await openDatabase({ url: `file:${folder}/flights.db`, synchronous: 'normal' });
@@ -467,8 +468,8 @@ describe('a call in flight', () => {
     org = forOrg(db, newId('org'));
     const made = 'insert into orgs (id, slug, name, created_at) values (?1, ?1, ?1, 0)';
     await db.write([{ sql: made, args: [org.id] }]);
-    const policy = await addPolicyVersion(org, ACTOR, 'policy', '{}');
-    const { id: agentId } = await createAgent(org, ACTOR, 'agent', policy.id);
+    policyId = (await addPolicyVersion(org, ACTOR, 'policy', '{}')).id;
+    const { id: agentId } = await createAgent(org, ACTOR, 'agent', policyId);
     run = await openedRun(agentId);
     tokenId = (await org.first('select id from tokens where org_id = ?1'))?.id as TokenId;
   });
@@ -597,6 +598,47 @@ describe('a call in flight', () => {
     });
     await fc.assert(promise, { numRuns: 20 });
   });
+
+  /** What stops a run of whom, and whether a call of `run` that cost less than its estimate frees it. */
+  const STOPS = ['run', 'agent_per_day', 'agent_per_month', 'org_per_month', 'loop'].flatMap(
+    (stop) =>
+      ['its run', 'a run of its agent', 'a run of another agent'].map((whose) => {
+        const isIts = whose === 'its run' || (whose === 'a run of its agent' && stop !== 'run');
+        return [stop, whose, stop !== 'loop' && (isIts || stop === 'org_per_month')] as const;
+      }),
+  );
+
+  test.each(STOPS)(
+    'whose estimate was too high, where the budget %s stopped %s, lets it go on: %p',
+    async (stop, whose, isFreed) => {
+      const from = Date.UTC(
+        2040,
+        STOPS.findIndex((each) => each[0] === stop && each[1] === whose),
+      );
+      const colleague = () => createAgent(org, ACTOR, `colleague-${from}`, policyId);
+      const owner = whose.endsWith('another agent') ? (await colleague()).id : run.agentId;
+      const name = whose === 'its run' ? 'run' : `stopped-${from}`;
+      const stopped = await openedRun(owner, name);
+      const earlier = await openedRun(owner, `earlier-${from}`);
+      const reason = stop === 'loop' ? stop : `budget.${stop}`;
+      const block = async ({ id }: Run, at: number) =>
+        expect(await blockRun(org, id, reason, null, at)).toBe(true);
+      const { flights } = flightsAt(() => from);
+      const step = await hold(from);
+      const flight = flights.start(org, holdOf(step, from), from + LEASE_MS);
+      await block(earlier, from);
+      expect(await expireHolds(db, from + LEASE_MS + 1)).toBe(1);
+      await block(stopped, from + LEASE_MS + 1);
+      const endedAt = from + LEASE_MS + 2;
+      expect(await reopenRun(org, stopped.id, endedAt)).toBe(false);
+      await flight.settle(endAt(endedAt));
+      expect(await reopenRun(org, stopped.id, endedAt)).toBe(isFreed);
+      // What was stopped before the estimate was charged was not stopped by it.
+      expect(await reopenRun(org, earlier.id, endedAt)).toBe(false);
+      await org.write(org.statement("update runs set status = 'open' where org_id = ?1"));
+      await flights.drain(0);
+    },
+  );
 
   test('keeps its run from being stopped, since it may give money back', async () => {
     const now = Date.UTC(2034, 0, 1);

@@ -33,3 +33,17 @@ begin
     spent_nanos = spent_nanos + new.spent_nanos - old.spent_nanos
     where org_id = new.org_id and subject = new.org_id and window = substr(new.day, 1, 7);
 end;
+
+-- A call whose estimate was charged when its lease ran out may have cost less after all: runs that
+-- were stopped since, for money that it counted against, may go on. Their next call is measured.
+create trigger estimate_was_too_high after update of spent_nanos on steps
+when old.outcome = 'lease_expired' and new.spent_nanos < old.spent_nanos
+begin
+  update runs set blocked_until = new.settled_at
+    where org_id = new.org_id and closed_at >= old.settled_at and status = 'blocked' and (
+      closed_reason = 'budget.run' and id = new.run_id
+      or closed_reason in ('budget.agent_per_day', 'budget.agent_per_month')
+        and agent_id = new.agent_id
+      or closed_reason = 'budget.org_per_month'
+    );
+end;
