@@ -470,6 +470,7 @@ describe('a call in flight', () => {
     await db.write([{ sql: made, args: [org.id] }]);
     policyId = (await addPolicyVersion(org, ACTOR, 'policy', '{}')).id;
     const { id: agentId } = await createAgent(org, ACTOR, 'agent', policyId);
+    await db.write([{ sql: 'update orgs set revision = 1', args: [] }]);
     run = await openedRun(agentId);
     tokenId = (await org.first('select id from tokens where org_id = ?1'))?.id as TokenId;
   });

@@ -660,6 +660,7 @@ class Ledger {
       this.#agents.push(id);
       this.#tokens.push((await this.#org.first(sql, id))?.id as TokenId);
     }
+    await this.#db.write([{ sql: 'update orgs set revision = 1', args: [] }]);
     for (let index = 0; index < RUNS; index++) {
       const agentId = this.#agents[index % AGENTS]!;
       const ceilingNanos = this.#limits.run as Nanos | null;

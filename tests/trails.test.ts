@@ -61,6 +61,7 @@ beforeAll(async () => {
   agentId = (await createAgent(org, 'operator', 'agent', policy.id)).id;
   tokenId = (await org.first('select id from tokens where org_id = ?1'))!.id as TokenId;
   policyVersionId = (await readAgentPolicy(org, agentId))!.id;
+  await db.write([{ sql: 'update orgs set revision = 1', args: [] }]);
 });
 afterAll(async () => {
   await db.close();
