@@ -1,7 +1,7 @@
 /** Responses that an upstream keeps belong to the agent that made them, and are charged once. */
 
 import { describe, expect, test } from 'bun:test';
-import { readTrail } from './rungate.ts';
+import { readSettled, readTrail } from './rungate.ts';
 import { type CallOptions, call, type Stage, stages } from './runtimes.ts';
 
 const USAGE = { input_tokens: 1_000, output_tokens: 100, total_tokens: 1_100 };
@@ -214,6 +214,27 @@ describe.each(stages({ agents: ['maker', 'other'] }))('on $runtime', (stage) => 
       expect(await moneyOf(stage, run)).toEqual({ heldNanos: 0, spentNanos: heldNanos });
       const [step] = await readTrail(stage.rungate, run);
       expect(step?.estimated).toBe(true);
+    });
+
+    test('that can’t be settled when it is fetched is told of in the log, and settled by the next fetch', async () => {
+      const run = 'unreadable';
+      stage.upstream.script({ usage: USAGE });
+      const { id } = await make(stage, run, { background: true });
+      const { heldNanos } = await moneyOf(stage, run);
+      const [{ id: step } = { id: '' }] = await readTrail(stage.rungate, run);
+      const db = await stage.rungate.database();
+      const spoil = `update steps set asked = 'spoilt' || asked where id = ?1`;
+      await db.write([{ sql: spoil, args: [step] }]);
+      await finish(stage, id);
+      expect(await moneyOf(stage, run)).toEqual({ heldNanos, spentNanos: 0 });
+      expect(await readSettled(stage.rungate, 'acts')).not.toBeEmpty();
+      const warning = new RegExp(`"level":"warn","message":"a background response .*"${step}"`);
+      expect(stage.rungate.logs()).toMatch(warning);
+      const mend = `update steps set asked = substr(asked, 7) where id = ?1`;
+      await db.write([{ sql: mend, args: [step] }]);
+      await db.close();
+      await finish(stage, id);
+      expect(await moneyOf(stage, run)).toEqual({ heldNanos: 0, spentNanos: COST_NANOS });
     });
 
     test('is not settled by another agent that asks for it', async () => {

@@ -368,14 +368,28 @@ async function handOver(answer: Answer, end: End, also: readonly Statement[]): P
 
 async function finishFetched(
   answer: Answer,
-  { runId, stepId }: KeptResponse,
+  kept: KeptResponse,
   end: End,
   also: readonly Statement[],
 ): Promise<void> {
-  // The call itself must settle even so; the maker's hold is then left to its lease.
-  const maker = await readStep(answer.org, runId, stepId).catch(() => undefined);
-  const made = maker ? await settleKept(answer, maker, end).catch(() => []) : [];
+  const made = await settleMaker(answer, kept, end);
   await settleHold(answer, end, ...also, ...made);
+}
+
+/** A call that fetches must settle even where the maker of what it fetches can't be. */
+async function settleMaker(
+  answer: Answer,
+  { runId, stepId }: KeptResponse,
+  end: End,
+): Promise<Statement[]> {
+  try {
+    const maker = await readStep(answer.org, runId, stepId);
+    return maker ? await settleKept(answer, maker, end) : [];
+  } catch (error) {
+    const message = 'a background response could not be settled; its lease will settle it';
+    answer.services.log.warn(message, { step: stepId, error });
+    return [];
+  }
 }
 
 function isPending({ body, rates }: Answer, { status, responseId }: Reading): boolean {
