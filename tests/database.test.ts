@@ -198,6 +198,19 @@ describe.each([
     expect(amounts).toEqual(Array.from({ length: 600 }, (_, at) => at + 1));
   });
 
+  test('commits no more than 256 transactions at once, so that other writers get their turn', async () => {
+    const db = await openWithTable(await newUrl());
+    const written = Array.from({ length: 600 }, (_, at) => db.write([insert(String(at))]));
+    const counted = await Promise.race(
+      written.map(async (write) => {
+        await write;
+        return (await db.first('select count(*) as n from things', []))?.n;
+      }),
+    );
+    expect(counted).toBe(256);
+    await Promise.all(written);
+  });
+
   test('keeps integers, text and null as they are', async () => {
     const db = await open(await newUrl());
     await db.write([sql('create table kept (id integer primary key, n integer, t text) strict')]);

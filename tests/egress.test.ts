@@ -464,6 +464,18 @@ describe('which addresses of a name are dialled', () => {
     const target = new URL(`https://${NAME}:${upstream.port}/ok`);
     expect(await read(await egress(target, get()))).toBe('ok');
   });
+
+  test.each([
+    [15, 'ok'],
+    [16, 'connect_failed'],
+  ])('at most 16 of them: after %d that do not answer, %s', async (silent, outcome) => {
+    const upstream = await listen(true);
+    const others = Array.from({ length: silent }, (_, at) => `127.0.1.${at}`);
+    const resolve = async () => [...others, '127.0.0.1'];
+    const egress = makeEgress({ allow: parseAllowList('127.0.0.0/8'), resolve, ca });
+    const sent = egress(new URL(`https://${NAME}:${upstream.port}/ok`), get()).then(read);
+    expect(await (outcome === 'ok' ? sent : failure(sent))).toBe(outcome);
+  });
 });
 
 describe('who is at the other end', () => {

@@ -5,7 +5,7 @@ import Anthropic from '@anthropic-ai/sdk';
 import OpenAI from 'openai';
 import { decideRetry, type Failure, MAX_ATTEMPTS, readRetryAfter } from '../schema/rules/retry.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
-import { type Script, startUpstream, type Upstream } from './upstream.ts';
+import { type Script, startUpstream, UPSTREAM_KEY, type Upstream } from './upstream.ts';
 
 setDefaultTimeout(60_000);
 
@@ -74,7 +74,7 @@ afterAll(async () => {
   await upstream?.stop();
 });
 
-function ask(route: Route, members: object = {}, run = `run-${++runs}`) {
+function ask(route: Route, members: object = {}, run = `run-${++runs}`, signal?: AbortSignal) {
   const headers = {
     authorization: `Bearer ${rungate.token}`,
     'anthropic-version': '2023-06-01',
@@ -82,7 +82,12 @@ function ask(route: Route, members: object = {}, run = `run-${++runs}`) {
   };
   const messages = [{ role: 'user', content: 'Say hello.' }];
   const body = JSON.stringify({ model: route.model, max_tokens: 50, messages, ...members });
-  const sent = fetch(`${rungate.url}/v1/${route.path}`, { method: 'POST', headers, body });
+  const sent = fetch(`${rungate.url}/v1/${route.path}`, {
+    method: 'POST',
+    headers,
+    body,
+    ...(signal && { signal }),
+  });
   return { run, sent };
 }
 
@@ -146,6 +151,30 @@ describe('a call whose first upstream', () => {
       ['model_call', 'far-model'],
       ['retry', 'far-model'],
     ]);
+  });
+
+  test('asks for a pause in which the caller leaves is not asked again', async () => {
+    upstream.script({ error: 429, retryAfterS: 1 });
+    const before = upstream.requests.length;
+    const left = new AbortController();
+    const { run, sent } = ask(ROUTES['chat to messages'], {}, 'left', left.signal);
+    await readSettled(rungate, run);
+    left.abort();
+    await expect(sent).rejects.toThrow();
+    await Bun.sleep(1_500);
+    expect(await readTrail(rungate, run)).toMatchObject([{ outcome: 'upstream_429' }]);
+    expect(upstream.requests.length).toBe(before + 1);
+    await expectSound();
+  });
+
+  test('fails keeps its id of the call on the trail, unless that repeats the credential', async () => {
+    for (const id of ['upstream-1', `req-${UPSTREAM_KEY}`]) {
+      upstream.script({ error: 503, headers: { 'x-request-id': id } });
+      const { run, sent } = ask(ROUTES['chat to chat']);
+      expect((await sent).status).toBe(200);
+      const [failed] = await readSettled(rungate, run, 2);
+      expect(failed?.upstreamRequestId).toBe(id === 'upstream-1' ? id : null);
+    }
   });
 
   test('fails and whose next one is too dear for the run is not asked once more', async () => {

@@ -471,6 +471,18 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
     });
   }
 
+  test('a stream that breaks after it reported more than was held is charged what was held', async () => {
+    const startUsage = { input_tokens: 1_000_000, output_tokens: 1_000_000 };
+    stage.upstream.script({ startUsage, breakAfterChunks: 3, chunkDelayMs: 5 });
+    const members = { stream: true };
+    const response = await call(stage, 'messages', { run: 'capped', members });
+    await expect(response.text()).rejects.toThrow();
+    const [step] = await readSettled(stage.rungate, 'capped');
+    expect(step).toMatchObject({ outcome: 'broken', estimated: true });
+    expect(step?.usage).toMatchObject({ inputTokens: 1_000_000 });
+    expect(step?.spentNanos).toBe(boundNanos('messages', members));
+  });
+
   describe('a JSON answer that breaks', () => {
     for (const kind of ALL_KINDS) {
       test(`is 502 to ${kind}, charged at the bound`, async () => {
