@@ -1,6 +1,6 @@
-/** A bounded memory for facts that can't change: immutable rows, or rows at a known revision. */
+/** A bounded memory of what was read; whoever goes by what may have changed since has that checked. */
 
-/** Remembers the newest `limit` entries. */
+/** Remembers the `limit` entries that were set last. */
 export class Memo<V> {
   readonly #entries = new Map<string, V>();
   readonly #limit: number;
@@ -14,8 +14,10 @@ export class Memo<V> {
     return this.#entries.get(key);
   }
 
-  /** Remembers a value, forgetting the oldest one where there are too many. */
+  /** Remembers a value, forgetting the one set longest ago where there are too many. */
   set(key: string, value: V): V {
+    // What is set anew would otherwise keep its place, and go first however often it is used.
+    this.#entries.delete(key);
     this.#entries.set(key, value);
     if (this.#entries.size > this.#limit) {
       for (const oldest of this.#entries.keys()) {

@@ -13,6 +13,7 @@ import {
   openDatabase,
   type Statement,
 } from '../db/client.ts';
+import { Memo } from '../db/memo.ts';
 import { migrate, pendingMigrations } from '../db/migrate.ts';
 import { forOrg } from '../db/org.ts';
 import type { OrgId } from '../schema/ids.ts';
@@ -419,6 +420,19 @@ describe('a database on a file', () => {
     await expect(db.read(search, ['first'])).rejects.toThrow(DatabaseError);
     await expect(db.first(search, ['first'])).rejects.toThrow(DatabaseError);
   });
+});
+
+test('a memory forgets what was set longest ago, and counts what is set anew as new', () => {
+  const memo = new Memo<number>(2);
+  for (const [key, value] of [
+    ['often', 1],
+    ['once', 2],
+    ['often', 3],
+    ['late', 4],
+  ] as const) {
+    memo.set(key, value);
+  }
+  expect(['often', 'once', 'late'].map((key) => memo.get(key))).toEqual([3, undefined, 4]);
 });
 
 describe('the door to an org', () => {
