@@ -21,9 +21,8 @@ import { respondJson } from './edge.ts';
 import { type Link, LinkError, openLink } from './links.ts';
 import { type Markup, respondForm } from './pages.ts';
 import { authenticate } from './proxy/authenticate.ts';
-import { readBody } from './proxy/body.ts';
 import type { Services } from './services.ts';
-import { refuseOtherSites } from './sites.ts';
+import { readForm } from './sites.ts';
 
 /** A gate of the calling agent: how it stands, but not what it holds back. */
 export async function showGate(
@@ -126,7 +125,6 @@ function explainBar(bar: Bar, approvals: number): string {
   return `${whys[bar]} The link can reject it, once.`;
 }
 
-const FORM_LIMITS = { maxEncodedBytes: 16_384, maxDecodedBytes: 16_384 };
 const MAX_REASON_CHARS = 500;
 
 /**
@@ -141,8 +139,8 @@ export function decideApproval(
   token: string,
 ): Promise<Response> {
   return onLink(services, token, async (link, gate) => {
-    refuseOtherSites(services, request, 'approvals.origin');
-    const { decision, reason } = await readDecision(request);
+    const form = await readForm(services, request, 'approvals.origin');
+    const { decision, reason } = readDecision(form);
     const actor = { kind: 'link', id: link.id } as const;
     const verdict = { actor, decision, ...(reason === '' ? {} : { reason }) };
     const decided = await decideByLink(link.org, gate, verdict, link.holder, services.now());
@@ -150,8 +148,7 @@ export function decideApproval(
   });
 }
 
-async function readDecision(request: Request) {
-  const form = new URLSearchParams(new TextDecoder().decode(await readBody(request, FORM_LIMITS)));
+function readDecision(form: URLSearchParams) {
   const decision = form.get('decision');
   const reason = (form.get('reason') ?? '').trim();
   if ((decision === 'approve' || decision === 'reject') && reason.length <= MAX_REASON_CHARS) {

@@ -7,9 +7,10 @@ import { readAccount } from '../db/orgs.ts';
 import { Refusal } from '../schema/errors.ts';
 import { baseUrl } from './links.ts';
 import type { Services } from './services.ts';
-import { countTry, isSecret, onPage, type Page, readForm } from './signin/form.ts';
+import { countTry, isSecret, onPage, type Page } from './signin/form.ts';
 import { invitationLetter } from './signin/letters.ts';
 import { welcome } from './signin/session.ts';
+import { readForm } from './sites.ts';
 
 /**
  * Mails an invitation.
@@ -62,7 +63,7 @@ export function acceptOffer(
   secret: string,
 ): Promise<Response> {
   return onPage(request, async () => {
-    await readForm(services, request);
+    await readForm(services, request, 'sign_in.origin');
     const joined = await accept(services, secret);
     if (!joined) {
       await countTry(services, request);

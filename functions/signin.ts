@@ -12,9 +12,10 @@ import { seenFrom, sessionSecret } from './admin.ts';
 import { baseUrl } from './links.ts';
 import type { Services } from './services.ts';
 import { SESSION_COOKIE, writeCookie } from './signin/cookies.ts';
-import { countTry, isSecret, onPage, type Page, readForm } from './signin/form.ts';
+import { countTry, isSecret, onPage, type Page } from './signin/form.ts';
 import { signInLetter } from './signin/letters.ts';
 import { redirectTo, welcome } from './signin/session.ts';
+import { readForm } from './sites.ts';
 
 const MAIL_FORM = html`<form method="post">
 <label for="email">E-mail address</label>
@@ -46,7 +47,7 @@ export function showSignIn({ mailer }: Services, request: Request): Promise<Resp
  */
 export function requestLink(services: Services, request: Request): Promise<Response> {
   return onPage(request, async () => {
-    const form = await readForm(services, request);
+    const form = await readForm(services, request, 'sign_in.origin');
     await countTry(services, request);
     if (services.mailer.route === 'none') {
       throw new Refusal('unavailable', 'This deployment sends no mail, so no link either.');
@@ -118,7 +119,7 @@ async function readLink(
  */
 export function useLink(services: Services, request: Request, secret: string): Promise<Response> {
   return onPage(request, async () => {
-    const form = await readForm(services, request);
+    const form = await readForm(services, request, 'sign_in.origin');
     const found = await readLink(services, secret);
     const chosen = found && choose(found.memberships, form.get('org'));
     const isTaken = found && (await takeLink(services.db, secret, 'sign_in', services.now()));
@@ -168,7 +169,7 @@ export function showSelf(services: Services, request: Request): Promise<Response
 /** `POST /sign-out`: ends the session, from the next request on, and takes its cookie away. */
 export function signOut(services: Services, request: Request): Promise<Response> {
   return onPage(request, async () => {
-    await readForm(services, request);
+    await readForm(services, request, 'sign_in.origin');
     const session = await currentSession(services, request);
     if (session) await endOwn(services, request, session);
     const response = redirectTo('sign-in');

@@ -7,9 +7,7 @@ import { Refusal } from '../../schema/errors.ts';
 import { type Quota, retryAfterSOf, usedUpStateOf } from '../../schema/rules/limit.ts';
 import { addressOf } from '../edge.ts';
 import { type Markup, respondForm } from '../pages.ts';
-import { readBody } from '../proxy/body.ts';
 import type { Services } from '../services.ts';
-import { refuseOtherSites } from '../sites.ts';
 
 /** A page: its heading and what is below it. */
 export interface Page {
@@ -51,25 +49,6 @@ async function showRefusal(request: Request, refusal: Refusal): Promise<Response
   const { retryAfterS } = refusal.detail;
   if (retryAfterS !== undefined) response.headers.set('retry-after', String(retryAfterS));
   return response;
-}
-
-const FORM_LIMITS = { maxEncodedBytes: 16_384, maxDecodedBytes: 16_384 };
-
-/**
- * Reads a form that a page of this deployment has sent.
- *
- * @throws {Refusal} `permission_denied` for one of another site, `invalid_request` for another
- *   content type, `body_too_large`.
- */
-export async function readForm(services: Services, request: Request): Promise<URLSearchParams> {
-  refuseOtherSites(services, request, 'sign_in.origin');
-  const type = request.headers.get('content-type')?.split(';')[0]?.trim().toLowerCase();
-  const bytes = await readBody(request, FORM_LIMITS);
-  if (bytes.length > 0 && type !== 'application/x-www-form-urlencoded') {
-    const message = 'Send the form as application/x-www-form-urlencoded.';
-    throw new Refusal('invalid_request', message, { field: 'content-type' });
-  }
-  return new URLSearchParams(new TextDecoder().decode(bytes));
 }
 
 /** How often an address may ask to sign in, or fail to. */
