@@ -19,6 +19,7 @@ export {
   type EgressErrorCode,
   type EgressInit,
   type EgressResponse,
+  NOT_SENT,
 } from './egress/exchange.ts';
 
 /** How an egress is made. */

@@ -530,6 +530,30 @@ describe('the price of a model', () => {
   });
 });
 
+test('a call whose sending fails within Rungate is charged its bound: it may have been sent', async () => {
+  const deployment = await deploy({ upstreamUrl: upstream.url, processes: 0 });
+  const services = await boot(environmentOf(deployment));
+  const egress = () => Promise.reject(new TypeError('not of the upstream'));
+  const app = makeApp({ ...services, egress });
+  try {
+    const ask = requestOf('http://rungate', { token: deployment.token, run: 'internal' });
+    expect((await app(ask, { address: '127.0.0.1' })).status).toBe(500);
+    const steps = await services.db.read('select outcome, spent_nanos from steps', []);
+    expect(steps).toEqual([{ outcome: 'internal', spent_nanos: WORST }]);
+  } finally {
+    await shutDown(services, 0);
+    await deployment.stop();
+  }
+});
+
+/** The environment of a server in this process. */
+const environmentOf = ({ folder }: Deployment) => ({
+  RUNGATE_DATABASE_URL: `file:${folder}/rungate.db`,
+  RUNGATE_EGRESS_ALLOW: '127.0.0.1/32',
+  RUNGATE_LOG: 'silent',
+  UPSTREAM_KEY,
+});
+
 describe('a run that a window has stopped', () => {
   test.each([
     ['agentPerDay', '2030-01-30T12:00:00Z', '2030-01-31T00:00:00Z'],
@@ -543,12 +567,7 @@ describe('a run that a window has stopped', () => {
       processes: 0,
     });
     let now = Date.parse(at);
-    const services = await boot({
-      RUNGATE_DATABASE_URL: `file:${deployment.folder}/rungate.db`,
-      RUNGATE_EGRESS_ALLOW: '127.0.0.1/32',
-      RUNGATE_LOG: 'silent',
-      UPSTREAM_KEY,
-    });
+    const services = await boot(environmentOf(deployment));
     const app = makeApp({ ...services, now: () => now });
     const statusAt = async (millis: number): Promise<number> => {
       now = millis;

@@ -38,10 +38,7 @@ export interface EgressResponse {
  */
 export type Egress = (url: URL, init: EgressInit) => Promise<EgressResponse>;
 
-/**
- * Why an exchange failed. Before `timeout_first_byte` in this list, nothing was sent; from there on
- * the request may have been acted on.
- */
+/** Why an exchange failed; unless it is one of {@link NOT_SENT}, the request may have been acted on. */
 export type EgressErrorCode =
   | 'forbidden_url'
   | 'forbidden_address'
@@ -53,6 +50,15 @@ export type EgressErrorCode =
   | 'aborted'
   | 'too_large'
   | 'broken';
+
+/** Failures before anything was sent. */
+export const NOT_SENT: ReadonlySet<EgressErrorCode> = new Set([
+  'forbidden_url',
+  'forbidden_address',
+  'unresolved',
+  'connect_failed',
+  'timeout_connect',
+]);
 
 /** A request that was refused, or that failed on its way; the message names no credential. */
 export class EgressError extends Error {

@@ -7,10 +7,10 @@ import { Refusal } from '../../schema/errors.ts';
 import { authHeaders } from '../../schema/providers.ts';
 import { type Failure, readRetryAfter } from '../../schema/rules/retry.ts';
 import { demo } from '../demo.ts';
-import { EgressError, type EgressErrorCode, type EgressResponse } from '../egress.ts';
+import { EgressError, type EgressErrorCode, type EgressResponse, NOT_SENT } from '../egress.ts';
 import { upstreamPath } from '../providers/endpoints.ts';
 import { usedUp } from './approved.ts';
-import { holds, upstreamHeaders } from './headers.ts';
+import { upstreamHeaders, upstreamRequestIdOf } from './headers.ts';
 import type { Held } from './reserve.ts';
 import type { End } from './settlement.ts';
 
@@ -25,6 +25,8 @@ export interface Exchange {
 /** An attempt that got no answer, and why. */
 export interface Unanswered {
   readonly error: unknown;
+  /** Whether it may have reached the upstream, and be charged. */
+  readonly isSent: boolean;
 }
 
 /** What the caller is told; the runtime's own words may name hosts and addresses. */
@@ -41,15 +43,6 @@ const FAILURES: Readonly<Record<EgressErrorCode, string>> = {
   broken: 'broke off the connection',
 };
 
-/** Failures before anything was sent: nothing can have been charged. */
-const NOT_SENT = new Set<string>([
-  'forbidden_url',
-  'forbidden_address',
-  'unresolved',
-  'connect_failed',
-  'timeout_connect',
-]);
-
 const TIMEOUTS = { connectMs: 10_000, firstByteMs: 600_000, idleMs: 300_000 };
 
 /** Upstreams of Anthropic's dialect need a version, which callers of the other one don't send. */
@@ -63,15 +56,18 @@ const MESSAGES_VERSION = '2023-06-01';
 export async function attempt(call: Held, isTranslated: boolean): Promise<Exchange | Unanswered> {
   const started = performance.now();
   call.flight.watch(call.request);
+  let isSending = false;
   try {
     const opened = openSecret(call);
     const secret = typeof opened === 'string' ? opened : await opened;
     if (call.approving) await takeApprovals(call, call.approving);
+    isSending = true;
     const upstream = await send(call, secret, isTranslated);
     return { upstream, secret, firstByteMs: Math.round(performance.now() - started) };
   } catch (error) {
     call.flight.unwatch();
-    return { error };
+    const isUnsent = error instanceof EgressError && NOT_SENT.has(error.code);
+    return { error, isSent: isSending && !isUnsent };
   }
 }
 
@@ -164,21 +160,19 @@ async function sendToDemo(call: Held, headers: Record<string, string>): Promise<
   return { status, headers: response.headers, body: answer, bytes: () => response.bytes() };
 }
 
-/** How an attempt failed; undefined for one that was answered. */
+/**
+ * How an attempt failed; undefined for one that was answered, or that failed in here, which another
+ * one would do alike.
+ */
 export function failureOf(held: Held, outcome: Exchange | Unanswered): Failure | undefined {
   if ('error' in outcome) {
-    const isUnsent = isUnsentBy(outcome.error) && outcome.error instanceof EgressError;
-    return { isSent: !isUnsent || held.flight.ended !== undefined };
+    if (!(outcome.error instanceof EgressError)) return undefined;
+    return { isSent: outcome.isSent || held.flight.ended !== undefined };
   }
   const { status, headers } = outcome.upstream;
   if (status < 400) return undefined;
   const retryAfterMs = readRetryAfter(headers, held.services.now());
   return { isSent: true, status, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) };
-}
-
-/** Whether nothing of an attempt with this error can have reached the upstream. */
-function isUnsentBy(error: unknown): boolean {
-  return !(error instanceof EgressError) || NOT_SENT.has(error.code);
 }
 
 /** How an attempt ends that hands no answer on: free unless it may have been charged. */
@@ -189,19 +183,16 @@ export function endOf(call: Held, outcome: Exchange | Unanswered): End {
 /** An error that the upstream answered, for which nobody charges. */
 function refused({ upstream, firstByteMs, secret }: Exchange): End {
   const { status, headers } = upstream;
-  const id = headers.get('x-request-id') ?? headers.get('request-id');
-  const isSafe = id !== null && !holds(id, secret);
-  return {
-    ...{ outcome: `upstream_${status}`, isFree: true, httpStatus: status, firstByteMs },
-    ...(isSafe ? { upstreamRequestId: id } : {}),
-  };
+  const upstreamRequestId = upstreamRequestIdOf(headers, secret);
+  const outcome = `upstream_${status}`;
+  return { outcome, isFree: true, httpStatus: status, firstByteMs, upstreamRequestId };
 }
 
 /** Free if nothing was sent, else the most it can cost. */
-function unanswered({ flight }: Held, { error }: Unanswered): End {
+function unanswered({ flight }: Held, { error, isSent }: Unanswered): End {
   const isKnown = error instanceof EgressError || error instanceof Refusal;
   const code = isKnown ? error.code : 'internal';
-  return { outcome: flight.ended ?? code, isFree: isUnsentBy(error) };
+  return { outcome: flight.ended ?? code, isFree: !isSent };
 }
 
 /** What an attempt without an answer is to the caller. */

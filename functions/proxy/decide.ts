@@ -10,6 +10,7 @@ import { invalid, isGiven } from '../../schema/rules/bound.ts';
 import {
   type Catalogue,
   findRates,
+  MAX_MODEL_LENGTH,
   overrideRates,
   type Rates,
 } from '../../schema/rules/catalogue.ts';
@@ -41,9 +42,6 @@ export interface Permitted extends Governed {
   /** What the next attempt is on the trail; absent for the first one, a model call. */
   readonly stepKind?: 'model_call' | 'retry' | 'failover';
 }
-
-/** The longest name of a model, in characters: it goes on the trail and into the answer. */
-const MAX_MODEL_LENGTH = 256;
 
 /** Where a call goes. */
 export interface Target {

@@ -7,6 +7,7 @@ import type { Run } from '../../db/runs.ts';
 import { type Remark, recordRemark } from '../../db/steps.ts';
 import { ERRORS, type ErrorCode, Refusal, type RefusalDetail } from '../../schema/errors.ts';
 import { windowsOf } from '../../schema/rules/budget.ts';
+import { MAX_MODEL_LENGTH } from '../../schema/rules/catalogue.ts';
 import { Outdated } from './authenticate.ts';
 import type { Call } from './call.ts';
 import { keepsDigests } from './capture.ts';
@@ -102,5 +103,5 @@ function askedDigest({ requestDigest, version }: Governed): { requestDigest?: st
 function askedModel(call: Governed): { model?: string } {
   const model = call.body?.value.model;
   // What is longer is no model's name, and may be anything.
-  return typeof model === 'string' && model.length <= 256 ? { model } : {};
+  return typeof model === 'string' && model.length <= MAX_MODEL_LENGTH ? { model } : {};
 }

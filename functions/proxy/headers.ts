@@ -136,8 +136,14 @@ export function withoutSecret(
   return new TextEncoder().encode(text.replaceAll(secret, '[redacted]'));
 }
 
+/** The upstream's own id of a request; undefined for one that repeats the provider's credential. */
+export function upstreamRequestIdOf(headers: Headers, secret: string): string | undefined {
+  const id = headers.get('x-request-id') ?? headers.get('request-id');
+  return id === null || holds(id, secret) ? undefined : id;
+}
+
 /** Whether a text repeats a credential; one of a few characters is never found. */
-export function holds(text: string, secret: string): boolean {
+function holds(text: string, secret: string): boolean {
   return secret.length >= MIN_SECRET_CHARS && text.includes(secret);
 }
 

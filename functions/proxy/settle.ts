@@ -30,7 +30,7 @@ import {
   parkingOf,
   type Verdict,
 } from './gate.ts';
-import { downstreamHeaders, holds, withoutSecret } from './headers.ts';
+import { downstreamHeaders, upstreamRequestIdOf, withoutSecret } from './headers.ts';
 import { errorEvent, interruption } from './interrupt.ts';
 import { answerParked, joinParked, preferenceHeaders, prefersAsync, waitInStream } from './park.ts';
 import { bindResponse, type End, settleHold, settleKept } from './settlement.ts';
@@ -446,9 +446,8 @@ function parseJson(bytes: Uint8Array): Json | undefined {
 /** What is known of an answer from its first byte on. */
 function beginning({ upstream, firstByteMs, secret }: Answer) {
   const { headers, status } = upstream;
-  const upstreamRequestId = headers.get('x-request-id') ?? headers.get('request-id');
-  const isSafe = upstreamRequestId !== null && !holds(upstreamRequestId, secret);
-  return { httpStatus: status, firstByteMs, ...(isSafe ? { upstreamRequestId } : {}) };
+  const upstreamRequestId = upstreamRequestIdOf(headers, secret);
+  return { httpStatus: status, firstByteMs, upstreamRequestId };
 }
 
 function headersFor(answer: Answer) {

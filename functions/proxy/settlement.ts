@@ -31,7 +31,7 @@ export interface End {
   readonly responseDigest?: string;
   /** What came from upstream, where the policy keeps it. */
   readonly response?: Body;
-  readonly upstreamRequestId?: string | null;
+  readonly upstreamRequestId?: string | undefined;
 }
 
 /** What a call is charged. */

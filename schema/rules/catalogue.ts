@@ -88,7 +88,8 @@ const DEMO_WINDOW_TOKENS = 32_768;
 /** Of a model that nobody has told the window of: as large as that of the largest ones. */
 const ASSUMED_WINDOW_TOKENS = 1_048_576;
 const DAY_SECONDS = 86_400;
-const MAX_MODEL_LENGTH = 256;
+/** The longest name of a model, in characters: it goes on the trail and into the answer. */
+export const MAX_MODEL_LENGTH = 256;
 /** `-YYYY-MM-DD` or `-YYYYMMDD`. */
 const DATE_SUFFIX = /-20\d{2}(?:-\d{2}-\d{2}|\d{4})$/;
 
