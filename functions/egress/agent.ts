@@ -10,14 +10,14 @@ const KEEP_IDLE_SOCKET_MS = 4000;
 const MAX_IDLE_SOCKETS_PER_HOST = 64;
 
 /** Stops and restarts the reading of a connection. */
-export interface Gate {
-  hold(): void;
-  release(): void;
+export interface Valve {
+  shut(): void;
+  open(): void;
 }
 
 /** Opens connections to checked addresses only, and keeps them for calls to the same name. */
 export class PinnedAgent extends Agent {
-  readonly gates = new WeakMap<object, Gate>();
+  readonly valves = new WeakMap<object, Valve>();
   readonly #lookup: LookupFunction;
   readonly #ca: string | undefined;
 
@@ -37,7 +37,7 @@ export class PinnedAgent extends Agent {
     const peer = { host: host ?? '', port: Number(port) };
     const raw = connectTcp({ ...peer, lookup: this.#lookup, autoSelectFamily: true });
     raw.setNoDelay(true);
-    const { socket, gate } = gateSocket(raw);
+    const { socket, valve } = addValve(raw);
     const secure = connectTls({
       socket,
       host: peer.host,
@@ -49,16 +49,16 @@ export class PinnedAgent extends Agent {
     // A kept connection that the peer leaves must go at once, or the next call would be lost on it.
     secure.once('end', () => queueMicrotask(() => secure.destroy()));
     secure.once('close', () => raw.destroy());
-    this.gates.set(secure, gate);
+    this.valves.set(secure, valve);
     return secure;
   }
 }
 
 /** Pausing a TLS socket doesn't stop every runtime from reading; pausing what is beneath it does. */
-function gateSocket(raw: Socket): { socket: Duplex; gate: Gate } {
-  let held = false;
+function addValve(raw: Socket): { socket: Duplex; valve: Valve } {
+  let isShut = false;
   const socket = new Duplex({
-    read: () => void (held || raw.resume()),
+    read: () => void (isShut || raw.resume()),
     write: (chunk, _encoding, done) => void raw.write(chunk, done),
     final: (done) => void raw.end(done),
     destroy: (error, done) => {
@@ -69,13 +69,13 @@ function gateSocket(raw: Socket): { socket: Duplex; gate: Gate } {
   raw.on('data', (chunk) => void (socket.push(chunk) || raw.pause()));
   raw.once('end', () => socket.push(null));
   raw.once('close', () => socket.push(null));
-  const hold = () => {
-    held = true;
+  const shut = () => {
+    isShut = true;
     raw.pause();
   };
-  const release = () => {
-    held = false;
+  const open = () => {
+    isShut = false;
     raw.resume();
   };
-  return { socket, gate: { hold, release } };
+  return { socket, valve: { shut, open } };
 }

@@ -10,7 +10,7 @@ import {
   createZstdDecompress,
 } from 'node:zlib';
 import { concat } from '../../schema/bytes.ts';
-import type { Gate } from './agent.ts';
+import type { Valve } from './agent.ts';
 import { openSource, streamBody } from './body.ts';
 import type { Deadline } from './deadline.ts';
 import { EgressError, type EgressResponse, type EgressTimeouts } from './exchange.ts';
@@ -20,7 +20,7 @@ export interface Received {
   readonly status: number;
   readonly headers: Headers;
   readonly body: ReadableStream<Uint8Array> | IncomingMessage | null;
-  readonly gate?: Gate | undefined;
+  readonly valve?: Valve | undefined;
 }
 
 const DECODERS = new Map<string, () => Duplex>([
@@ -37,7 +37,7 @@ const DECODERS = new Map<string, () => Duplex>([
  * @param readPlain The transport's own way to the whole of a plain body, where it has one.
  */
 export function answer(
-  { status, headers, body, gate }: Received,
+  { status, headers, body, valve }: Received,
   deadline: Deadline,
   timeouts: EgressTimeouts,
   maxDecodedBytes: number,
@@ -56,7 +56,7 @@ export function answer(
   const maxBytes = isPlain ? Number.POSITIVE_INFINITY : maxDecodedBytes;
   let stream: ReadableStream<Uint8Array> | undefined;
   const open = () => {
-    const source = openSource(isPlain ? body : decode(body, encoding), body, gate);
+    const source = openSource(isPlain ? body : decode(body, encoding), body, valve);
     return streamBody(source, deadline, timeouts.idleMs, maxBytes);
   };
   return {

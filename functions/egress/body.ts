@@ -2,7 +2,7 @@
 
 import type { IncomingMessage } from 'node:http';
 import { Readable } from 'node:stream';
-import type { Gate } from './agent.ts';
+import type { Valve } from './agent.ts';
 import type { Deadline } from './deadline.ts';
 import { EgressError } from './exchange.ts';
 
@@ -16,10 +16,10 @@ interface Source {
 export function openSource(
   chunks: ReadableStream<Uint8Array> | Readable,
   body: ReadableStream<Uint8Array> | IncomingMessage,
-  gate: Gate | undefined,
+  valve: Valve | undefined,
 ): Source {
   if (chunks instanceof Readable) {
-    return readNode(chunks, body instanceof Readable ? body : undefined, gate);
+    return readNode(chunks, body instanceof Readable ? body : undefined, valve);
   }
   const reader = chunks.getReader();
   return { next: () => reader.read(), stop: () => void reader.cancel().catch(() => {}) };
@@ -29,21 +29,21 @@ export function openSource(
 function readNode(
   chunks: Readable,
   message: IncomingMessage | undefined,
-  gate: Gate | undefined,
+  valve: Valve | undefined,
 ): Source {
-  let open = gate;
+  let ours = valve;
   const letGo = () => {
-    open?.release();
-    open = undefined;
+    ours?.open();
+    ours = undefined;
   };
   message?.once('end', letGo).once('close', letGo);
-  open?.hold();
+  ours?.shut();
   const iterator = chunks[Symbol.asyncIterator]();
   return {
     async next() {
-      if (chunks.readableLength === 0) open?.release();
+      if (chunks.readableLength === 0) ours?.open();
       const chunk = await iterator.next();
-      open?.hold();
+      ours?.shut();
       return chunk;
     },
     stop: () => void chunks.destroy(),

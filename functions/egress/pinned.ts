@@ -3,7 +3,7 @@
 import type { ClientRequest, IncomingMessage } from 'node:http';
 import { request as openRequest } from 'node:https';
 import { literalAddress } from '../../schema/address.ts';
-import type { Gate, PinnedAgent } from './agent.ts';
+import type { PinnedAgent, Valve } from './agent.ts';
 import { answer, type Received } from './answer.ts';
 import { callerOf, Deadline } from './deadline.ts';
 import type { EgressInit, EgressResponse } from './exchange.ts';
@@ -31,8 +31,8 @@ export function sendPinned(
     );
     request.once('response', (message) => {
       try {
-        const gate = message.socket && agent.gates.get(message.socket);
-        const received = receive(message, init.method, gate);
+        const valve = message.socket && agent.valves.get(message.socket);
+        const received = receive(message, init.method, valve);
         resolve(answer(received, deadline, init.timeouts, maxBytes));
       } catch (error) {
         request.destroy();
@@ -69,7 +69,7 @@ function onceConnected(request: ClientRequest, act: () => void): void {
   });
 }
 
-function receive(message: IncomingMessage, method: string, gate: Gate | undefined): Received {
+function receive(message: IncomingMessage, method: string, valve: Valve | undefined): Received {
   const headers = new Headers();
   const { rawHeaders, statusCode: status = 0 } = message;
   for (let at = 0; at + 1 < rawHeaders.length; at += 2) {
@@ -77,5 +77,5 @@ function receive(message: IncomingMessage, method: string, gate: Gate | undefine
   }
   const isEmpty = method === 'HEAD' || status === 204 || status === 304;
   if (isEmpty) message.resume();
-  return { status, headers, body: isEmpty ? null : message, gate };
+  return { status, headers, body: isEmpty ? null : message, valve };
 }

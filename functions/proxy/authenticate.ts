@@ -1,4 +1,4 @@
-/** Step 1: who is calling. */
+/** Who is calling. */
 
 import { DatabaseError } from '../../db/client.ts';
 import { countUse } from '../../db/limits.ts';

@@ -1,4 +1,4 @@
-/** Step 2: what is asked; the body is read once, strictly, and is the body that is sent. */
+/** What is asked; the body is read once, strictly, and is the body that is sent. */
 
 import { digest } from '../../db/seal.ts';
 import { Refusal } from '../../schema/errors.ts';

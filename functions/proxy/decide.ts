@@ -1,4 +1,4 @@
-/** Step 4: what the run's policy says of the call, and which upstream it goes to. */
+/** What the run's policy says of the call, and which upstream it goes to. */
 
 import type { ProviderKey } from '../../db/provider-keys.ts';
 import { findForeignId, findResponse, type KeptResponse } from '../../db/responses.ts';

@@ -1,4 +1,4 @@
-/** Step 7: the upstream call; where the policy names other upstreams, as many attempts as it takes. */
+/** The upstream call; where the policy names other upstreams, as many attempts as it takes. */
 
 import type { Endpoint } from '../providers/contract.ts';
 import type { Translation } from '../providers/translate/contract.ts';

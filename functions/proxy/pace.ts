@@ -1,4 +1,4 @@
-/** Step 5: which limits the call counts against; the write that holds its money enforces them. */
+/** Which limits the call counts against; the write that holds its money enforces them. */
 
 import type { Charge } from '../../db/limits.ts';
 import type { LimitState } from '../../schema/errors.ts';

@@ -1,4 +1,4 @@
-/** Step 6: money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
+/** Money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
 import { drawLines } from '../../db/alerts.ts';
 import { reserve } from '../../db/holds.ts';

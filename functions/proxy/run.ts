@@ -1,4 +1,4 @@
-/** Step 3: the run that a call belongs to, and the policy version it opened with. */
+/** The run that a call belongs to, and the policy version it opened with. */
 
 import {
   type PolicyVersion,

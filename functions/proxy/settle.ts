@@ -1,4 +1,4 @@
-/** Step 8: the answer goes to the caller; its real cost is durable before its last byte. */
+/** The answer goes to the caller; its real cost is durable before its last byte. */
 
 import { capture } from '../../db/captures.ts';
 import type { Statement } from '../../db/client.ts';
