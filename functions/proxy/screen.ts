@@ -22,6 +22,7 @@ export class Screen {
   #kept: Uint8Array[] = [];
   #keptAt = 0;
   #receivedBytes = 0;
+  /** Whether everything is held back until the end. */
   #isHolding = false;
   #mayBeInvalid = false;
   #fault: string | undefined;
@@ -38,11 +39,6 @@ export class Screen {
     this.#judgeName = judge;
     this.#maxBytes = maxBytes;
     this.#parser = new SseParser(maxBytes);
-  }
-
-  /** Whether everything is held back until the end. */
-  get isHolding(): boolean {
-    return this.#isHolding;
   }
 
   /** As {@link CallReader.fault}: with one, what is held back must not go on. */
