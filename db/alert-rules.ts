@@ -30,7 +30,7 @@ export interface AlertRule extends Omit<AlertRuleInput, 'target'> {
 }
 
 /** The most rules of an org. */
-export const MAX_ALERT_RULES = 100;
+const MAX_ALERT_RULES = 100;
 
 const shelfOf = (id: AlertRuleId) => ({ table: 'alert_rules', column: 'target', row: id });
 

@@ -65,7 +65,7 @@ export function commitAudited(
 }
 
 /** The newest entry of a chain, which pruning always leaves; number 0 when there is none yet. */
-export async function readHead(db: Database, org: string): Promise<ChainPoint> {
+async function readHead(db: Database, org: string): Promise<ChainPoint> {
   const row = await db.first(
     'select seq, hash from audit_entries where org_id = ?1 order by seq desc limit 1',
     [org],

@@ -19,7 +19,7 @@ import {
 } from './webhooks.ts';
 
 /** At most this many deliveries to one endpoint are under way at once, over all processes. */
-export const PER_WEBHOOK = 4;
+const PER_WEBHOOK = 4;
 /** And to one that nothing has got through to for {@link SLOWED_MS}. */
 const PER_FAILING_WEBHOOK = 1;
 const SLOWED_MS = 60_000;
@@ -28,7 +28,7 @@ const CROWDED = 32;
 /** At most this many deliveries of one org are under way at once, so that others find room. */
 export const PER_ORG = 2 * CROWDED;
 /** An endpoint that nothing has got through to for this long is disabled at the next dead letter. */
-export const FAILING_MS = 5 * 86_400_000;
+const FAILING_MS = 5 * 86_400_000;
 /** The most events that one replay sends again. */
 export const MAX_REPLAYED = 10_000;
 

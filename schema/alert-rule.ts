@@ -6,7 +6,7 @@ import { normalizeEmail } from './email.ts';
 import { formatDollars, type Nanos } from './money.ts';
 
 /** What a rule can watch, and the unit of its threshold. */
-export const METRICS = {
+const METRICS = {
   spend: 'Nano-dollars that were spent in the window.',
   blocked_runs: 'Runs that were blocked in the window.',
   pending_gates: 'Gates that wait for a decision now.',
@@ -16,7 +16,7 @@ export const METRICS = {
 export type Metric = keyof typeof METRICS;
 
 /** Where a rule tells that it has fired, beside the event: nowhere, by mail, or in a chat. */
-export const CHANNELS = ['event', 'mail', 'chat'] as const;
+const CHANNELS = ['event', 'mail', 'chat'] as const;
 
 export type Channel = (typeof CHANNELS)[number];
 

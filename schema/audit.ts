@@ -7,7 +7,7 @@ import type { OrgId } from './ids.ts';
 export const PLATFORM_CHAIN = '*' as OrgId;
 
 /** Who did something: kinds of actors. */
-export const ACTOR_KINDS = ['operator', 'user', 'token', 'platform', 'system', 'link'] as const;
+const ACTOR_KINDS = ['operator', 'user', 'token', 'platform', 'system', 'link'] as const;
 
 export type ActorKind = (typeof ACTOR_KINDS)[number];
 

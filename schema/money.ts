@@ -5,7 +5,7 @@ declare const money: unique symbol;
 /** An amount of nano-dollars: an integer from 0 to {@link MAX_NANOS}. */
 export type Nanos = number & { readonly [money]: 'nanos' };
 
-export const NANOS_PER_DOLLAR = 1_000_000_000;
+const NANOS_PER_DOLLAR = 1_000_000_000;
 
 /** The largest amount: nine million dollars, which leaves sums of two inside the safe integers. */
 export const MAX_NANOS = (9_000_000 * NANOS_PER_DOLLAR) / 2;

@@ -7,7 +7,7 @@
  */
 
 /** How a secret begins. */
-export const SECRET_PREFIX = 'whsec_';
+const SECRET_PREFIX = 'whsec_';
 /** The length of a secret's key. */
 export const SECRET_BYTES = 32;
 

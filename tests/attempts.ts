@@ -74,7 +74,7 @@ export async function setScene(world: World): Promise<Scene> {
 const WRITES = /\b(?:insert|update|delete|replace)\b/i;
 
 /** Runs an attempt with an eye on what is read and on the foreign org's rows; then all is as before. */
-export async function watched(
+async function watched(
   { world, marks, rows }: Scene,
   act: () => Promise<readonly string[]>,
   isForeign: RegExp = marks,
@@ -116,7 +116,7 @@ export function requestWith(
 }
 
 /** The errors of a mutation's payload. */
-export function payloadErrors(data: unknown, name: string): readonly { code: string }[] {
+function payloadErrors(data: unknown, name: string): readonly { code: string }[] {
   const payload = (data as Record<string, { errors?: { code: string }[] } | null> | null)?.[name];
   return payload?.errors ?? [];
 }

@@ -63,7 +63,7 @@ const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const BIN = join(ROOT, 'node_modules', '.bin');
 
 /** What Deno may do for a server: what its entry's header says, and nothing more. */
-export const DENO_PERMISSIONS = [
+const DENO_PERMISSIONS = [
   '--allow-net',
   '--allow-env',
   '--allow-ffi',

@@ -65,7 +65,7 @@ export interface Script {
 }
 
 /** Scripts by the name that a model may end with. */
-export const PRESETS: Readonly<Record<string, Script>> = {
+const PRESETS: Readonly<Record<string, Script>> = {
   slow: { chunkDelayMs: 50 },
   break: { breakAfterChunks: 3 },
   cut: { endAfterChunks: 3 },

@@ -24,9 +24,9 @@ import { signLink } from '../links.ts';
 import type { Log } from '../log.ts';
 
 /** How long an endpoint may take for its answer, from the look-up of its name to the headers. */
-export const DELIVERY_TIMEOUT_MS = 10_000;
+const DELIVERY_TIMEOUT_MS = 10_000;
 /** Longer than an attempt with its writing can take, so that no other process sends beside it. */
-export const DELIVERY_LEASE_MS = DELIVERY_TIMEOUT_MS + 5_000;
+const DELIVERY_LEASE_MS = DELIVERY_TIMEOUT_MS + 5_000;
 /** How much of a lease is left for writing what came of the attempt. */
 const WRITE_MS = 2_000;
 /** An endpoint that would get less time than this is not asked. */

@@ -171,7 +171,7 @@ function askStreamUsage(body: StrictBody): Edit[] {
  *
  * @returns undefined where the counts that decide the price are missing.
  */
-export function readChatUsage(value: Json | undefined, hasOutput: boolean): Usage | undefined {
+function readChatUsage(value: Json | undefined, hasOutput: boolean): Usage | undefined {
   if (!isObject(value)) return undefined;
   const inputTokens = readCount(value.prompt_tokens);
   const completion = readCount(value.completion_tokens);

@@ -4,8 +4,8 @@ import type { Page, Window } from './context.ts';
 import { UserError } from './errors.ts';
 
 /** The most nodes of one page, and how many it has unless told otherwise. */
-export const MAX_PAGE = 100;
-export const DEFAULT_PAGE = 25;
+const MAX_PAGE = 100;
+const DEFAULT_PAGE = 25;
 
 /** The arguments of every connection. */
 export interface PageArguments {

@@ -17,7 +17,7 @@ const READ = { action: 'gate.read', nullable: true } as const;
 const GATE = { type: 'GateID', required: true, description: 'The gate.' } as const;
 
 /** One pending human decision, bound to one proposed call. */
-export const GateType = builder.objectRef<Gate>('Gate');
+const GateType = builder.objectRef<Gate>('Gate');
 
 const STATUSES = {
   PENDING: { value: 'pending', description: 'It waits for people.' },

@@ -13,7 +13,7 @@ import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** An offer of membership. */
-export const InvitationType = builder.objectRef<Invitation>('Invitation');
+const InvitationType = builder.objectRef<Invitation>('Invitation');
 
 const READ = { action: 'invitation.read', nullable: true } as const;
 

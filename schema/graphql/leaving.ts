@@ -7,7 +7,7 @@ import { attempt, errorsField, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** A deletion that was asked for. */
-export const OrgDeletionType = builder.objectRef<Account>('OrgDeletion');
+const OrgDeletionType = builder.objectRef<Account>('OrgDeletion');
 
 builder.objectType(OrgDeletionType, {
   description: 'A deletion of the org that was asked for: until it is due, tokens are suspended.',

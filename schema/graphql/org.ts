@@ -22,7 +22,7 @@ export const RoleType = builder.enumType('Role', {
 const READ = { action: 'org.read', nullable: true } as const;
 
 /** The org of the viewer. */
-export const OrgType = builder.objectRef<Account>('Org');
+const OrgType = builder.objectRef<Account>('Org');
 
 builder.objectType(OrgType, {
   description: 'The org of the viewer; there is no way to another one.',

@@ -16,7 +16,7 @@ const UserErrorCodeType = builder.enumType('UserErrorCode', {
 export type ToldError = Pick<UserError, 'code' | 'field' | 'message'>;
 
 /** A reason why a mutation did nothing. */
-export const UserErrorType = builder.objectRef<ToldError>('UserError');
+const UserErrorType = builder.objectRef<ToldError>('UserError');
 
 builder.objectType(UserErrorType, {
   description: 'A reason why a mutation did nothing.',

@@ -6,7 +6,7 @@ import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** For how many days records are kept. */
-export const RetentionType = builder.objectRef<Retention>('Retention');
+const RetentionType = builder.objectRef<Retention>('Retention');
 
 const READ = { type: 'Int', action: 'retention.read', nullable: true } as const;
 

@@ -19,7 +19,7 @@ const SignInMethodType = builder.enumType('SignInMethod', {
 });
 
 /** A session of a person. */
-export const SessionType = builder.objectRef<ListedSession>('Session');
+const SessionType = builder.objectRef<ListedSession>('Session');
 
 /** One’s own sessions are for everybody to see; those of others are behind fields that ask. */
 const SEEN = { action: 'public', nullable: false } as const;

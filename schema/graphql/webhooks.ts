@@ -14,7 +14,7 @@ import { attempt, payloadOf } from './payload.ts';
 import './scalars.ts';
 
 /** An endpoint that is told of events. */
-export const WebhookType = builder.objectRef<Webhook>('Webhook');
+const WebhookType = builder.objectRef<Webhook>('Webhook');
 
 const WebhookStatus = builder.enumType('WebhookStatus', {
   description: 'Whether events are delivered to a webhook.',

@@ -10,7 +10,7 @@ export interface RunName {
 }
 
 /** The longest name of a run, in characters. */
-export const MAX_RUN_NAME_LENGTH = 256;
+const MAX_RUN_NAME_LENGTH = 256;
 
 const FIRST_HEADER = 'x-rungate-run-id';
 

@@ -7,7 +7,7 @@ import { ConfigError } from '../../functions/config.ts';
 import { visible } from '../../schema/visible.ts';
 
 /** The command did what was asked. */
-export const EXIT_OK = 0;
+const EXIT_OK = 0;
 /** The command failed, or what it checked is not well. */
 export const EXIT_FAILED = 1;
 /** The command line, its input file or the configuration is wrong; nothing was done. */
