@@ -1,9 +1,10 @@
 /** Money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
 import { drawLines } from '../../db/alerts.ts';
-import { reserve } from '../../db/holds.ts';
+import { type Reservation, reserve } from '../../db/holds.ts';
 import { blockRun, readRun } from '../../db/runs.ts';
 import { type Ceilings, readScopes } from '../../db/scopes.ts';
+import type { Hold } from '../../db/settlements.ts';
 import type { Asked } from '../../db/steps.ts';
 import { expireHolds } from '../../db/system.ts';
 import type { LimitState } from '../../schema/errors.ts';
@@ -111,49 +112,65 @@ async function hold(
   ceilings: Ceilings,
 ): Promise<Tried> {
   const { bound, outputLimit } = attempt;
-  const heldNanos = call.rates ? worstCaseOf(bound, call.rates) : ZERO;
   // Before anything is held: what a body is refused for here must leave no hold behind.
   const prepared = prepare(call, attempt);
   const now = call.services.now();
-  const leaseExpiresAt = now + LEASE_MS;
   const charges = chargesOf(call, bound);
-  const reservation = {
+  const reservation = reservationOf(call, attempt, windows, ceilings, now + LEASE_MS);
+  const { stepId, standings, tokens } = await reserve(call.org, reservation, charges, now);
+  const pace = charges.length > 0 ? { charges, standings, now } : undefined;
+  if (!stepId) return { pace };
+  const flight = takeOff(call, stepId, reservation, tokens);
+  const { heldNanos } = reservation;
+  const limitStates = pace ? statesOf(pace.charges, pace.standings, now) : NO_STATES;
+  const own = { flight, stepId, bound, heldNanos, outputLimit, limitStates, ...prepared };
+  return { held: extend(call, own), pace };
+}
+
+function reservationOf(
+  call: Paced,
+  { bound, outputLimit }: Attempt,
+  windows: Windows,
+  ceilings: Ceilings,
+  leaseExpiresAt: number,
+): Reservation {
+  const { credential, windowSince, unparkedSince } = call;
+  const { tokenId, revision } = credential;
+  return {
     kind: call.stepKind ?? 'model_call',
     runId: call.run.id,
     agentId: call.agent.id,
     windows,
     now: call.startedAt,
-    heldNanos,
+    heldNanos: call.rates ? worstCaseOf(bound, call.rates) : ZERO,
     leaseExpiresAt,
     asked: askedOf(call, outputLimit),
-    standing: {
-      tokenId: call.credential.tokenId,
-      revision: call.credential.revision,
-      windowSince: call.windowSince,
-      unparkedSince: call.unparkedSince,
-    },
+    standing: { tokenId, revision, windowSince, unparkedSince },
     ceilings,
-  } as const;
-  const { org, run, credential, services } = call;
-  const { stepId, standings, tokens } = await reserve(org, reservation, charges, now);
-  const pace = charges.length > 0 ? { charges, standings, now } : undefined;
-  if (!stepId) return { pace };
-  const kept = {
+  };
+}
+
+/** From here on the hold's lease is renewed, until the call is settled. */
+function takeOff(
+  call: Paced,
+  stepId: StepId,
+  { windows, heldNanos, leaseExpiresAt }: Reservation,
+  tokens: Hold['tokens'],
+): Flight {
+  const { org, run, agent, version, key, model, services, credential } = call;
+  const held = {
     runId: run.id,
     stepId,
-    agentId: call.agent.id,
-    policyVersionId: call.version.id,
+    agentId: agent.id,
+    policyVersionId: version.id,
     day: windows.day,
     heldNanos,
-    providerKey: call.key.name,
-    model: call.model,
+    providerKey: key.name,
+    model,
     tokens,
   };
   const ties = { tokenId: credential.tokenId, deadline: deadlineOf(call) };
-  const flight = services.flights.start(org, kept, leaseExpiresAt, ties);
-  const limitStates = pace ? statesOf(pace.charges, pace.standings, now) : NO_STATES;
-  const own = { flight, stepId, bound, heldNanos, outputLimit, limitStates, ...prepared };
-  return { held: extend(call, own), pace };
+  return services.flights.start(org, held, leaseExpiresAt, ties);
 }
 
 const NO_STATES: readonly LimitState[] = [];
