@@ -535,7 +535,7 @@ export const TOPICS: readonly Topic[] = [
         'Bodies have a limit, whether they tell their length or not.',
         'functions/proxy/body.ts',
         'tests/hostile.test.ts',
-        'encodings › a body of too many bytes is refused, its length told or not',
+        'encodings › a body of %d MiB is refused in the dialect, its length told or not',
       ),
       claim(
         'Compressed bodies are limited by what they decode to.',
