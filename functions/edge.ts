@@ -79,7 +79,7 @@ export function respondJson(
 
 /**
  * Answers only what came over a transport nobody else can read: TLS before a trusted proxy, or the
- * loopback. Anything else is redirected (308) to the public URL, or refused.
+ * loopback; and probes for health. Anything else is redirected (308) to the public URL, or refused.
  */
 export function secure(services: Services, answer: Fetch): Fetch {
   return (request, connection) => {
@@ -118,6 +118,7 @@ function redirect(
   { address }: Connection,
 ): Response | undefined {
   if (address === undefined || isPrivate(config.trustedProxies, request, address)) return undefined;
+  if (isProbe(request)) return undefined;
   const isSafe = request.method === 'GET' || request.method === 'HEAD';
   if (isSafe && config.publicUrl?.startsWith('https:')) {
     const { pathname, search } = new URL(request.url);
@@ -127,6 +128,11 @@ function redirect(
   const message =
     'Rungate answers over https only; a token sent over plain http must be rotated. Behind a proxy that ends TLS, set RUNGATE_TRUSTED_PROXIES.';
   return respondJson({ error: { type: 'permission_error', message } }, 403);
+}
+
+/** Probes come from anywhere and speak plain http; they bring nothing, and are told nothing else. */
+function isProbe({ method, url }: Request): boolean {
+  return (method === 'GET' || method === 'HEAD') && new URL(url).pathname === '/healthz';
 }
 
 function isPrivate(

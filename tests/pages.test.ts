@@ -413,7 +413,7 @@ describe('plain http', () => {
     .oneof(fc.ipV4(), fc.ipV6())
     .filter((address) => !/^(127\.|[0:]+1$|::ffff:)/.test(address));
   const ask = async (address: string, init: RequestInit, config: Partial<Config>) =>
-    await makeApp(configured(config))(new Request('http://rungate/healthz?a=1', init), { address });
+    await makeApp(configured(config))(new Request('http://rungate/privacy?a=1', init), { address });
   const asked = (proto?: string): RequestInit =>
     proto === undefined ? {} : { headers: { 'x-forwarded-proto': proto } };
 
@@ -425,7 +425,7 @@ describe('plain http', () => {
         const response = await ask(address, { method }, { publicUrl });
         const isMoved = publicUrl === PUBLIC_URL && /^(GET|HEAD)$/.test(method);
         expect(response.status).toBe(isMoved ? 308 : 403);
-        const target = isMoved ? `${PUBLIC_URL}/healthz?a=1` : null;
+        const target = isMoved ? `${PUBLIC_URL}/privacy?a=1` : null;
         expect(response.headers.get('location')).toBe(target);
         expectEdge(response);
       }),
@@ -445,6 +445,48 @@ describe('plain http', () => {
     'from what is no address, %j, is refused',
     async (address) => expect((await ask(address, {}, {})).status).toBe(403),
   );
+
+  test('asks of whoever probes for health nothing, and tells it nothing else', async () => {
+    const body = { run: () => services, text: '{"status":"ok"}', status: 200 };
+    const away = { run: () => stranded, text: null, status: 503 };
+    const probes = fc.record({
+      address: fc.oneof(strangers, fc.constantFrom('', '10.0.0.7')),
+      method: fc.constantFrom('GET', 'HEAD'),
+      headers: fc.constantFrom<Record<string, string>>({}, { 'x-forwarded-proto': 'http' }),
+      trustedProxies: fc.constantFrom([], parseCidrList('10.0.0.0/8')),
+      publicUrl: fc.constantFrom(PUBLIC_URL, undefined),
+      state: fc.constantFrom(body, away),
+    });
+    await fc.assert(
+      fc.asyncProperty(probes, async ({ address, method, headers, state, ...config }) => {
+        const on = { ...state.run(), config: { ...services.config, ...config } };
+        const request = new Request('http://rungate/healthz', { method, headers });
+        const response = await makeApp(on)(request, { address });
+        expect(response.status).toBe(state.status);
+        const text = await response.text();
+        if (method === 'GET' && state.text !== null) expect(text).toBe(state.text);
+        expect(text).not.toMatch(/rungate\.db|file:|SQLITE|\d\.\d\.\d/);
+        expectEdge(response);
+      }),
+    );
+    for (const [method, path] of [
+      ...[
+        ['POST', '/healthz'],
+        ['DELETE', '/healthz'],
+        ['GET', '/healthz/'],
+        ['GET', '//healthz'],
+      ],
+      ...[
+        ['GET', '/healthz/x'],
+        ['GET', '/v1/models?/healthz'],
+        ['GET', '/%68ealthz'],
+      ],
+    ] as const) {
+      const request = new Request(`http://rungate${path}`, { method });
+      const response = await makeApp(services)(request, { address: '203.0.113.5' });
+      expect([method, path, response.status]).toEqual([method, path, 403]);
+    }
+  });
 
   test('is not made TLS by a header of a stranger', async () => {
     const proxies = fc.constantFrom('10.0.0.0/8', '10.0.0.0/8, ::1', '127.0.0.0/8');
