@@ -1,6 +1,8 @@
 /** The one place that opens libSQL: a file through prepared statements, a server through its client. */
 
+import { randomBytes } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
+import { link, open, rm, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -165,6 +167,46 @@ export async function compactFile(url: string): Promise<void> {
     throw new DatabaseError(error);
   } finally {
     db.close();
+  }
+}
+
+/**
+ * Copies a file as it stands, its log included, into a new file that only its owner reads. Others
+ * may go on to read and write meanwhile.
+ *
+ * @param path Of the copy, which is there whole or not at all.
+ * @throws {Error} `EEXIST` where the path is taken, or as the file system has it.
+ * @throws {DatabaseError} when the copy can't be made.
+ */
+export async function backUpFile(url: string, path: string): Promise<void> {
+  const draft = `${path}.${randomBytes(8).toString('hex')}`;
+  const { default: Libsql } = await import('libsql');
+  try {
+    // SQLite fills an empty file, which keeps the mode that it was made with.
+    await writeFile(draft, '', { flag: 'wx', mode: 0o600 });
+    const db = new Libsql(filePath(url), { timeout: BUSY_TIMEOUT_MS });
+    try {
+      db.prepare('vacuum into ?').run(draft);
+    } catch (error) {
+      throw new DatabaseError(error);
+    } finally {
+      db.close();
+    }
+    await flush(draft);
+    // A rename would replace what is there.
+    await link(draft, path);
+  } finally {
+    await rm(draft, { force: true });
+  }
+}
+
+/** Makes a file survive loss of power. */
+async function flush(path: string): Promise<void> {
+  const file = await open(path, 'r+');
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
   }
 }
 

@@ -65,13 +65,18 @@ export async function migrate(db: Database): Promise<string[]> {
   return applied;
 }
 
-/** Which migrations are missing; empty when the schema is up to date. */
-export async function pendingMigrations(db: Database): Promise<string[]> {
-  const tables = await db.read(
+/** Whether the database was ever migrated; one that was not holds nothing of ours. */
+export async function hasSchema(db: Database): Promise<boolean> {
+  const table = await db.first(
     `select 1 as found from sqlite_master where type = 'table' and name = 'migrations'`,
     [],
   );
-  if (tables.length === 0) return [...MIGRATIONS];
+  return table !== undefined;
+}
+
+/** Which migrations are missing; empty when the schema is up to date. */
+export async function pendingMigrations(db: Database): Promise<string[]> {
+  if (!(await hasSchema(db))) return [...MIGRATIONS];
   const present = await appliedNames(db);
   return MIGRATIONS.filter((name) => !present.has(name));
 }

@@ -1,7 +1,14 @@
 /** The command line: what it prints, what it leaves in the database, and how it fails. */
 
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -697,6 +704,62 @@ describe('doctor', () => {
   });
 });
 
+describe('backup', () => {
+  const copy = (name: string) => join(folder, name);
+
+  test('copies what is still in the log of a file that others write to, for its owner alone', async () => {
+    const insert = (text: string) => ({ sql: 'insert into notes values (?1)', args: [text] });
+    const made = await inDatabase(async (db) => {
+      await db.write([{ sql: 'create table notes (text text)', args: [] }, insert('before')]);
+      expect(statSync(copy('main.db-wal')).size).toBeGreaterThan(0);
+      let isOver = false;
+      const copying = json(['backup', copy('copy.db')]).finally(() => {
+        isOver = true;
+      });
+      for (; !isOver; await Bun.sleep(1)) await db.write([insert('meanwhile')]);
+      await db.write([{ sql: 'drop table notes', args: [] }]);
+      return await copying;
+    });
+    const { size, mode } = statSync(copy('copy.db'));
+    expect(made).toEqual({ path: copy('copy.db'), bytes: size });
+    expect(mode & 0o777).toBe(0o600);
+    expect(readdirSync(folder).filter((name) => /^copy\.db./.test(name))).toEqual([]);
+    const env = { RUNGATE_DATABASE_URL: `file:${copy('copy.db')}` };
+    expect(await json(['doctor'], env)).toMatchObject({ ok: true, integrity: 'ok' });
+    const read = (db: Database) => db.first('select text from notes', []);
+    expect(await inDatabase(read, 'copy.db')).toEqual({ text: 'before' });
+  });
+
+  test('never writes over a file, and leaves nothing where it fails', async () => {
+    const path = writeFile('taken.db', 'mine');
+    const { code, stderr } = await failure(['backup', path]);
+    expect([code, readFileSync(path, 'utf8')]).toEqual([2, 'mine']);
+    expect(stderr).toContain('is there already');
+    expect((await failure(['backup', copy('no-folder/a.db')])).stderr).toContain('ENOENT');
+    expect(readdirSync(folder).filter((name) => /^taken\.db./.test(name))).toEqual([]);
+  });
+
+  test('leaves a database on a server to the means of that server', async () => {
+    const env = { RUNGATE_DATABASE_URL: 'http://127.0.0.1:9' };
+    const { code, stderr } = await failure(['backup', copy('server.db')], env);
+    expect(code).toBe(2);
+    expect(stderr).toContain('its own means');
+  });
+
+  test('of an empty file is refused, as every command on it, with a word that it is empty', async () => {
+    await inDatabase((db) => db.read('select 1', []), 'blank.db');
+    const env = { RUNGATE_DATABASE_URL: `file:${copy('blank.db')}` };
+    for (const line of [`backup ${copy('b.db')}`, 'run show task-1 --org acme', 'keys rotate']) {
+      const { code, stderr } = await failure(line.split(' '), env);
+      expect(code).toBe(1);
+      expect(stderr).toContain('is empty');
+      expect(stderr).not.toContain('rungate migrate');
+    }
+    expect((await rungate(['doctor'], env)).stderr).toContain('is empty');
+    expect(readdirSync(folder)).not.toContain('b.db');
+  });
+});
+
 describe('keys', () => {
   const both = { RUNGATE_MASTER_KEYS: `${NEW_KEY},${OLD_KEY}` };
   const onlyNew = { RUNGATE_MASTER_KEYS: NEW_KEY };
@@ -753,6 +816,7 @@ const COMMANDS = [
   'keys rotate',
   'keys generate',
   'doctor',
+  'backup',
 ].map((command) => command.split(' '));
 
 describe('every command', () => {

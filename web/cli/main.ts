@@ -6,6 +6,7 @@ import manifest from '../../package.json' with { type: 'json' };
 import { addAgentCommands } from './agent.ts';
 import { addApplyCommand } from './apply.ts';
 import { addAuditCommands } from './audit.ts';
+import { addBackupCommand } from './backup.ts';
 import { addExportCommand } from './export.ts';
 import { EXIT_FAILED, explain, Failure } from './failure.ts';
 import { addGateCommands } from './gates.ts';
@@ -42,6 +43,7 @@ function makeProgram(): Command {
     // Errors are told in one place, below.
     .configureOutput({ outputError() {} });
   addServerCommands(program);
+  addBackupCommand(program);
   addTickCommand(program);
   addWebhookCommands(program);
   addOrgCommands(program);

@@ -3,14 +3,20 @@
 import process from 'node:process';
 import type { Command } from 'commander';
 import { type Diagnosis, diagnose } from '../../db/doctor.ts';
-import { migrate, pendingMigrations } from '../../db/migrate.ts';
+import { hasSchema, migrate, pendingMigrations } from '../../db/migrate.ts';
 import { expireHolds } from '../../db/system.ts';
 import type { Services } from '../../functions/services.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addCommand } from './options.ts';
-import { type OutputOptions, printJson, printResult } from './output.ts';
+import { type OutputOptions, printJson, printNote, printResult } from './output.ts';
 import { type PriceReport, reportPrices } from './prices.ts';
-import { readMasterKeys, type Session, withDatabase, withExistingDatabase } from './session.ts';
+import {
+  emptyNote,
+  readMasterKeys,
+  type Session,
+  withDatabase,
+  withExistingDatabase,
+} from './session.ts';
 import { returnLines, seedDemo, welcomeLines } from './welcome.ts';
 
 interface DoctorOptions extends OutputOptions {
@@ -92,7 +98,10 @@ async function doctor(options: DoctorOptions): Promise<void> {
 async function examine(session: Session, fix: boolean): Promise<Report> {
   const { config, db } = session;
   const pending = await pendingMigrations(db);
-  if (pending.length > 0) return { ok: false, pendingMigrations: pending };
+  if (pending.length > 0) {
+    if (!(await hasSchema(db))) printNote(emptyNote(config));
+    return { ok: false, pendingMigrations: pending };
+  }
   const fixed = fix ? { settledHolds: await expireHolds(db, Date.now()) } : {};
   const diagnosis = await diagnose(db, await readMasterKeys(config), Date.now());
   const prices = config.pricesUrl === undefined ? {} : { prices: await reportPrices(session) };

@@ -3,7 +3,7 @@
 import { existsSync } from 'node:fs';
 import { env } from 'node:process';
 import { type Database, filePath, openDatabase } from '../../db/client.ts';
-import { pendingMigrations } from '../../db/migrate.ts';
+import { hasSchema, pendingMigrations } from '../../db/migrate.ts';
 import type { Org } from '../../db/org.ts';
 import { findOrg } from '../../db/orgs.ts';
 import type { MasterKeys } from '../../db/seal.ts';
@@ -53,6 +53,27 @@ export async function withExistingDatabase<T>(work: (session: Session) => Promis
 }
 
 /**
+ * Opens a database that holds a schema, be it an older one.
+ *
+ * @throws {Failure} when it is empty, as a copy of the file without its log is.
+ */
+export async function withFilledDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
+  return await withExistingDatabase(async (session) => {
+    if (!(await hasSchema(session.db))) throw new Failure(EXIT_FAILED, emptyNote(session.config));
+    return await work(session);
+  });
+}
+
+/** What is told of a database without a schema: to fill it would hide that something is lost. */
+export function emptyNote({ database: { url } }: Config): string {
+  const where = url.startsWith('file:') ? url : 'RUNGATE_DATABASE_URL';
+  return (
+    `The database at ${where} is empty. If it should not be, look whether it is the right one, or ` +
+    'a copy that was made without its -wal file; a new one is made with rungate init.'
+  );
+}
+
+/**
  * Opens a database whose schema is up to date, without orgs that were deleted: one that comes from
  * a backup may not have been served since.
  *
@@ -60,7 +81,7 @@ export async function withExistingDatabase<T>(work: (session: Session) => Promis
  * @throws {Error} when the deletion ledger can't be read.
  */
 export async function withCurrentDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
-  return await withExistingDatabase(async (session) => {
+  return await withFilledDatabase(async (session) => {
     const pending = await pendingMigrations(session.db);
     if (pending.length > 0) {
       throw new Failure(EXIT_FAILED, 'The database is not up to date: run rungate migrate first.');
