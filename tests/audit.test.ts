@@ -502,19 +502,45 @@ test('of processes that make the first signing key at once, all sign with the sa
 });
 
 describe('the command line', () => {
+  const env = () => ({
+    PATH: process.env.PATH ?? '',
+    RUNGATE_DATABASE_URL: ground.url,
+    RUNGATE_MASTER_KEYS: ground.masterText,
+  });
   const rungate = async (...args: string[]) => {
     const child = Bun.spawn([process.execPath, MAIN, 'audit', ...args], {
       cwd: ground.folder,
-      env: {
-        PATH: process.env.PATH ?? '',
-        RUNGATE_DATABASE_URL: ground.url,
-        RUNGATE_MASTER_KEYS: ground.masterText,
-      },
+      env: env(),
       stdout: 'pipe',
       stderr: 'pipe',
     });
     return await finish(child);
   };
+
+  test('ends quietly and at once when whoever reads an export has read enough', async () => {
+    const { org, slug } = await makeOrg(ground);
+    const entry = (at: number) => auditEntry(org, person, 'a.b', `${at}`.padStart(200));
+    await org.write(...Array.from({ length: 2_000 }, (_, at) => entry(at)));
+    const script = '{ "$0" "$@"; echo "ended with $?" >&2; } | head -n 1';
+    const command = [process.execPath, MAIN, 'audit', 'export', '--org', slug];
+    const child = Bun.spawn(['timeout', '30', 'sh', '-c', script, ...command], {
+      env: env(),
+      stdout: 'pipe',
+      stderr: 'pipe',
+    });
+    const { stdout, stderr } = await finish(child);
+    expect(stdout).toStartWith('{"type":"rungate.audit"');
+    expect(stderr).toBe('ended with 0\n');
+  });
+
+  test('says once that an export can’t be written', async () => {
+    const { slug } = await makeOrg(ground);
+    const script = 'exec "$0" "$@" > /dev/full';
+    const command = ['sh', '-c', script, process.execPath, MAIN, 'audit', 'export', '--org', slug];
+    const child = Bun.spawn(command, { env: env(), stdout: 'pipe', stderr: 'pipe' });
+    const { code, stderr } = await finish(child);
+    expect([code, stderr]).toEqual([1, "rungate: The result can't be written (ENOSPC).\n"]);
+  });
 
   test('exports what it verifies without a database, and finds every changed line', async () => {
     const { org, slug } = await makeOrg(ground);

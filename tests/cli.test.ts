@@ -1,14 +1,7 @@
 /** The command line: what it prints, what it leaves in the database, and how it fails. */
 
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
-import {
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';

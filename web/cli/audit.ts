@@ -2,7 +2,6 @@
 
 import { createReadStream } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import process from 'node:process';
 import { createInterface } from 'node:readline';
 import { type Command, InvalidArgumentError } from 'commander';
 import { z } from 'zod';
@@ -20,7 +19,7 @@ import { TRAIL_STEP, type TrailState } from '../../schema/trail.ts';
 import { type ApiOptions, withApi } from './api.ts';
 import { EXIT_FAILED, EXIT_USAGE, Failure } from './failure.ts';
 import { addApiCommand, addCommand, addGroup, parseName } from './options.ts';
-import { type OutputOptions, printJson, printNote, printResult } from './output.ts';
+import { type OutputOptions, printJson, printNote, printParts, printResult } from './output.ts';
 
 interface ExportOptions extends ApiOptions {
   readonly format: AuditFormat;
@@ -75,13 +74,7 @@ async function printCheckpoint(options: ApiOptions): Promise<void> {
 }
 
 async function exportTrail(options: ExportOptions): Promise<void> {
-  await withApi(options, async (api) => {
-    for await (const chunk of api.readTrail(options.format)) {
-      if (!process.stdout.write(chunk)) {
-        await new Promise<void>((resolve) => process.stdout.once('drain', resolve));
-      }
-    }
-  });
+  await withApi(options, (api) => printParts(api.readTrail(options.format)));
 }
 
 async function verify(options: VerifyOptions): Promise<void> {
