@@ -4,7 +4,7 @@ import http from 'node:http';
 import process from 'node:process';
 import { isEventStream } from '../schema/sse.ts';
 import { makeApp } from './app.ts';
-import { boot, shutDown } from './boot.ts';
+import { bootOrExit, shutDown } from './boot.ts';
 import { startTicking } from './scheduled.ts';
 import type { Services } from './services.ts';
 
@@ -81,4 +81,4 @@ export function serve(services: Services): Listening {
   return listening;
 }
 
-if (import.meta.main) serve(await boot());
+if (import.meta.main) serve(await bootOrExit());

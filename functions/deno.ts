@@ -4,12 +4,12 @@
  */
 
 import { makeApp } from './app.ts';
-import { boot, shutDown } from './boot.ts';
+import { bootOrExit, shutDown } from './boot.ts';
 import { startTicking, tick } from './scheduled.ts';
 
 const SHUTDOWN_LIMIT_MS = 30_000;
 
-const services = await boot();
+const services = await bootOrExit();
 const { config, log } = services;
 const answer = makeApp(services);
 const server = Deno.serve(

@@ -69,6 +69,11 @@ export function makeLog(
   };
 }
 
+/** Tells the operator in plain words what he has to mend before there is anything to log. */
+export function printPlainly(text: string): void {
+  stderr.write(`rungate: ${redactText(text)}\n`);
+}
+
 /** Logging must never be what fails, so that a value that can't be read is left out. */
 function formatLine(level: LogLevel, millis: number, message: string, fields?: LogFields): string {
   const head = { time: new Date(millis).toISOString(), level, message: redactText(message) };

@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openDatabase } from '../db/client.ts';
 import { newMasterKey } from '../db/seal.ts';
-import { type Running, start } from './process.ts';
+import { finish, type Running, start } from './process.ts';
+import { COMMANDS } from './rungate.ts';
 
 const MAIN = join(import.meta.dir, '../web/cli/main.ts');
 const TOKEN = /rg_agt_[A-Za-z0-9]+/g;
@@ -223,6 +224,28 @@ describe('a later start', () => {
     expect(tokens).toEqual([]);
     expect(stdout).toContain('agent token rotate AGENT --org ORG');
     expect([await count(folder, 'orgs'), await count(folder, 'agents')]).toEqual([1, 0]);
+  });
+});
+
+describe.each(Object.entries(COMMANDS))('the entry for %s', (_, command) => {
+  const ending = async (env: Env) => {
+    const options = { cwd: await makeFolder(), env: { ...process.env, ...CLEAN, ...env } };
+    return await finish(Bun.spawn([...command], { ...options, stdout: 'pipe', stderr: 'pipe' }));
+  };
+
+  test('says in plain words what of the configuration is wrong, and ends with 2', async () => {
+    const { code, stdout, stderr } = await ending({ PORT: 'many', HOST: '0.0.0.0' });
+    expect([code, stdout]).toEqual([2, '']);
+    expect(stderr).toStartWith('rungate: The configuration is not valid:\n- PORT is "many"');
+    expect(stderr.trim().split('\n')).toHaveLength(3);
+  });
+
+  test('says so of a database that can’t be opened, and ends with 1', async () => {
+    const { code, stdout, stderr } = await ending({
+      ...{ RUNGATE_DATABASE_URL: 'file:.', RUNGATE_LOG: 'error' },
+    });
+    expect([code, stdout]).toEqual([1, '']);
+    expect(stderr).toMatch(/^rungate: The database refused: [^\n]+\n$/);
   });
 });
 

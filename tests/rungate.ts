@@ -72,7 +72,8 @@ const DENO_PERMISSIONS = [
   '--allow-write',
 ];
 
-const COMMANDS: Readonly<Record<Runtime, readonly string[]>> = {
+/** What starts the server on each runtime. */
+export const COMMANDS: Readonly<Record<Runtime, readonly string[]>> = {
   bun: [process.execPath, join(ROOT, 'functions/bun.ts')],
   deno: [join(BIN, 'deno'), 'run', ...DENO_PERMISSIONS, join(ROOT, 'functions/deno.ts')],
 };
