@@ -1,7 +1,7 @@
 /** The one place that opens libSQL: a file through prepared statements, a server through its client. */
 
 import { randomBytes } from 'node:crypto';
-import { mkdirSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync } from 'node:fs';
 import { link, open, rm, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -142,12 +142,22 @@ async function openFile(options: DatabaseOptions): Promise<Driver> {
   const { default: Libsql } = await import('libsql');
   const path = filePath(options.url);
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  createPrivate(path);
   const db = new Libsql(path, { timeout: BUSY_TIMEOUT_MS });
   await useWal(db);
   db.exec(`pragma synchronous = ${options.synchronous ?? 'full'}`);
   db.exec('pragma foreign_keys = on');
   db.exec(`pragma wal_autocheckpoint = ${CHECKPOINT_PAGES}`);
   return fileDriver(db);
+}
+
+/** SQLite would let everybody read a new file; the log's files get the mode of the file itself. */
+function createPrivate(path: string): void {
+  try {
+    closeSync(openSync(path, 'wx', 0o600));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+  }
 }
 
 /**

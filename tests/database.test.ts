@@ -2,6 +2,7 @@
 
 import { afterAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { chmod, mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -372,6 +373,29 @@ describe.each([
 });
 
 describe('a database on a file', () => {
+  test('is for its owner alone, also in a folder that others read, and so is its log', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'rungate-open-'));
+    await chmod(folder, 0o755);
+    const url = `file:${folder}/new.db`;
+    const all = await Promise.all([1, 2, 3].map(() => openDatabase({ url })));
+    await all[0]!.write([sql('create table things (id text)')]);
+    const files = await readdir(folder);
+    expect(files.sort()).toEqual(['new.db', 'new.db-shm', 'new.db-wal']);
+    for (const name of files) expect((await stat(join(folder, name))).mode & 0o777).toBe(0o600);
+    await Promise.all(all.map((db) => db.close()));
+    await rm(folder, { recursive: true });
+  });
+
+  test('keeps the mode that its owner has given it', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'rungate-open-'));
+    const path = join(folder, 'shared.db');
+    await writeFile(path, '');
+    await chmod(path, 0o660);
+    await (await openDatabase({ url: `file:${path}` })).close();
+    expect((await stat(path)).mode & 0o777).toBe(0o660);
+    await rm(folder, { recursive: true });
+  });
+
   test('loses nothing of what four processes write at once', async () => {
     const url = await newFile();
     const db = await openWithTable(url);
