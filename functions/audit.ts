@@ -22,7 +22,9 @@ export const auditQuery = z.object({
   format: z
     .enum(AUDIT_FORMATS)
     .default('jsonl')
-    .describe('jsonl: what `rungate audit verify --file` checks; csv: for a spreadsheet.'),
+    .describe(
+      'jsonl: what `npx bun run rungate audit verify --file` checks; csv: for a spreadsheet.',
+    ),
 });
 
 const CONTENT_TYPES: Readonly<Record<AuditFormat, string>> = {

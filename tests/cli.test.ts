@@ -851,7 +851,7 @@ describe('every command', () => {
     for (const line of args) {
       const { code, stderr } = await failure(line.split(' '), { RUNGATE_DATABASE_URL: url });
       expect(code).toBe(1);
-      expect(stderr).toContain('rungate init');
+      expect(stderr).toContain('`npx bun run rungate init --org NAME --email OWNER`');
     }
     expect(readdirSync(folder)).not.toContain('nowhere');
   });

@@ -202,6 +202,18 @@ describe('the snippets of the README', () => {
     const named = [...README.matchAll(/npx bun (?:run )?(\w+)/g)].map(([, name]) => name);
     for (const name of named) expect(scripts).toHaveProperty(name ?? '');
   });
+
+  test('the command line is called as it works with Node and npm alone, in messages too', async () => {
+    const help = await run('bun web/cli/main.ts --help');
+    const commands = [...help.matchAll(/^ {2}([a-z]+) .*/gm)].map(([, name]) => name).join('|');
+    const bare = new RegExp(`(?<!npx bun run )\\brungate (?:${commands})\\b|web/cli/main`, 'g');
+    const sources = ['functions', 'web/cli', 'schema'].flatMap((part) =>
+      readdirSync(join(ROOT, part), { recursive: true, encoding: 'utf8' })
+        .filter((name) => name.endsWith('.ts'))
+        .map((name) => readFile(join(part, name)).replace(/^ *(?:\/\*\*|\*|\/\/).*$/gm, '')),
+    );
+    for (const text of [README, ...sources]) expect(text.match(bare) ?? []).toEqual([]);
+  });
 });
 
 describe('the tables of the README', () => {

@@ -336,7 +336,9 @@ function pendingSentence(gates: readonly GateStand[]): string {
   const open = gates.filter(({ status }) => status === 'pending');
   if (open.length === 0) return 'The call has been decided on; send the same request again.';
   const tools = open.map(({ tool }) => `"${tool.slice(0, 100)}"`).join(', ');
-  const commands = open.map(({ id }) => `rungate gates approve ${id}`).join('` and `');
+  const commands = open
+    .map(({ id }) => `npx bun run rungate gates approve ${id} --org ORG`)
+    .join('` and `');
   return `A person has to approve the call of ${tools} first, for instance with \`${commands}\`; then send the same request again.`;
 }
 

@@ -16,6 +16,9 @@ import { EXIT_FAILED, Failure } from './failure.ts';
 /** What the audit trail calls whoever is at the command line. */
 export const OPERATOR = 'operator';
 
+const INIT = 'npx bun run rungate init --org NAME --email OWNER';
+const MIGRATE = 'npx bun run rungate migrate';
+
 /** What a command works with; good until the command ends. */
 export interface Session {
   readonly config: Config;
@@ -47,7 +50,7 @@ export async function withDatabase<T>(work: (session: Session) => Promise<T>): P
 export async function withExistingDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
   const { url } = readConfig(env).database;
   if (url.startsWith('file:') && !existsSync(filePath(url))) {
-    throw new Failure(EXIT_FAILED, `There is no database at ${url}: make one with rungate init.`);
+    throw new Failure(EXIT_FAILED, `There is no database at ${url}: make one with \`${INIT}\`.`);
   }
   return await withDatabase(work);
 }
@@ -69,7 +72,7 @@ export function emptyNote({ database: { url } }: Config): string {
   const where = url.startsWith('file:') ? url : 'RUNGATE_DATABASE_URL';
   return (
     `The database at ${where} is empty. If it should not be, look whether it is the right one, or ` +
-    'a copy that was made without its -wal file; a new one is made with rungate init.'
+    `a copy that was made without its -wal file; a new one is made with \`${INIT}\`.`
   );
 }
 
@@ -84,7 +87,7 @@ export async function withCurrentDatabase<T>(work: (session: Session) => Promise
   return await withFilledDatabase(async (session) => {
     const pending = await pendingMigrations(session.db);
     if (pending.length > 0) {
-      throw new Failure(EXIT_FAILED, 'The database is not up to date: run rungate migrate first.');
+      throw new Failure(EXIT_FAILED, `The database is not up to date: run \`${MIGRATE}\` first.`);
     }
     await deleteAgain(session);
     return await work(session);

@@ -66,5 +66,5 @@ function parseActions(text: string): AdminAction[] {
   const actions = text.split(',').map((action) => action.trim());
   const unknown = actions.find((action) => !isAdminAction(action));
   if (unknown === undefined) return actions.filter(isAdminAction);
-  throw new InvalidArgumentError(`There is no action "${unknown}": see rungate roles.`);
+  throw new InvalidArgumentError(`There is no action "${unknown}": see npx bun run rungate roles.`);
 }
