@@ -256,6 +256,54 @@ describe('neither the key nor a token nor a prompt is written or told', () => {
   });
 });
 
+/** The lines of the log about one run. */
+async function linesOf(name: string): Promise<Record<string, unknown>[]> {
+  const { id } = (JSON.parse(await run('run', 'show', name, '--org', 'acme', '--json')) as Shown)
+    .run;
+  const lines = deployment
+    .logs()
+    .split('\n')
+    .filter((line) => line.startsWith('{'));
+  return lines.map((line) => JSON.parse(line)).filter(({ run }) => run === id);
+}
+
+interface Shown {
+  readonly run: { readonly id: string };
+}
+
+describe('the log', () => {
+  beforeAll(async () => void (await run('agent', 'resume', 'tester', '--org', 'acme')));
+
+  test('warns of each attempt that gets no answer, and says at which upstream', async () => {
+    for (const name of ['closed', 'unknown']) {
+      const headers = { 'x-rungate-run-id': `away-${name}` };
+      expect(await call({ headers, more: { model: `${name}/test-model` } })).toBe(502);
+      const lines = await linesOf(`away-${name}`);
+      const outcome = name === 'closed' ? 'connect_failed' : 'unresolved';
+      expect(lines.filter(({ level }) => level === 'warn')).toMatchObject([
+        { upstream: name, outcome, requestId: expect.stringMatching(/^req_/) },
+      ]);
+    }
+    upstream.script(echoing(401));
+    expect(await call({ headers: { 'x-rungate-run-id': 'away-key' } })).toBe(502);
+    expect(await linesOf('away-key')).toMatchObject([{ level: 'warn', outcome: 'upstream_401' }]);
+    await expectSilence();
+  });
+
+  test('tells of each call how it ended, where it is asked to', async () => {
+    for (const stream of [false, true]) {
+      const headers = { 'x-rungate-run-id': `told-${stream}` };
+      expect(await call({ headers, more: { stream } })).toBe(200);
+      const lines = await linesOf(`told-${stream}`);
+      expect(lines).toMatchObject([
+        { level: 'debug', upstream: 'openai', outcome: 'ok', latencyMs: expect.any(Number) },
+      ]);
+      expect(lines[0]?.spentNanos).toBeGreaterThan(0);
+    }
+    await expectSilence();
+  });
+});
+
 describe('the search itself', () => {
   test('finds a secret however it is written', () => {
     for (const form of formsOf(KEY)) expect(found(`a${form}b`, [KEY])).toEqual([KEY]);

@@ -12,6 +12,7 @@ import { isObject } from '../../schema/rules/bound.ts';
 import { type Catalogue, findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
 import { costOf, pricesSearches } from '../../schema/rules/price.ts';
 import type { Usage } from '../../schema/usage.ts';
+import type { EgressErrorCode } from '../egress.ts';
 import type { Reading } from '../providers/contract.ts';
 import { captured, keepsBodies, keepsDigests } from './capture.ts';
 import { ratesOf } from './decide.ts';
@@ -52,11 +53,32 @@ export function settleHold(call: Held, end: End, ...also: Statement[]): Promise<
     call.startedAt,
     call.rates?.catalogue,
   );
+  tell(call, end, final);
   if (call.approving && isUnrun(end))
     also.push(returnApprovals(call.org, call.run.id, call.stepId));
   if (!keepsBodies(call.version.policy)) return call.flight.settle(final, ...also);
   const keeping = captured(call, end.response);
   return keeping.then((kept) => call.flight.settle(final, ...kept, ...also));
+}
+
+/** Ends that are for the operator to look at: the upstream, or the way to it, is out of order. */
+const FAULTS: ReadonlySet<string> = new Set<EgressErrorCode | 'upstream_401'>([
+  ...(['forbidden_url', 'forbidden_address', 'unresolved', 'connect_failed'] as const),
+  ...(['timeout_connect', 'timeout_first_byte', 'timeout_idle', 'too_large', 'broken'] as const),
+  'upstream_401',
+]);
+
+/** Puts the end of a call into the log: a fault always, any other where everything is told. */
+function tell(call: Held, { outcome }: End, { spentNanos, answered }: Settlement): void {
+  const { log, config } = call.services;
+  const isFault = FAULTS.has(outcome);
+  // Looked at here, so that a busy process makes no fields for nothing.
+  if (!isFault && config.logLevel !== 'debug') return;
+  const { latencyMs } = answered;
+  const ids = { requestId: call.requestId, run: call.run.id, step: call.stepId };
+  const fields = { ...ids, upstream: call.key.name, outcome, latencyMs, spentNanos };
+  if (isFault) log.warn('an upstream gave no whole answer', fields);
+  else log.debug('a call has ended', fields);
 }
 
 /** Whether nothing of a call can have run: it was not sent, or refused for what it is. */
