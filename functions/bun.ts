@@ -5,6 +5,7 @@ import process from 'node:process';
 import { isEventStream } from '../schema/sse.ts';
 import { makeApp } from './app.ts';
 import { bootOrExit, shutDown } from './boot.ts';
+import { failOutside } from './refuse.ts';
 import { startTicking } from './scheduled.ts';
 import type { Services } from './services.ts';
 
@@ -47,8 +48,7 @@ export function listen(services: Services): Listening {
       if (isWaiting && !isEventStream(response.headers)) server.timeout(request, IDLE_S);
       return response;
     },
-    // Nothing of an error's text may reach a caller; everything that can be told was told before.
-    error: () => new Response('internal error', { status: 500 }),
+    error: (error) => failOutside(services, error),
   });
   const stopTicking = startTicking(services);
   return {

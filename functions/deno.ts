@@ -5,6 +5,7 @@
 
 import { makeApp } from './app.ts';
 import { bootOrExit, shutDown } from './boot.ts';
+import { failOutside } from './refuse.ts';
 import { startTicking, tick } from './scheduled.ts';
 
 const SHUTDOWN_LIMIT_MS = 30_000;
@@ -16,6 +17,7 @@ const server = Deno.serve(
   {
     hostname: config.host,
     port: config.port,
+    onError: (error) => failOutside(services, error),
     onListen: ({ hostname, port }) => log.info('serving', { url: `http://${hostname}:${port}` }),
   },
   (request, { remoteAddr }) =>

@@ -3,7 +3,7 @@
 import { DatabaseError } from '../db/client.ts';
 import { type Dialect, errorBody, Refusal } from '../schema/errors.ts';
 import { limitHeaders } from '../schema/rules/limit.ts';
-import { respondJson } from './edge.ts';
+import { respond, respondJson } from './edge.ts';
 import { findEndpoint } from './providers/endpoints.ts';
 import { dialectOf, requestIdOf } from './proxy/authenticate.ts';
 import { splitUrl } from './proxy/call.ts';
@@ -44,6 +44,18 @@ function unexpected({ log }: Services, request: Request, error: unknown): Refusa
   }
   log.error('a request failed', { requestId, error });
   return new Refusal('internal', `Rungate failed on this request; its log names ${requestId}.`);
+}
+
+/**
+ * The last resort of an entry: an error from outside the application. Its message, which may quote
+ * the request, is neither told nor logged; where it came from is.
+ */
+export function failOutside({ log }: Services, error: unknown): Response {
+  const { name = typeof error, message = '', stack = '' } = error instanceof Error ? error : {};
+  const lines = stack.replace(message, '').split('\n');
+  const at = lines.filter((line) => /^ +at /.test(line)).map((line) => line.trim());
+  log.error('a request failed outside the application', { error: name, at });
+  return respond('internal error', 500);
 }
 
 function dialectFor(request: Request): Dialect {

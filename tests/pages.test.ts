@@ -8,8 +8,10 @@ import { openDatabase } from '../db/client.ts';
 import { newToken } from '../db/seal.ts';
 import { makeApp } from '../functions/app.ts';
 import { boot, shutDown } from '../functions/boot.ts';
+import { listen } from '../functions/bun.ts';
 import { RECORDS, TOPICS } from '../functions/claims.ts';
 import { type Config, ConfigError, readConfig } from '../functions/config.ts';
+import { makeLog } from '../functions/log.ts';
 import { tellContact } from '../functions/pages.ts';
 import type { Services } from '../functions/services.ts';
 import manifest from '../package.json' with { type: 'json' };
@@ -248,6 +250,36 @@ describe('every answer', () => {
         path,
         isPage,
       ]);
+    }
+  });
+});
+
+describe('an error outside the application', () => {
+  test('is logged by its place, and neither its text nor the request is told to anybody', async () => {
+    const lines: string[] = [];
+    const log = makeLog('info', (line) => lines.push(line));
+    const told = 'canary-text';
+    const other = await boot({
+      RUNGATE_DATABASE_URL: `file:${deployment.folder}/other.db`,
+      ...{ PORT: '0', RUNGATE_LOG: 'silent' },
+    });
+    const config = {
+      ...other.config,
+      get trustedProxies(): never {
+        throw new TypeError(told);
+      },
+    };
+    const listening = listen({ ...other, config, log });
+    try {
+      const response = await fetch(`${listening.url}/v1/${told}`);
+      expect([response.status, await response.text()]).toEqual([500, 'internal error']);
+      expectEdge(response);
+      const [line] = lines.filter((each) => each.includes('"error"'));
+      expect(JSON.parse(line ?? '{}')).toMatchObject({ level: 'error', error: 'TypeError' });
+      expect(line).toContain('pages.test.ts');
+      expect(lines.join('')).not.toContain(told);
+    } finally {
+      await listening.stop(0);
     }
   });
 });
