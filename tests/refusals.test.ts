@@ -195,10 +195,7 @@ const MALFORMED: Readonly<
 
 /** Ways to name a run beside the body. */
 const NAMED = [
-  (name: string) => ({
-    ...{ name: encodeURI(name), path: '' },
-    headers: { 'x-rungate-run-id': encodeURI(name) },
-  }),
+  (name: string) => ({ name, path: '', headers: { 'x-rungate-run-id': encodeURI(name) } }),
   (name: string) => ({ name, path: `/r/${encodeURIComponent(name)}`, headers: {} }),
   (name: string) => ({
     ...{ name: encodeURI(name), path: '' },
