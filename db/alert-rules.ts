@@ -317,7 +317,9 @@ const OF_RUN = `select max(id) || ' ' as next, ${SUMS} from (
 
 const COUNTS: Readonly<Record<Exclude<Metric, StepMetric>, string>> = {
   blocked_runs: `select count(*) as value from runs
-    where org_id = ?1 and closed_at >= ?2 and status = 'blocked'`,
+    where org_id = ?1 and closed_at >= ?2 and (
+      status = 'blocked' or status = 'completed' and closed_reason not in ('completed', 'idle')
+    )`,
   pending_gates: `select count(*) as value from gates
     where org_id = ?1 and status = 'pending' and ?2 is not null`,
 };

@@ -477,8 +477,9 @@ export async function decideGate(
  *   and would count as two.
  * - `unheld`: it doesn't say whom it was made for.
  * - `own`: it was made for who caused the call.
+ * - `unfit`: it was made for who may not approve, or not any more.
  */
-export type Bar = 'unnamed' | 'unheld' | 'own';
+export type Bar = 'unnamed' | 'unheld' | 'own' | 'unfit';
 
 /** What keeps a link from approving a gate; undefined where nothing does. */
 export async function barOf(
@@ -491,12 +492,16 @@ export async function barOf(
   // As in {@link namesOf}, the operator goes by nothing.
   const names = holder === 'operator' ? [] : [holder];
   const row = await org.first(
-    `select ${IS_OWN} as own from gates g where g.org_id = ?1 and g.id = ?2`,
+    `select ${IS_OWN} as own, ?3 = 'operator' or exists (
+       select 1 from members where org_id = ?1 and id = ?3 and role in (${APPROVERS})
+     ) as may
+     from gates g where g.org_id = ?1 and g.id = ?2`,
     id,
-    null,
+    holder,
     JSON.stringify(names),
   );
-  return row?.own ? 'own' : undefined;
+  if (row?.own) return 'own';
+  return row?.may ? undefined : 'unfit';
 }
 
 /**

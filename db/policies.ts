@@ -55,7 +55,10 @@ export async function readAgentPolicy(
   return row && toVersion(row);
 }
 
-/** The versions that runs open with: the newest of each policy, and those that agents are pinned to. */
+/**
+ * The versions that runs open with: the newest of each policy, those that agents are pinned to, and
+ * those that their callers may choose.
+ */
 export async function readUsedPolicies(org: Org): Promise<PolicyVersion[]> {
   const rows = await org.read(
     `select v.id, v.policy_id, v.number, v.document, p.name
@@ -65,6 +68,10 @@ export async function readUsedPolicies(org: Org): Promise<PolicyVersion[]> {
        or exists (
          select 1 from agents a
          where a.org_id = ?1 and a.policy_id = p.id and a.policy_version = v.number
+       )
+       or exists (
+         select 1 from agent_policies c
+         where c.org_id = ?1 and c.policy_id = p.id and c.number = v.number
        )
      )`,
   );

@@ -275,14 +275,18 @@ export async function isActiveSince(org: Org, run: Run, since: number): Promise<
 /** Whether a run could be taken up again, as one that was blocked or idle can. */
 const MAY_GO_ON = `(status in ('open', 'blocked') or closed_reason = 'idle')`;
 
-/** Completes a run for good, with its event; one that can't go on anyway stays as it is. */
+/**
+ * Completes a run for good, with its event; one that can't go on anyway stays as it is. What has
+ * stopped a run stays known.
+ */
 export async function completeRun(org: Org, id: RunId, now: number): Promise<void> {
   const run = await readRun(org, id);
   if (!run) return;
   await org.write(
     org.statement(
       `update runs set
-         status = 'completed', closed_at = ?3, closed_reason = 'completed', blocked_until = null
+         closed_reason = iif(status = 'blocked', closed_reason, 'completed'),
+         status = 'completed', closed_at = ?3, blocked_until = null
        where org_id = ?1 and id = ?2 and ${MAY_GO_ON}`,
       id,
       now,

@@ -120,6 +120,8 @@ function explainBar(bar: Bar, approvals: number): string {
     unnamed: `This call needs the approval of ${approvals} different people, which a link can’t tell apart: sign in or use the command line to approve it.`,
     unheld:
       'This link doesn’t say whom it was made for: sign in or use the command line to approve the call.',
+    unfit:
+      'This link was made for somebody who may not approve: ask another to sign in or use the command line.',
     own: 'This link was made for who caused the call, who can’t approve it: ask another to sign in or use the command line.',
   };
   return `${whys[bar]} The link can reject it, once.`;
@@ -172,7 +174,9 @@ function respondDecided(outcome: Decided | Bar, gate: Gate, decision: string): P
     const title = decision === 'approve' ? 'Approved' : 'Rejected';
     return respondForm(title, html`<p>The call of ${visible(gate.tool)} is ${gate.status}.</p>`);
   }
-  const isBar = outcome === 'unnamed' || outcome === 'unheld' || outcome === 'own';
-  const [status, message] = isBar ? [403, explainBar(outcome, gate.approvals)] : CLOSED[outcome];
+  const [status, message] =
+    outcome in CLOSED
+      ? CLOSED[outcome as keyof typeof CLOSED]
+      : [403, explainBar(outcome as Bar, gate.approvals)];
   return respondForm('Nothing was decided', html`<p>${message}</p>`, status);
 }

@@ -569,6 +569,7 @@ describe('which way a command goes', () => {
   test('only the commands of the operator open a database themselves', () => {
     const own = [
       'org',
+      'backup',
       'server',
       'tick',
       'keys',

@@ -775,6 +775,26 @@ describe('a signed link', () => {
     }
   });
 
+  test.each([
+    ['who has been removed', (id: MemberId) => removeMember(org, 'operator', id)],
+    ['who may only look by now', (id: MemberId) => changeRole(org, 'operator', id, 'viewer')],
+  ] as const)('made for somebody %s can reject, but not approve', async (what, change) => {
+    const own = startReceiver();
+    try {
+      const holder = await addMember({ db }, org, 'admin');
+      await tell(as(holder), own.url);
+      const maker = await addMember({ db }, org, 'admin');
+      const { gate, path } = await causedBy(slug(what), maker, own);
+      await change(holder.id);
+      expect(await (await fetch(rungate.url + path)).text()).not.toContain('value="approve"');
+      expect((await post(path, 'approve')).status).toBe(403);
+      expect(await readGate(org, gate.id)).toMatchObject({ status: 'pending' });
+      expect((await post(path, 'reject')).status).toBe(200);
+    } finally {
+      await own.stop();
+    }
+  });
+
   test('that doesn’t say whom it was made for can reject, but not approve', async () => {
     const { id } = await linkTo('link-unheld');
     const vault = await openVault(org, await masterKeys());

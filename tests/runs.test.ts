@@ -352,7 +352,8 @@ describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } }
           const path = `${encodeURIComponent(name)}/complete`;
           const first = await askRun(stage, 'POST', path);
           expect(first.body).toMatchObject({
-            ...{ status: 'completed', closedReason: 'completed', blockedUntil: null },
+            ...{ status: 'completed', blockedUntil: null },
+            closedReason: status === 'blocked' ? reason : 'completed',
           });
           expect(await askRun(stage, 'POST', path)).toEqual(first);
           const org = (await findOrg(database, 'acme'))!;

@@ -395,26 +395,56 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
   describe('a stream whose connection outlasts it', () => {
     for (const kind of ALL_KINDS) {
       // Clients leave as soon as they have the last event, and may call again at once.
-      test(`of ${kind} is settled when its last event is there, and ends`, async () => {
-        const run = `lingering-${kind}`;
-        stage.upstream.script({ lingers: true });
-        const arrival = upcoming(stage);
+      test.each([
+        ['in silence', { lingers: true }],
+        ['with comments without end', { lingers: 'noisily' }],
+      ] as const)(
+        `of ${kind}, %s, is settled when its last event is there, and ends`,
+        async (way, script) => {
+          const run = slug('lingering', kind, way);
+          stage.upstream.script(script);
+          const arrival = upcoming(stage);
+          const response = await call(stage, kind, { run, members: { stream: true } });
+          const reader = response.body!.getReader();
+          const decoder = new TextDecoder();
+          let text = '';
+          while (!LAST_EVENT.test(text)) {
+            const { value, done } = await reader.read();
+            expect(done).toBe(false);
+            text += decoder.decode(value, { stream: true });
+          }
+          const [step] = await readTrail(stage.rungate, run);
+          expect(step).toMatchObject({ outcome: 'ok', estimated: false });
+          expect(step?.settledAt).not.toBeNull();
+          while (!(await reader.read()).done);
+          await expectCancelled(await arrival);
+        },
+      );
+
+      test(`of ${kind}, and breaks after it, is whole`, async () => {
+        const run = `late-break-${kind}`;
+        stage.upstream.script({ breaksLate: true });
         const response = await call(stage, kind, { run, members: { stream: true } });
-        const reader = response.body!.getReader();
-        const decoder = new TextDecoder();
-        let text = '';
-        while (!LAST_EVENT.test(text)) {
-          const { value, done } = await reader.read();
-          expect(done).toBe(false);
-          text += decoder.decode(value, { stream: true });
-        }
+        expect(await response.text()).toMatch(LAST_EVENT);
         const [step] = await readTrail(stage.rungate, run);
         expect(step).toMatchObject({ outcome: 'ok', estimated: false });
-        expect(step?.settledAt).not.toBeNull();
-        expect((await reader.read()).done).toBe(true);
-        await expectCancelled(await arrival);
       });
     }
+
+    test('of a response is not over by a status that its first event has', async () => {
+      const response = { id: 'resp_early', object: 'response', model: 'test-model', output: [] };
+      const event = (type: string, more: object) =>
+        `event: ${type}\ndata: ${JSON.stringify({ type, ...more })}\n\n`;
+      const usage = { input_tokens: 5, output_tokens: 5, total_tokens: 10 };
+      const chunks = [
+        event('response.created', { response: { ...response, status: 'completed' } }),
+        event('response.output_text.delta', { delta: 'late' }),
+        event('response.completed', { response: { ...response, status: 'completed', usage } }),
+      ];
+      stage.upstream.script({ chunks, chunkDelayMs: 250 });
+      const answer = await call(stage, 'responses', { run: 'early', members: { stream: true } });
+      expect(await answer.text()).toBe(chunks.join(''));
+    });
   });
 
   test('a stream is one whatever the case of its media type', async () => {

@@ -58,8 +58,10 @@ export interface Script {
   stallAfterChunks?: number;
   /** Let nothing but the end of the connection tell that the body ends. */
   isUnframed?: boolean;
-  /** Keep the connection open after the body's last chunk. */
-  lingers?: boolean;
+  /** Destroy the socket after the body's last chunk. */
+  breaksLate?: boolean;
+  /** Keep the connection open after the body's last chunk, or go on with comments without end. */
+  lingers?: boolean | 'noisily';
   /** Never answer (`headers`), or destroy the socket without an answer (`socket`). */
   stall?: 'headers' | 'socket';
 }
@@ -278,6 +280,11 @@ async function send(
     await write(chunk.subarray(0, left), received, outgoing);
     if (chunk.length > left) return destroy(outgoing);
     sent++;
+  }
+  if (script.breaksLate) return destroy(outgoing);
+  const comment = Buffer.from(': more\n\n');
+  while (script.lingers === 'noisily' && !outgoing.destroyed) {
+    await write(comment, received, outgoing);
   }
   if (!script.lingers) outgoing.end();
 }

@@ -15,3 +15,14 @@ create trigger agents_added after insert on agents when new.policy_version is no
 begin
   update orgs set revision = revision + 1 where id = new.org_id;
 end;
+
+-- So may callers choose a version.
+create trigger agent_policies_added after insert on agent_policies
+begin
+  update orgs set revision = revision + 1 where id = new.org_id;
+end;
+
+create trigger agent_policies_removed after delete on agent_policies
+begin
+  update orgs set revision = revision + 1 where id = old.org_id;
+end;

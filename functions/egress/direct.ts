@@ -73,7 +73,7 @@ function knock(url: URL, signal: AbortSignal): Promise<void> {
 }
 
 const UNSENT_CODES =
-  /^(ConnectionRefused|FailedToOpenSocket|ECONNREFUSED|ETIMEDOUT|ENOTFOUND|EAI_\w+|E(HOST|NET)UNREACH|UNABLE_TO_\w+|\w*CERT\w*)$/;
+  /^(ConnectionRefused|FailedToOpenSocket|ECONNREFUSED|ENOTFOUND|EAI_\w+|E(HOST|NET)UNREACH|UNABLE_TO_\w+|\w*CERT\w*)$/;
 
 /** Bun says by a code, Deno only in the words of the cause, that `fetch` got no connection. */
 function isUnsent(error: unknown): boolean {

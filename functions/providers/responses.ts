@@ -84,13 +84,15 @@ const UNPRICED_KEYS = [
 /** Statuses after which a response does not change. */
 const FINAL = new Set(['completed', 'incomplete', 'failed', 'cancelled']);
 
-const READ_EVENTS: ReadonlySet<Json | undefined> = new Set([
-  'response.created',
-  'response.queued',
+const LAST_EVENTS: ReadonlySet<Json | undefined> = new Set([
   'response.completed',
   'response.incomplete',
   'response.failed',
   'response.cancelled',
+]);
+const READ_EVENTS: ReadonlySet<Json | undefined> = new Set([
+  ...['response.created', 'response.queued'],
+  ...LAST_EVENTS,
 ]);
 
 function addPart(seen: Contents, part: Json, model: string): void {
@@ -270,7 +272,6 @@ function mayHoldResponse({ event, data }: SseEvent): boolean {
 
 function meterResponse(): Meter {
   let seen: Omit<Reading, 'complete'> = {};
-  const isFinal = () => FINAL.has(seen.status ?? '');
   const take = (response: JsonObject) => {
     seen = { ...seen, ...readResponse(response) };
   };
@@ -278,12 +279,11 @@ function meterResponse(): Meter {
     body: take,
     event(event) {
       const value = mayHoldResponse(event) ? parseEvent(event.data) : undefined;
-      if (value && READ_EVENTS.has(value.type) && isObject(value.response)) {
-        take(value.response);
-      }
-      return isFinal() ? 'last' : 'pass';
+      if (!value || !READ_EVENTS.has(value.type) || !isObject(value.response)) return 'pass';
+      take(value.response);
+      return LAST_EVENTS.has(value.type) ? 'last' : 'pass';
     },
-    reading: () => ({ ...seen, complete: isFinal() }),
+    reading: () => ({ ...seen, complete: FINAL.has(seen.status ?? '') }),
   };
 }
 

@@ -128,9 +128,9 @@ async function joinWindow(call: Call): Promise<Run> {
   throw new Refusal('unavailable', 'The run could not be opened; try again.');
 }
 
-/** A blocked or cancelled window refuses until it has idled out: a fresh run is no way around it. */
+/** A window that was stopped or cancelled refuses until it has idled out, completed or not. */
 async function isCurrent(call: Call, run: Run): Promise<boolean> {
-  if (run.status === 'completed') return false;
+  if (run.closedReason === 'completed' || run.closedReason === 'idle') return false;
   const version = await readPolicyVersion(call.org, run.policyVersionId);
   return version !== undefined && isActiveSince(call.org, run, windowSince(call, version));
 }

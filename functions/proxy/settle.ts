@@ -233,6 +233,7 @@ async function buffer(
         throw new EgressError('too_large', 'the stream is too long');
       }
     }
+    if (answer.flight.ended) throw new EgressError('aborted', 'the call was ended');
     parts.push(course.end(), course.withheld);
     if (!meter.reading().complete) throw new EgressError('broken', 'the stream ended too early');
   } catch (error) {

@@ -44,7 +44,7 @@ const BREAK_MS = 5;
 
 /**
  * Reads a body chunk by chunk to its end. One that has told its end is read on for a moment and is
- * then left, since some hosts keep the connection open.
+ * then left, since some hosts keep the connection open; it is whole, even where that breaks then.
  *
  * @param isOver Whether it has told its end.
  * @returns a function that reads the next chunk; `undefined` from the end on.
@@ -54,15 +54,21 @@ export function chunksOf(
   isOver: () => boolean,
 ): () => Promise<Uint8Array | undefined> {
   const ended = new AbortController();
-  let lingered: Promise<undefined> | undefined;
-  return async () => {
-    if (!isOver()) return (await reader.read()).value;
-    lingered ??= pause(LINGER_MS, ended.signal).then(() => undefined);
-    const next = await Promise.race([reader.read(), lingered]);
-    if (next?.done) ended.abort();
-    if (!next) await reader.cancel().catch(() => {});
-    return next?.value;
+  let lingered: Promise<void> | undefined;
+  let isLate = false;
+  const rest = async () => {
+    lingered ??= pause(LINGER_MS, ended.signal).then(() => {
+      isLate = true;
+    });
+    // A body that never pauses would win every race.
+    const read = isLate ? undefined : reader.read().catch(() => undefined);
+    const next = await Promise.race([read, lingered]);
+    if (next?.value) return next.value;
+    ended.abort();
+    await reader.cancel().catch(() => {});
+    return undefined;
   };
+  return async () => (isOver() ? rest() : (await reader.read()).value);
 }
 
 /**
