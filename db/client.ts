@@ -1,10 +1,9 @@
 /** The one place that opens libSQL: a file through prepared statements, a server through its client. */
 
-import { randomBytes } from 'node:crypto';
 import { closeSync, mkdirSync, openSync } from 'node:fs';
-import { link, open, rm, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { createWhole } from './files.ts';
 
 /** What a column can hold. */
 export type Value = string | number | null;
@@ -185,39 +184,22 @@ export async function compactFile(url: string): Promise<void> {
  * may go on to read and write meanwhile.
  *
  * @param path Of the copy, which is there whole or not at all.
- * @throws {Error} `EEXIST` where the path is taken, or as the file system has it.
- * @throws {DatabaseError} when the copy can't be made.
+ * @returns whether it was made; false where the path is taken.
+ * @throws {DatabaseError} when the copy can't be made; otherwise as the file system does.
  */
-export async function backUpFile(url: string, path: string): Promise<void> {
-  const draft = `${path}.${randomBytes(8).toString('hex')}`;
+export async function backUpFile(url: string, path: string): Promise<boolean> {
   const { default: Libsql } = await import('libsql');
-  try {
-    // SQLite fills an empty file, which keeps the mode that it was made with.
-    await writeFile(draft, '', { flag: 'wx', mode: 0o600 });
+  return createWhole(path, (draft) => {
     const db = new Libsql(filePath(url), { timeout: BUSY_TIMEOUT_MS });
     try {
+      // SQLite fills an empty file, which keeps the mode that it was made with.
       db.prepare('vacuum into ?').run(draft);
     } catch (error) {
       throw new DatabaseError(error);
     } finally {
       db.close();
     }
-    await flush(draft);
-    // A rename would replace what is there.
-    await link(draft, path);
-  } finally {
-    await rm(draft, { force: true });
-  }
-}
-
-/** Makes a file survive loss of power. */
-async function flush(path: string): Promise<void> {
-  const file = await open(path, 'r+');
-  try {
-    await file.sync();
-  } finally {
-    await file.close();
-  }
+  });
 }
 
 /** A new file is turned to WAL without waiting for another process that is just doing the same. */

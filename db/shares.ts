@@ -1,9 +1,10 @@
 /** Shares of org keys: a file per org in a folder that backups of the database leave out. */
 
-import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isId, type OrgId } from '../schema/ids.ts';
-import { type KeyShares, newId, SealError } from './seal.ts';
+import { createWhole } from './files.ts';
+import { type KeyShares, SealError } from './seal.ts';
 
 const SHARE_BYTES = 32;
 
@@ -23,7 +24,8 @@ export function openShares(folder: string): KeyShares {
     read,
     async keep(org, share) {
       await mkdir(folder, { recursive: true, mode: 0o700 });
-      await createWhole(pathOf(org), `${share.toBase64()}\n`);
+      // Two processes that keep a share at once end with the same one.
+      await createWhole(pathOf(org), (draft) => writeFile(draft, `${share.toBase64()}\n`));
       const kept = await read(org);
       if (!kept)
         throw new SealError('unknown_key', 'The share could not be read once it was kept.');
@@ -44,17 +46,4 @@ async function readShare(path: string): Promise<Uint8Array<ArrayBuffer> | undefi
     if (share.length === SHARE_BYTES) return share;
   } catch {}
   throw new SealError('corrupt', 'The file of a share does not hold one.');
-}
-
-/** Two processes that keep a share at once end with the same one: a link fails if one is there. */
-async function createWhole(path: string, text: string): Promise<void> {
-  const draft = `${path}.${newId('request')}`;
-  try {
-    await writeFile(draft, text, { flag: 'wx', mode: 0o600, flush: true });
-    await link(draft, path);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-  } finally {
-    await rm(draft, { force: true });
-  }
 }

@@ -1,9 +1,10 @@
 /** Configuration: the environment, parsed once, and what follows from it. */
 import { randomBytes } from 'node:crypto';
-import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { filePath } from '../db/client.ts';
+import { createWhole } from '../db/files.ts';
 import {
   type AllowList,
   type Cidr,
@@ -340,7 +341,8 @@ export async function developmentMasterKeys(path: string, log: Log): Promise<str
   const found = await readKeys(path);
   if (found !== undefined) return found;
   await mkdir(dirname(path), { recursive: true, mode: 0o700 });
-  const isMine = await createWhole(path, `dev:${randomBytes(32).toString('base64')}\n`);
+  const made = `dev:${randomBytes(32).toString('base64')}\n`;
+  const isMine = await createWhole(path, (draft) => writeFile(draft, made));
   if (isMine)
     log.warn('Made master keys for development; set RUNGATE_MASTER_KEYS instead.', { path });
   const keys = await readKeys(path);
@@ -363,21 +365,6 @@ async function readKeys(path: string): Promise<string | undefined> {
   } catch (error) {
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
     throw error;
-  }
-}
-
-/** A link fails if the path exists, and shows the file only when it is whole: O_EXCL alone can't. */
-async function createWhole(path: string, text: string): Promise<boolean> {
-  const draft = `${path}.${randomBytes(8).toString('hex')}`;
-  try {
-    await writeFile(draft, text, { flag: 'wx', mode: 0o600, flush: true });
-    await link(draft, path);
-    return true;
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'EEXIST') return false;
-    throw error;
-  } finally {
-    await rm(draft, { force: true });
   }
 }
 

@@ -22,16 +22,16 @@ async function backUp(path: string, options: OutputOptions): Promise<void> {
   if (!url.startsWith('file:')) {
     throw new Failure(EXIT_USAGE, 'Only a file can be copied: back a server up by its own means.');
   }
-  await withFilledDatabase(() => backUpFile(url, path)).catch((error) => explainFile(path, error));
+  const isMade = await withFilledDatabase(() => backUpFile(url, path)).catch((error) =>
+    explainFile(path, error),
+  );
+  if (!isMade) throw new Failure(EXIT_USAGE, `${path} is there already: name a file that is not.`);
   const { size } = await stat(path);
   printResult({ path, bytes: size }, [`${size} bytes: ${path}`], options);
 }
 
 function explainFile(path: string, error: unknown): never {
   const { code } = error as NodeJS.ErrnoException;
-  if (code === 'EEXIST') {
-    throw new Failure(EXIT_USAGE, `${path} is there already: name a file that is not.`);
-  }
   if (code === undefined || !/^E[A-Z]+$/.test(code)) throw error;
   throw new Failure(EXIT_FAILED, `${path} can't be written (${code}).`);
 }
