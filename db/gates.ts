@@ -25,6 +25,7 @@ import { type Charge, fitsSql, writeCharges } from './limits.ts';
 import { forOrg, type Org } from './org.ts';
 import { announce } from './outbox.ts';
 import { type Page, readPage, readPages, type Window } from './page.ts';
+import { mayGoOnSql } from './runs.ts';
 import { digestText, type MasterKeys, newId } from './seal.ts';
 import { countStep } from './steps.ts';
 import { openVault, type Shelf, type Vault } from './vault.ts';
@@ -251,6 +252,11 @@ const LINK = 'link';
 
 const APPROVERS = ROLES.filter((role) => mayDo(role, 'gate.approve')).map((role) => `'${role}'`);
 
+/** Whether somebody is a member who may approve. */
+const mayApprove = (member: string): string => `exists (
+  select 1 from members where org_id = ?1 and id = ${member} and role in (${APPROVERS})
+)`;
+
 /**
  * How many approvals of a gate count: those of different people who still may approve. Whoever was
  * removed and has come back is a new member, so that only one of his is a member's.
@@ -258,18 +264,13 @@ const APPROVERS = ROLES.filter((role) => mayDo(role, 'gate.approve')).map((role)
 const approvalsOf = (gate: string): string => `(
   select count(*) from gate_decisions d
   where d.org_id = ?1 and d.gate_id = ${gate} and d.decision = 'approve' and (
-    d.decider in ('operator', '${LINK}') or exists (
-      select 1 from members where org_id = ?1 and id = d.decider and role in (${APPROVERS})
-    )
+    d.decider in ('operator', '${LINK}') or ${mayApprove('d.decider')}
   )
 )`;
 
 const SELECT = `select g.*,
     iif(g.status in ('approved', 'released'), g.approvals, ${approvalsOf('g.id')}) as given
   from gates g`;
-
-/** Whether the run of a gate may still use it: one that was blocked or idle can be taken up again. */
-const GOES_ON = `(r.status in ('open', 'blocked') or r.closed_reason = 'idle')`;
 
 /** A gate by its id. */
 export async function readGate(org: Org, id: GateId): Promise<Gate | undefined> {
@@ -344,7 +345,7 @@ export function searchGates(
   const sql = `${SELECT} where g.org_id = ?1 and ${ofStatus(status)}
     and (?3 is null or g.agent_id = ?3) and (?4 is null or g.run_id = ?4)
     and (not ?5 or ${AS_OF_NOW.pending} and exists (
-      select 1 from runs r where r.org_id = ?1 and r.id = g.run_id and ${GOES_ON}
+      select 1 from runs r where r.org_id = ?1 and r.id = g.run_id and ${mayGoOnSql('r')}
     ))`;
   const args = [now, agentId ?? null, runId ?? null, isDecidable ? 1 : 0];
   return readPage(org, { sql, args, order: 'id', isDescending: true }, window, toGate);
@@ -492,9 +493,7 @@ export async function barOf(
   // As in {@link namesOf}, the operator goes by nothing.
   const names = holder === 'operator' ? [] : [holder];
   const row = await org.first(
-    `select ${IS_OWN} as own, ?3 = 'operator' or exists (
-       select 1 from members where org_id = ?1 and id = ?3 and role in (${APPROVERS})
-     ) as may
+    `select ${IS_OWN} as own, ?3 = 'operator' or ${mayApprove('?3')} as may
      from gates g where g.org_id = ?1 and g.id = ?2`,
     id,
     holder,
@@ -608,7 +607,7 @@ function vote(org: Org, id: GateId, verdict: Verdict, now: number): Statement {
     `insert into gate_decisions (org_id, gate_id, decider, decision, reason, decided_at)
      select ?1, g.id, ?3, ?5, ?6, ?7 from gates g join runs r on r.id = g.run_id and r.org_id = ?1
      where g.org_id = ?1 and g.id = ?2 and g.status = 'pending' and g.expires_at > ?7
-       and ${GOES_ON} and not ${IS_OWN}
+       and ${mayGoOnSql('r')} and not ${IS_OWN}
        and not (?3 = '${LINK}' and ?5 = 'approve' and g.approvals > 1)
      on conflict do nothing`,
     id,

@@ -35,6 +35,8 @@ export interface Run {
   readonly spentNanos: Nanos;
   readonly heldNanos: Nanos;
   readonly stepCount: number;
+  /** How many of them count among those that its policy limits. */
+  readonly callCount: number;
   /** Unix milliseconds, as are all times here. */
   readonly openedAt: number;
   readonly activeAt: number;
@@ -68,19 +70,6 @@ export async function findRun(org: Org, agent: AgentId, name: string): Promise<R
 /** A run by its own id. */
 export async function readRun(org: Org, id: RunId): Promise<Run | undefined> {
   return maybe(await org.first('select * from runs where org_id = ?1 and id = ?2', id));
-}
-
-/** A run, and how far it has come. */
-export interface Progress {
-  readonly run: Run;
-  /** How many of its steps count among those that its policy limits. */
-  readonly callCount: number;
-}
-
-/** A run by its own id, with how far it has come. */
-export async function readProgress(org: Org, id: RunId): Promise<Progress | undefined> {
-  const row = await org.first('select * from runs where org_id = ?1 and id = ?2', id);
-  return row && { run: toRun(row), callCount: row.call_count as number };
 }
 
 /** The runs of these ids. */
@@ -272,8 +261,14 @@ export async function isActiveSince(org: Org, run: Run, since: number): Promise<
   return row !== undefined;
 }
 
-/** Whether a run could be taken up again, as one that was blocked or idle can. */
-const MAY_GO_ON = `(status in ('open', 'blocked') or closed_reason = 'idle')`;
+/**
+ * Whether a run is open or could be taken up again, as one that was blocked or idle can.
+ *
+ * @param run What the row of the run goes by.
+ */
+export function mayGoOnSql(run: string): string {
+  return `(${run}.status in ('open', 'blocked') or ${run}.closed_reason = 'idle')`;
+}
 
 /**
  * Completes a run for good, with its event; one that can't go on anyway stays as it is. What has
@@ -287,7 +282,7 @@ export async function completeRun(org: Org, id: RunId, now: number): Promise<voi
       `update runs set
          closed_reason = iif(status = 'blocked', closed_reason, 'completed'),
          status = 'completed', closed_at = ?3, blocked_until = null
-       where org_id = ?1 and id = ?2 and ${MAY_GO_ON}`,
+       where org_id = ?1 and id = ?2 and ${mayGoOnSql('runs')}`,
       id,
       now,
     ),
@@ -313,7 +308,7 @@ export async function cancelRun(
     org.statement(
       `update runs set
          status = 'cancelled', closed_at = ?3, closed_reason = 'cancelled', blocked_until = null
-       where org_id = ?1 and id = ?2 and ${MAY_GO_ON}`,
+       where org_id = ?1 and id = ?2 and ${mayGoOnSql('runs')}`,
       id,
       now,
     ),
@@ -437,6 +432,7 @@ function toRun(row: Row): Run {
     spentNanos: row.spent_nanos as Nanos,
     heldNanos: row.held_nanos as Nanos,
     stepCount: row.step_count as number,
+    callCount: row.call_count as number,
     openedAt: row.opened_at as number,
     activeAt: row.active_at as number,
     closedAt: row.closed_at as number | null,

@@ -71,7 +71,7 @@ async function ownRun({ org, agent }: Caller, name: string): Promise<Run> {
 
 async function describeRun({ org, agent }: Caller, run: Run): Promise<object> {
   const version = await readPolicyVersion(org, run.policyVersionId);
-  const { agentId: _, policyVersionId: __, ...shown } = run;
+  const { agentId: _, policyVersionId: __, callCount: ___, ...shown } = run;
   return {
     ...shown,
     agent: agent.name,

@@ -169,14 +169,17 @@ const CLOSED = {
   missing: [404, 'There is no such gate.'],
 } as const;
 
+function isClosed(outcome: Decided | Bar): outcome is keyof typeof CLOSED {
+  return outcome in CLOSED;
+}
+
 function respondDecided(outcome: Decided | Bar, gate: Gate, decision: string): Promise<Response> {
   if (outcome === 'decided' || outcome === 'counted') {
     const title = decision === 'approve' ? 'Approved' : 'Rejected';
     return respondForm(title, html`<p>The call of ${visible(gate.tool)} is ${gate.status}.</p>`);
   }
-  const [status, message] =
-    outcome in CLOSED
-      ? CLOSED[outcome as keyof typeof CLOSED]
-      : [403, explainBar(outcome as Bar, gate.approvals)];
+  const [status, message] = isClosed(outcome)
+    ? CLOSED[outcome]
+    : [403, explainBar(outcome, gate.approvals)];
   return respondForm('Nothing was decided', html`<p>${message}</p>`, status);
 }

@@ -7,6 +7,7 @@ import {
   countsAttempts,
   fits,
   type Limit,
+  limitsOf,
   refusedStateOf,
   retryAfterSOf,
   type Standing,
@@ -18,7 +19,7 @@ import {
 import { extend } from './call.ts';
 import { deny } from './deny.ts';
 import type { Checked } from './results.ts';
-import { limitsFor } from './stop.ts';
+import { subjectsOf } from './stop.ts';
 
 /** A call, and the limits that it has to fit into. */
 export interface Paced extends Checked {
@@ -27,7 +28,9 @@ export interface Paced extends Checked {
 
 /** Finds the limits of the policy, of the run and of the operator that apply to a call. */
 export function limitRate(call: Checked): Paced {
-  return extend(call, { limits: limitsFor(call, call.settings.counters) });
+  const { policy } = call.version;
+  const { caps } = call.services.config;
+  return extend(call, { limits: limitsOf(policy, caps, subjectsOf(call), call.settings.counters) });
 }
 
 /**

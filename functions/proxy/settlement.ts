@@ -12,7 +12,7 @@ import { isObject } from '../../schema/rules/bound.ts';
 import { type Catalogue, findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
 import { costOf, pricesSearches } from '../../schema/rules/price.ts';
 import type { Usage } from '../../schema/usage.ts';
-import type { EgressErrorCode } from '../egress.ts';
+import { type EgressErrorCode, NOT_SENT } from '../egress.ts';
 import type { Reading } from '../providers/contract.ts';
 import { captured, keepsBodies, keepsDigests } from './capture.ts';
 import { ratesOf } from './decide.ts';
@@ -63,9 +63,8 @@ export function settleHold(call: Held, end: End, ...also: Statement[]): Promise<
 
 /** Ends that are for the operator to look at: the upstream, or the way to it, is out of order. */
 const FAULTS: ReadonlySet<string> = new Set<EgressErrorCode | 'upstream_401'>([
-  ...(['forbidden_url', 'forbidden_address', 'unresolved', 'connect_failed'] as const),
-  ...(['timeout_connect', 'timeout_first_byte', 'timeout_idle', 'too_large', 'broken'] as const),
-  'upstream_401',
+  ...NOT_SENT,
+  ...(['timeout_first_byte', 'timeout_idle', 'too_large', 'broken', 'upstream_401'] as const),
 ]);
 
 /** Puts the end of a call into the log: a fault always, any other where everything is told. */

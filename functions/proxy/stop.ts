@@ -1,41 +1,36 @@
 /** How far a run may go: what has gone that far is stopped, and says why. */
 
 import type { Charge } from '../../db/limits.ts';
-import { blockRun, type Progress, readProgress } from '../../db/runs.ts';
+import { blockRun, type Run, readRun } from '../../db/runs.ts';
 import type { ErrorCode, RefusalDetail } from '../../schema/errors.ts';
 import {
-  type Counter,
   fits,
   type Limit,
   type LimitKind,
-  limitsOf,
+  runBoundsOf,
+  type Subjects,
   stopReasonOf,
   stopSentence,
 } from '../../schema/rules/limit.ts';
 import { deny, type Governed, recordDenial, refusalOf } from './deny.ts';
 import { refuseClosed } from './run.ts';
 
-/**
- * The limits of the policy, of the run and of the operator that a call counts against.
- *
- * @param counters Windows of the org's policies that count it too.
- */
-export function limitsFor(call: Governed, counters?: readonly Counter[]): readonly Limit[] {
-  const { version, services, run, requestDigest } = call;
-  const subjects = {
+/** What the limits of a call depend on. */
+export function subjectsOf(call: Governed): Subjects {
+  return {
     token: call.credential.tokenId,
     agent: call.agent.id,
-    policy: version.policyId,
+    policy: call.version.policyId,
     org: call.org.id,
-    run: run.id,
-    requestDigest,
+    run: call.run.id,
+    requestDigest: call.requestDigest,
   };
-  return limitsOf(version.policy, services.config.caps, subjects, counters);
 }
 
-/** What a call takes of those of its limits that are of some kinds. */
+/** What a call takes of those of its run's bounds that are of some kinds. */
 export function takenOf(call: Governed, ...kinds: readonly LimitKind[]): Charge[] {
-  const limits = limitsFor(call).filter(({ kind }) => kinds.includes(kind));
+  const bounds = runBoundsOf(call.version.policy, subjectsOf(call));
+  const limits = bounds.filter(({ kind }) => kinds.includes(kind));
   return limits.map((limit) => ({ limit, amount: 1 }));
 }
 
@@ -80,16 +75,16 @@ export async function refuseOverdue(call: Governed): Promise<void> {
  * @throws {Refusal} `run_closed`, `budget_exceeded`.
  */
 export async function refuseStopped(call: Governed): Promise<void> {
-  const progress = await readProgress(call.org, call.run.id);
-  if (!progress) return;
-  if (progress.run.status !== 'open') return refuseClosed(call, progress.run);
-  const reached = reachedBy(call, progress);
+  const run = await readRun(call.org, call.run.id);
+  if (!run) return;
+  if (run.status !== 'open') return refuseClosed(call, run);
+  const reached = reachedBy(call, run);
   if (reached) await stopRun(call, reached);
 }
 
 /** The bound that a run has reached. */
-function reachedBy(call: Governed, { run, callCount }: Progress): Limit | undefined {
-  const lastedMs = call.services.now() - run.openedAt;
+function reachedBy(call: Governed, { callCount, openedAt }: Run): Limit | undefined {
+  const lastedMs = call.services.now() - openedAt;
   const taken = takenOf(call, 'steps', 'duration');
   return taken.find(({ limit, amount }) => {
     const used = limit.kind === 'steps' ? callCount : lastedMs;

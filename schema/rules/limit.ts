@@ -148,11 +148,7 @@ export function limitsOf(
   counters: readonly Counter[] = NO_COUNTERS,
 ): readonly Limit[] {
   const plan = planOf(policy, caps, subjects.policy, counters);
-  if (plan.length === 0) return NONE;
-  return plan.flatMap((limit) => {
-    const subject = subjectOf(limit, subjects);
-    return subject === undefined ? [] : { ...limit, subject };
-  });
+  return plan.length === 0 ? NONE : withSubjects(plan, subjects);
 }
 
 /** The limits of a policy, and what they were planned by. */
@@ -192,6 +188,18 @@ function subjectOf({ kind, per }: Planned, subjects: Subjects): string | undefin
   if (kind !== 'same_request') return subjects[per];
   const { run, requestDigest } = subjects;
   return requestDigest === null ? undefined : `${run}/${requestDigest}`;
+}
+
+/** The limits of a call that bound its run alone. */
+export function runBoundsOf(policy: Policy, subjects: Subjects): readonly Limit[] {
+  return withSubjects(runLimits(policy), subjects);
+}
+
+function withSubjects(plan: readonly Planned[], subjects: Subjects): readonly Limit[] {
+  return plan.flatMap((limit) => {
+    const subject = subjectOf(limit, subjects);
+    return subject === undefined ? [] : { ...limit, subject };
+  });
 }
 
 /** Whether each attempt of a call counts, and not the call once. */
