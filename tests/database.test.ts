@@ -405,6 +405,7 @@ describe('a database on a file', () => {
       const add = "update things set amount = amount + 1 where id = 'sum'";
       const write = (at) =>
         db.write([{ sql: insert, args: [process.pid + '-' + at] }, { sql: add, args: [] }]);
+      for (let at = 200; at < 300; at++) await db.write([{ sql: insert, args: [process.pid + '-' + at] }]);
       for (let round = 0; round < 20; round++) {
         await Promise.all(Array.from({ length: 10 }, (_, at) => write(round * 10 + at)));
       }
@@ -415,24 +416,33 @@ describe('a database on a file', () => {
     expect(await db.first(`select amount from things where id = 'sum'`, [])).toEqual({
       amount: 800,
     });
-    expect(await ids(db)).toHaveLength(801);
+    expect(await ids(db)).toHaveLength(1_201);
   });
 
-  test('keeps all that it confirms after a lock that it waited for in vain', async () => {
+  test.each([
+    ['one statement', ['refused']],
+    ['several statements', ['refused', 'too']],
+  ])('keeps all that it confirms after %s waited in vain for a lock', async (_name, refused) => {
     const url = await newFile();
     const db = await openWithTable(url);
+    await db.write([insert('first')]);
     const { default: Libsql } = await import('libsql');
     const other = new Libsql(url.slice('file:'.length));
     other.exec('begin immediate');
-    const refused = expect(db.write([insert('refused'), insert('too')])).rejects;
-    await refused.toMatchObject({ name: 'DatabaseError', refused: false, conflict: false });
+    const write = expect(db.write(refused.map((id) => insert(id)))).rejects;
+    await write.toMatchObject({ name: 'DatabaseError', refused: false, conflict: false });
+    expect(await ids(db)).toEqual(['first']);
     other.exec('rollback');
     other.close();
-    await db.write([insert('alone')]);
     const reader = await open(url);
-    expect(await ids(reader)).toEqual(['alone']);
+    await db.write([sql(`update things set amount = 5 where id = 'first'`)]);
+    expect(await reader.read('select amount from things', [])).toEqual([{ amount: 5 }]);
+    await db.write([insert('alone')]);
+    await db.write([insert('both'), insert('of them')]);
+    const confirmed = ['alone', 'both', 'first', 'of them'];
+    expect(await ids(reader)).toEqual(confirmed);
     await expect(db.write([insert('undone'), insert('alone')])).rejects.toThrow(DatabaseError);
-    expect(await ids(reader)).toEqual(['alone']);
+    expect(await ids(reader)).toEqual(confirmed);
   });
 
   test('never runs a statement with an argument of the call before', async () => {
