@@ -231,29 +231,48 @@ interface Ready {
   readonly parameters: number;
 }
 
-/**
- * Statements are prepared once: preparing each time costs about four times as much.
- *
- * @param reconnect Opens the same file anew.
- */
-function fileDriver(db: FileDatabase, reconnect: () => FileDatabase): Driver {
+/** An open file and the statements that were prepared on it. */
+interface Connection {
+  readonly current: () => FileDatabase;
+  prepare(sql: string, args: readonly Value[]): Ready;
+  /** Closes the file, to be opened anew when it is next used. */
+  lose(): void;
+  close(): void;
+}
+
+/** Statements are prepared once: preparing each time costs about four times as much. */
+function connection(db: FileDatabase, reconnect: () => FileDatabase): Connection {
   const cache = new Map<string, Ready>();
   let isLost = false;
-  const connection = (): FileDatabase => {
+  const current = (): FileDatabase => {
     if (isLost) db = reconnect();
     isLost = false;
     return db;
   };
-  const prepare = (sql: string, args: readonly Value[]): Ready => {
-    let ready = cache.get(sql);
-    if (!ready) {
-      ready = readyStatement(connection(), sql);
-      cache.set(sql, ready);
-    }
-    // A statement would run with what was bound to it before.
-    if (args.length < ready.parameters) throw missingArguments(sql);
-    return ready;
+  return {
+    current,
+    prepare(sql, args) {
+      let ready = cache.get(sql);
+      if (!ready) {
+        ready = readyStatement(current(), sql);
+        cache.set(sql, ready);
+      }
+      // A statement would run with what was bound to it before.
+      if (args.length < ready.parameters) throw missingArguments(sql);
+      return ready;
+    },
+    lose() {
+      db.close();
+      cache.clear();
+      isLost = true;
+    },
+    close: () => void db.close(),
   };
+}
+
+/** @param reconnect Opens the same file anew. */
+function fileDriver(db: FileDatabase, reconnect: () => FileDatabase): Driver {
+  const { current, prepare, lose, close } = connection(db, reconnect);
   const rowsOf = ({ statement, columns }: Ready, args: readonly Value[]): Row[] =>
     (statement.all(args as Value[]) as Value[][]).map((values) => toRow(columns, values));
   const run = ({ sql, args }: Statement): Result => {
@@ -271,11 +290,20 @@ function fileDriver(db: FileDatabase, reconnect: () => FileDatabase): Driver {
     } catch (error) {
       // One that was refused a lock stays under way, and what is run after it would only look as if
       // it were committed.
-      if (!new DatabaseError(error).refused) {
-        db.close();
-        cache.clear();
-        isLost = true;
-      }
+      if (!new DatabaseError(error).refused) lose();
+      throw error;
+    }
+  };
+  const runTogether = (statements: readonly Statement[]): Result[] => {
+    const db = current();
+    // Only this can find the database locked, and is not prepared, so that it doesn't stay under way.
+    db.exec('begin immediate');
+    try {
+      const results = statements.map(run);
+      db.exec('commit');
+      return results;
+    } catch (error) {
+      if (db.inTransaction) db.exec('rollback');
       throw error;
     }
   };
@@ -286,20 +314,9 @@ function fileDriver(db: FileDatabase, reconnect: () => FileDatabase): Driver {
       const values = statement.get(args as Value[]) as Value[] | undefined;
       return values && toRow(columns, values);
     },
-    commit(statements) {
-      if (statements.length === 1) return [runAlone(statements[0]!)];
-      // Only this can find the database locked, and is not prepared, so that it doesn't stay under way.
-      connection().exec('begin immediate');
-      try {
-        const results = statements.map(run);
-        db.exec('commit');
-        return results;
-      } catch (error) {
-        if (db.inTransaction) db.exec('rollback');
-        throw error;
-      }
-    },
-    close: () => void db.close(),
+    commit: (statements) =>
+      statements.length === 1 ? [runAlone(statements[0]!)] : runTogether(statements),
+    close,
   };
 }
 

@@ -228,6 +228,7 @@ describe('a later start', () => {
 });
 
 describe.each(Object.entries(COMMANDS))('the entry for %s', (_, command) => {
+  const KEYS = newMasterKey('first');
   const ending = async (env: Env) => {
     const options = { cwd: await makeFolder(), env: { ...process.env, ...CLEAN, ...env } };
     return await finish(Bun.spawn([...command], { ...options, stdout: 'pipe', stderr: 'pipe' }));
@@ -238,6 +239,17 @@ describe.each(Object.entries(COMMANDS))('the entry for %s', (_, command) => {
     expect([code, stdout]).toEqual([2, '']);
     expect(stderr).toStartWith('rungate: The configuration is not valid:\n- PORT is "many"');
     expect(stderr.trim().split('\n')).toHaveLength(3);
+  });
+
+  test.each([
+    ['weak', `first:${Buffer.alloc(32).toString('base64')}`, 'Master key 1 is weak'],
+    ['listed twice', `${KEYS},${KEYS}`, 'Master key 2 has the id of an earlier one'],
+  ])('names the variable of a master key that is %s, but not the key', async (_, keys, problem) => {
+    const { code, stdout, stderr } = await ending({ RUNGATE_MASTER_KEYS: keys });
+    expect([code, stdout]).toEqual([2, '']);
+    expect(stderr).toContain(`\n- RUNGATE_MASTER_KEYS: ${problem}`);
+    expect(stderr).not.toContain(keys.slice('first:'.length, 40));
+    expect(stderr.trim().split('\n')).toHaveLength(2);
   });
 
   test('says so of a database that can’t be opened, and ends with 1', async () => {

@@ -120,7 +120,7 @@ export async function withOrg<T>(
 /**
  * The configured master keys; in development those that the server makes and uses, too.
  *
- * @throws {SealError} `invalid_master_keys`
+ * @throws {ConfigError}
  */
 export async function readMasterKeys(config: Config): Promise<MasterKeys> {
   return await openKeys(config, makeLog(config.logLevel));
