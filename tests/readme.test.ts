@@ -150,6 +150,23 @@ describe('the snippets of the README', () => {
     expect(stdout).toMatch(pattern(prints ?? ''));
   });
 
+  test('those in TypeScript pass the strictest type check', async () => {
+    // Where a module finds the packages that it imports; nothing there is kept.
+    const draft = mkdtempSync(join(ROOT, 'node_modules', '.readme-'));
+    try {
+      const files = typescript.map(({ code }, at) => {
+        const file = join(draft, `snippet-${at}.ts`);
+        writeFileSync(file, code);
+        return `./snippet-${at}.ts`;
+      });
+      const config = { extends: join(ROOT, 'tsconfig.json'), files, include: [] };
+      writeFileSync(join(draft, 'tsconfig.json'), JSON.stringify(config));
+      expect(await run(`tsc --noEmit -p '${draft}'`)).toBe('');
+    } finally {
+      rmSync(draft, { recursive: true });
+    }
+  });
+
   const python = sdk.filter(({ language }) => language === 'python');
   test('each SDK in Python has a snippet', () => expect(python).toHaveLength(2));
 
