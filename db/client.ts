@@ -258,7 +258,9 @@ function connection(db: FileDatabase, reconnect: () => FileDatabase): Connection
         cache.set(sql, ready);
       }
       // A statement would run with what was bound to it before.
-      if (args.length < ready.parameters) throw missingArguments(sql);
+      if (args.length < ready.parameters) throw unbindable('arguments are missing', sql);
+      // Of such a text the driver gives back what comes before the NUL, as if that were all.
+      if (args.some(holdsNul)) throw unbindable('an argument holds a NUL', sql);
       return ready;
     },
     lose() {
@@ -329,10 +331,11 @@ function readyStatement(db: FileDatabase, sql: string): Ready {
   return { statement: statement.raw(), columns, parameters };
 }
 
+const holdsNul = (value: Value): boolean => typeof value === 'string' && value.includes('\0');
+
 /** With the code that a server gives it. */
-function missingArguments(sql: string): Error {
-  const error = new RangeError(`arguments are missing for: ${sql}`);
-  return Object.assign(error, { code: 'ARGS_INVALID' });
+function unbindable(problem: string, sql: string): Error {
+  return Object.assign(new RangeError(`${problem} for: ${sql}`), { code: 'ARGS_INVALID' });
 }
 
 function toRow(columns: readonly string[], values: readonly Value[]): Row {

@@ -105,9 +105,13 @@ export function addressOf({ config }: Services, request: Request): string | unde
   return socket && clientAddress(socket, request.headers, config.trustedProxies);
 }
 
+/** A host and perhaps a port, as RFC 9110, 7.2 has them, and nothing that a path could begin with. */
+const HOST = /^(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d{1,5})?$/i;
+
 /** A `Host` that is none leaves a URL that two readers could read as two paths (RFC 9112, 3.2). */
-function misaddressed(request: Request): Response | undefined {
-  if (URL.canParse(request.url)) return undefined;
+function misaddressed({ url, headers }: Request): Response | undefined {
+  const host = headers.get('host');
+  if (URL.canParse(url) && (host === null || HOST.test(host))) return undefined;
   const error = { type: 'invalid_request_error', message: 'The Host header names no host.' };
   return respondJson({ error }, 400);
 }

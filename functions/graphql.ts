@@ -15,6 +15,7 @@ import { type ErrorCode, Refusal } from '../schema/errors.ts';
 import type { Context } from '../schema/graphql/context.ts';
 import { UserError, type UserErrorCode } from '../schema/graphql/errors.ts';
 import { schema } from '../schema/graphql/index.ts';
+import { InvalidJson, parseStrict } from '../schema/json.ts';
 import { type Admin, identifyAdmin } from './admin.ts';
 import { respond, respondJson } from './edge.ts';
 import { sendInvitation } from './invitations.ts';
@@ -66,6 +67,7 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
     refuseOtherKinds(request);
     const context = contextOf(services, admin);
     const body = await readBody(request, BODY_LIMITS);
+    refuseAmbiguous(body);
     const { headers, url } = request;
     const response = await yoga.fetch(
       new Request(url, { method: 'POST', headers: plain(headers), body }),
@@ -78,16 +80,34 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
       'x-request-id': requestIdOf(request),
     });
   };
-  return (request) => answer(request).catch((error) => tellToWait(request, error));
+  return (request) => answer(request).catch((error) => tell(request, error));
 }
 
-/** Who asks too often is told so as GraphQL tells errors; its clients read nothing else. */
-function tellToWait(request: Request, error: unknown): Response {
-  if (!(error instanceof Refusal && error.code === 'rate_limited')) throw error;
+/** What is refused of a whole request, as errors of GraphQL call it. */
+const WHOLE: Partial<Record<ErrorCode, string>> = {
+  rate_limited: 'RATE_LIMITED',
+  invalid_body: 'INVALID',
+};
+
+/** Who asks too often or unclearly is told so as GraphQL tells errors; its clients read nothing else. */
+function tell(request: Request, error: unknown): Response {
+  const code = error instanceof Refusal ? WHOLE[error.code] : undefined;
+  if (!code || !(error instanceof Refusal)) throw error;
   const { rule, retryAfterS } = error.detail;
-  const extensions = { code: 'RATE_LIMITED', rule, retryAfterS };
-  const body = { errors: [{ message: error.message, extensions }] };
+  const body = { errors: [{ message: error.message, extensions: { code, rule, retryAfterS } }] };
   return respondJson(body, error.status, refusalHeaders(request, error));
+}
+
+const BODY_KEYS: ReadonlySet<string> = new Set(['query', 'variables', 'operationName']);
+
+/** A key that repeats would have a document saved that lacks what its author reads in it. */
+function refuseAmbiguous(body: Uint8Array): void {
+  try {
+    parseStrict(body, BODY_KEYS);
+  } catch (error) {
+    if (error instanceof InvalidJson) throw new Refusal('invalid_body', error.message);
+    throw error;
+  }
 }
 
 /** Only JSON by POST: a form or a link on another site can send neither with a session's cookie. */

@@ -22,6 +22,7 @@ import { openVault } from '../db/vault.ts';
 import { Refusal } from '../schema/errors.ts';
 import { InvalidJson, type JsonObject, parseStrict, type StrictBody } from '../schema/json.ts';
 import { formatDollars, MAX_NANOS } from '../schema/money.ts';
+import { wordSchema } from '../schema/names.ts';
 import { dollars } from '../schema/policy.ts';
 import { formatPlace, problemsOf } from '../schema/problems.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
@@ -54,7 +55,7 @@ const SKEW_MS = 60_000;
 
 /** The body of a question about a tool. */
 export const asking = z.strictObject({
-  name: z.string().min(1).max(MAX_NAME_CHARS),
+  name: wordSchema(MAX_NAME_CHARS),
   /** An object, or its JSON as models give it. */
   arguments: z
     .union([z.record(z.string(), z.unknown()), z.string()])
@@ -65,8 +66,8 @@ export const asking = z.strictObject({
 /** The body of a report of a tool that was run. */
 export const reporting = z.strictObject({
   kind: z.literal('tool_call'),
-  name: z.string().min(1).max(MAX_NAME_CHARS),
-  callId: z.string().min(1).max(256).optional(),
+  name: wordSchema(MAX_NAME_CHARS),
+  callId: wordSchema(256).optional(),
   outcome: z.string().regex(/^[a-z0-9_]{1,64}$/, 'must be of a-z, 0-9 and _, such as ok or error'),
   latencyMs: z
     .int()
@@ -75,7 +76,7 @@ export const reporting = z.strictObject({
   costUsd: dollars.default('0' as never),
   startedAt: z.iso.datetime({ offset: true }).optional(),
   /** In place of the header `Idempotency-Key`. */
-  id: z.string().min(1).max(MAX_KEY_CHARS).optional(),
+  id: wordSchema(MAX_KEY_CHARS).optional(),
   detail: z.unknown().optional(),
 });
 

@@ -25,3 +25,11 @@ export const modelSchema = z
   .string()
   .max(256)
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\/[\x21-\x7e]+$/, 'must be written key/model');
+
+/** A word of a caller's own that is kept as it is, so that whoever is shown it sees all of it. */
+export const wordSchema = (maxChars: number) =>
+  z
+    .string()
+    .min(1)
+    .max(maxChars)
+    .regex(/^\P{Cc}*$/u, 'must have no control characters');

@@ -445,6 +445,13 @@ describe('a database on a file', () => {
     expect(await ids(reader)).toEqual(confirmed);
   });
 
+  test('refuses a text that it could give back only in part', async () => {
+    const db = await openWithTable(await newFile());
+    await expect(db.write([insert('a\0b')])).rejects.toMatchObject({ refused: true });
+    await expect(db.read('select ?1 as text', ['\0'])).rejects.toThrow(DatabaseError);
+    expect(await ids(db)).toEqual([]);
+  });
+
   test('never runs a statement with an argument of the call before', async () => {
     const db = await openWithTable(await newFile());
     await db.write([insert('first', 7)]);

@@ -64,6 +64,23 @@ describe('a decision', () => {
     expect(effectOf({ allow: ['get_*'], requireApproval: [{ tool: 'pay' }] }, 'pay')).toBe('ask');
   });
 
+  test('denies what can’t be a name, under any rules', () => {
+    const long = fc.constant('x'.repeat(513));
+    const wrong = fc.oneof(
+      long,
+      fc.tuple(names, fc.constant('\0'), names).map((parts) => parts.join('')),
+    );
+    fc.assert(
+      fc.property(tools, wrong, argsOf, (rules, name, args) => {
+        const policy = policyOf(rules);
+        const denial = { effect: 'deny', rule: 'tools.name' };
+        expect(decideTool(policy, { name, args })).toMatchObject(denial);
+        expect(denyName(policy, name)).toMatchObject(denial);
+        expect(judgeName(policy, name)).toBe('deny');
+      }),
+    );
+  });
+
   test('agrees with what was judged by the name alone', () => {
     fc.assert(
       fc.property(tools, names, argsOf, (rules, name, args) => {

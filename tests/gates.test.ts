@@ -931,6 +931,12 @@ describe('a policy that does nothing but refuse such results', () => {
     return frames.slice(0, -1).map(({ text }) => text);
   };
 
+  test.each(ALL_KINDS)('refuses one in %s whose id holds a NUL', async (kind) => {
+    for (const id of ['call_x\0', '\0', 'call\0x']) {
+      expect(await resultOf(kind, slug('nul', kind), id)).toBe(400);
+    }
+  });
+
   test.each(ALL_KINDS)('refuses a forged one in %s', async (kind) => {
     expect(await resultOf(kind, slug('forged', kind), 'call_x')).toBe(403);
   });

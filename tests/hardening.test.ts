@@ -192,6 +192,12 @@ describe('a request', () => {
     ['is a number', '7'],
     ['is text', '"{ me { role } }"'],
     ['is a batch', JSON.stringify([{ query: QUERY }, { query: QUERY }])],
+    ['repeats a key', `{"query":"{ me { role } }","query":${JSON.stringify(QUERY)}}`],
+    [
+      'repeats a key of a variable',
+      `{"query":${JSON.stringify(QUERY)},"variables":{"d":{"a":1,"a":2}}}`,
+    ],
+    ['has a key in another case', `{"query":${JSON.stringify(QUERY)},"Variables":{}}`],
     ['has no query', '{}'],
     ['has a query that is no text', '{"query":{"a":1}}'],
     ['has a query that is empty', '{"query":""}'],

@@ -364,6 +364,9 @@ describe('a tool that is reported', () => {
   const FAULTS: readonly (readonly [string, object])[] = [
     ['another kind', { kind: 'model_call' }],
     ['no name', { name: '' }],
+    ['a name that hides its end', { name: 'look_up\0/wire' }],
+    ['a call’s id of two lines', { callId: 'call\n1' }],
+    ['an id that hides its end', { id: 'k1\0' }],
     ['a negative cost', { costUsd: '-1' }],
     ['a cost that is a number', { costUsd: 1 }],
     ['a cost that is no number', { costUsd: 'NaN' }],
@@ -385,6 +388,13 @@ describe('a tool that is reported', () => {
     await report('private', { costUsd: '0.30' }, { agent: 'other' });
     expect(await showRun('private')).toMatchObject({ spent: '0.10' });
     expect(await showRun('private', 'other')).toMatchObject({ spent: '0.30' });
+  });
+
+  test('or asked about by a name with a control character is refused', async () => {
+    for (const end of ['\0', '\0/pay', '\n', '\u0085']) {
+      const name = `look_up${end}`;
+      expect((await post('/v1/runs/faulty/tools', { name, arguments: {} })).status).toBe(400);
+    }
   });
 
   test('or asked about in an ambiguous body is refused', async () => {

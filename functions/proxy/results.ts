@@ -148,10 +148,19 @@ function isKnown({ version }: Permitted, id: string, { here, before }: Given): b
   return here.has(id) || isUnasked;
 }
 
+/** In no id at any provider; a database may tell only what comes before one. */
+const NUL = '\0';
+
 async function checkReleased(
   call: Permitted,
   results: ReturnType<typeof toolResults>,
 ): Promise<void> {
+  const unclear = results.find(({ id }) => id.includes(NUL));
+  if (unclear) {
+    const { field } = unclear;
+    const message = `The id at ${field} holds a NUL, as that of no call does.`;
+    return denyRequest(call, 'invalid_body', message, { rule: 'tools.unreleasedResults', field });
+  }
   const { org, run, version, credential, services } = call;
   const ids = [...new Set(results.map(({ id }) => id))];
   const unreleased = await findUnreleased(org, run.id, ids);

@@ -40,6 +40,8 @@ export type NameJudgement = 'allow' | 'deny' | 'depends';
 
 /** Names are longer at no provider; no glob is tried on what is. */
 const MAX_NAME_LENGTH = 512;
+/** In no name at any provider; what shows a name may show only what comes before one. */
+const NUL = '\0';
 /** How many judgements are remembered per policy. */
 const MAX_REMEMBERED = 1_000;
 const MAX_SHOWN_CHARS = 200;
@@ -64,7 +66,7 @@ export function governsTools({ tools }: Policy): boolean {
  */
 export function decideTool(policy: Policy, call: ToolCall): ToolDecision {
   const rules = rulesOf(policy);
-  if (call.name.length > MAX_NAME_LENGTH) return denyLength(call);
+  if (isNoName(call.name)) return denyNoName(call);
   const name = foldName(call.name);
   const denial = rules.deny.find((rule) => covers(rule, call.name, name) && applies(rule, call));
   if (denial) return denyByRule(policy, denial, call);
@@ -79,7 +81,7 @@ export function decideTool(policy: Policy, call: ToolCall): ToolDecision {
 export function denyName(policy: Policy, name: string): Denial | undefined {
   if (judgeName(policy, name) !== 'deny') return undefined;
   const call = { name, args: undefined };
-  if (name.length > MAX_NAME_LENGTH) return denyLength(call);
+  if (isNoName(name)) return denyNoName(call);
   const folded = foldName(name);
   const rule = rulesOf(policy).deny.find((each) => !each.condition && covers(each, name, folded));
   return rule ? denyByRule(policy, rule, call) : denyUnlisted(policy, call);
@@ -115,10 +117,10 @@ export function decideName(policy: Policy, name: string): NameDecision {
  * denied whatever they are; `depends` has to wait for them, as does a name that is still empty.
  */
 export function judgeName(policy: Policy, name: string): NameJudgement {
-  if (name.length > MAX_NAME_LENGTH) return 'deny';
   const { judged } = rulesOf(policy);
   const known = judged.get(name);
   if (known) return known;
+  if (isNoName(name)) return 'deny';
   if (judged.size >= MAX_REMEMBERED) judged.clear();
   const judgement = judge(policy, name);
   judged.set(name, judgement);
@@ -256,14 +258,19 @@ function denyUnlisted({ tools }: Policy, call: ToolCall): Denial {
   };
 }
 
-function denyLength({ name }: ToolCall): Denial {
+function isNoName(name: string): boolean {
+  return name.length > MAX_NAME_LENGTH || name.includes(NUL);
+}
+
+function denyNoName({ name }: ToolCall): Denial {
+  const allowed = `at most ${MAX_NAME_LENGTH} characters, none of which is a NUL`;
   return {
     effect: 'deny',
     rule: 'tools.name',
     field: 'tool',
     asked: shown(name),
-    allowed: `at most ${MAX_NAME_LENGTH} characters`,
-    reason: `The name of the tool "${shown(name)}" is longer than ${MAX_NAME_LENGTH} characters.`,
+    allowed,
+    reason: `No tool can have the name "${shown(name)}"; a name has ${allowed}.`,
   };
 }
 
