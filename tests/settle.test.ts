@@ -526,6 +526,19 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
         expect(step?.spentNanos).toBe(boundNanos(kind));
       });
 
+      test(`is 502 to ${kind}, and free, where its status is that of an error`, async () => {
+        for (const error of [400, 429, 500, 503] as const) {
+          const run = `error-${kind}-${error}`;
+          stage.upstream.script({ error, breakAfterBytes: 10 });
+          const response = await call(stage, kind, { run });
+          expect(response.status).toBe(502);
+          expect(await response.text()).toContain(`answered ${error}, and its answer broke off`);
+          const [step] = await readTrail(stage.rungate, run);
+          expect(step).toMatchObject({ outcome: 'broken', estimated: false, httpStatus: error });
+          expect(step?.spentNanos).toBe(0);
+        }
+      });
+
       test(`is 502 to ${kind} where only the end of the connection tells its length`, async () => {
         const run = `unframed-${kind}`;
         stage.upstream.script({ isUnframed: true });

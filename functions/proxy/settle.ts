@@ -106,16 +106,16 @@ async function discard(
 
 async function whole(answer: Answer, meter: Meter): Promise<Response> {
   const { status } = answer.upstream;
-  const isError = status >= 300;
+  const isFree = isError(answer);
   const received = await readAnswer(answer);
-  const known = isError ? withoutSecret(received, answer.secret) : received;
+  const known = isFree ? withoutSecret(received, answer.secret) : received;
   answer.flight.unwatch();
-  const value = isError ? undefined : parseObject(known);
+  const value = isFree ? undefined : parseObject(known);
   if (value) meter.body(value);
   const end: End = {
     ...beginning(answer),
-    outcome: isError ? `upstream_${status}` : 'ok',
-    isFree: isError,
+    outcome: isFree ? `upstream_${status}` : 'ok',
+    isFree,
     reading: meter.reading(),
     responseDigest: digest(known),
     ...(keepsBodies(answer.version.policy) ? { response: capture(known) } : {}),
@@ -124,7 +124,7 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
     ? await translated(answer, answer.translation, end, known)
     : known;
   // Errors too: not every client looks at the status before it looks for calls.
-  const isJudged = isGoverned(answer) && !(isError && isPage(answer));
+  const isJudged = isGoverned(answer) && !(isFree && isPage(answer));
   const proposals = isJudged ? readWhole(answer, bytes) : undefined;
   return conclude(answer, end, proposals, { status, headers: headersFor(answer), bytes });
 }
@@ -406,7 +406,8 @@ async function readAnswer(answer: Answer): Promise<Uint8Array<ArrayBuffer>> {
     return bytes;
   } catch (error) {
     answer.flight.unwatch();
-    await settleHold(answer, { ...beginning(answer), outcome: outcomeOf(error, answer) });
+    const outcome = outcomeOf(error, answer);
+    await settleHold(answer, { ...beginning(answer), outcome, isFree: isError(answer) });
     throw interruptionOf(answer, error) ?? brokenOff(answer);
   }
 }
@@ -421,13 +422,17 @@ function isCut({ upstream: { status, headers } }: Answer, bytes: Uint8Array): bo
   return status < 300 && isJson && !isFramed && parseJson(bytes) === undefined;
 }
 
-function brokenOff({ key, run }: Answer): Refusal {
-  return new Refusal(
-    'upstream_failed',
-    `The answer of the upstream "${key.name}" broke off; the call is charged at its bound.`,
-    { rule: 'upstream', asked: key.name, runId: run.name },
-  );
+function brokenOff(answer: Answer): Refusal {
+  const { key, run, upstream } = answer;
+  const message = isError(answer)
+    ? `The upstream "${key.name}" answered ${upstream.status}, and its answer broke off; the call costs nothing.`
+    : `The answer of the upstream "${key.name}" broke off; the call is charged at its bound.`;
+  const detail = { rule: 'upstream', asked: key.name, runId: run.name };
+  return new Refusal('upstream_failed', message, detail);
 }
+
+/** Whether an answer has a status for which nobody charges. */
+const isError = ({ upstream }: Answer): boolean => upstream.status >= 300;
 
 const decoder = new TextDecoder();
 
