@@ -68,6 +68,12 @@ export function reserve(
   return org.merge(MERGE, { org, id: newId('step'), call, charges, nowMillis });
 }
 
+/** Whether what a call was decided on still stands, so that only money or limits can hold it back. */
+export async function stands(org: Org, call: Reservation): Promise<boolean> {
+  const args = conditionArgs([call]).slice(0, FIRST_CEILING - 2);
+  return (await org.first(`select 1 from runs where ${STANDS}`, ...args)) !== undefined;
+}
+
 const NO_CHARGES: readonly Charge[] = [];
 const NO_STANDINGS: readonly LimitStanding[] = [];
 
@@ -111,9 +117,8 @@ function sqlFor({ write, written }: Template, { ceilings }: Reservation): string
   return sql;
 }
 
-/** Under what a run lets calls out that hold ?5 together. */
-const OPEN = `org_id = ?1 and id = ?2 and status = 'open'
-        and (ceiling_nanos is null or spent_nanos + held_nanos + ?5 <= ceiling_nanos)
+/** Whether what calls were decided on still stands: that the run is open, and the {@link Standing}. */
+const STANDS = `org_id = ?1 and id = ?2 and status = 'open'
         and exists (
           select 1 from tokens t
           join agents a on a.id = t.agent_id
@@ -125,6 +130,10 @@ const OPEN = `org_id = ?1 and id = ?2 and status = 'open'
               and (runs.active_at >= ?8 or ${inFlightSql('runs', '?8')}))
         )
         and (?9 is null or not ${anyParkedSql('runs.id', '?9')})`;
+
+/** Under what a run lets calls out that hold ?5 together. */
+const OPEN = `${STANDS}
+        and (ceiling_nanos is null or spent_nanos + held_nanos + ?5 <= ceiling_nanos)`;
 
 /** What the condition binds: as strict as the strictest of the calls, which are alike. */
 function conditionArgs(calls: readonly Reservation[]): Value[] {

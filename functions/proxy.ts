@@ -2,7 +2,7 @@
 
 import { Refusal } from '../schema/errors.ts';
 import type { Connection } from './edge.ts';
-import { authenticate, Outdated } from './proxy/authenticate.ts';
+import { authenticate, onFacts } from './proxy/authenticate.ts';
 import { type Call, ofRun, readCall } from './proxy/call.ts';
 import { decide } from './proxy/decide.ts';
 import { forward } from './proxy/forward.ts';
@@ -26,7 +26,7 @@ export async function govern(
   const caller = await authenticate(services, request, 'call.create', true); // 401: who is calling
   const call = await readCall(caller); //                                       400, 413: what is asked
   connection.wait?.();
-  return onFacts(call, async (call) => {
+  const served = onFacts(call, renew, async (call) => {
     const governed = await resolveRun(call); //                                 402, 403: the run it belongs to
     const permitted = await decide(governed); //                                403: what the policy says
     const asked = await findWaiting(permitted); //                              the same request, asked about before
@@ -37,22 +37,11 @@ export async function govern(
     const answer = await forward(held); //                                      502: the upstream
     return settle(answer); //                                                   the real cost, before the last byte
   });
+  return served.catch((error) => Promise.reject(ofRun(error, call.runName)));
 }
 
-/** How often facts may change under a call that reads them anew before it gives up. */
-const READINGS = 3;
-
-/** Takes a call up again, on facts read anew, when those it went by turn out to be outdated. */
-async function onFacts(call: Call, serve: (call: Call) => Promise<Response>): Promise<Response> {
-  for (let reading = 0; ; reading++) {
-    try {
-      return await serve(call);
-    } catch (error) {
-      if (!(error instanceof Outdated)) throw ofRun(error, call.runName);
-      if (reading === READINGS)
-        throw new Refusal('unavailable', 'Too much changed meanwhile; try again.');
-    }
-    const caller = await authenticate(call.services, call.request, 'call.create');
-    call = { ...call, ...caller, startedAt: call.startedAt };
-  }
+/** Facts read anew, for a call that is taken up again. */
+async function renew(call: Call): Promise<Call> {
+  const caller = await authenticate(call.services, call.request, 'call.create');
+  return { ...call, ...caller, startedAt: call.startedAt };
 }

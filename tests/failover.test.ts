@@ -3,6 +3,12 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import Anthropic from '@anthropic-ai/sdk';
 import OpenAI from 'openai';
+import { findAgent, resumeAgent, suspendAgent } from '../db/agents.ts';
+import type { Database } from '../db/client.ts';
+import type { Org } from '../db/org.ts';
+import { findOrg } from '../db/orgs.ts';
+import { setPrice } from '../db/prices.ts';
+import { nanos } from '../schema/money.ts';
 import { decideRetry, type Failure, MAX_ATTEMPTS, readRetryAfter } from '../schema/rules/retry.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
 import { type Script, startUpstream, UPSTREAM_KEY, type Upstream } from './upstream.ts';
@@ -151,6 +157,64 @@ describe('a call whose first upstream', () => {
       ['model_call', 'far-model'],
       ['retry', 'far-model'],
     ]);
+  });
+
+  describe('fails while an admin changes', () => {
+    let db: Database;
+    let org: Org;
+    beforeAll(async () => {
+      db = await rungate.database();
+      org = (await findOrg(db, 'acme'))!;
+    });
+    afterAll(() => db.close());
+    const price = (model: string, dollars = 1) =>
+      setPrice(org, 'operator', model, {
+        inputNanosPerMillion: nanos(dollars * 1_000_000_000),
+        outputNanosPerMillion: nanos(4_000_000_000),
+      });
+    const suspend = async (isSuspended: boolean) => {
+      const { id } = (await findAgent(org, 'tester'))!;
+      await (isSuspended ? suspendAgent : resumeAgent)(org, 'operator', id);
+    };
+    /** Asks, and changes something once the first upstream has the call. */
+    const changing = async (script: Script, change: () => Promise<unknown>, route: Route) => {
+      const before = upstream.requests.length;
+      upstream.script({ ...script, delayMs: 200 });
+      const { run, sent } = ask(route);
+      while (upstream.requests.length === before) await Bun.sleep(1);
+      await change();
+      return { run, response: await sent };
+    };
+
+    for (const [name, route] of Object.entries(ROUTES)) {
+      test(`what has nothing to do with it goes to the next as ever, ${name}`, async () => {
+        const change = () => price('openai/unheard-of');
+        const { run, response } = await changing({ error: 503 }, change, route);
+        expect(response.status).toBe(200);
+        const steps = await readSettled(rungate, run, 2);
+        expect(steps.map(({ kind }) => kind)).toEqual(['model_call', 'failover']);
+      });
+    }
+
+    test('a price is asked again at the new one', async () => {
+      const change = () => price('openai/far-model', 1_000);
+      const script = { error: 429, retryAfterS: 1 } as const;
+      const { run, response } = await changing(script, change, ROUTES['chat to messages']);
+      await price('openai/far-model');
+      expect(response.status).toBe(200);
+      const steps = await readSettled(rungate, run, 2);
+      expect(steps.map(({ kind }) => kind)).toEqual(['model_call', 'retry']);
+      expect(steps[1]?.spentNanos).toBeGreaterThan(5_000_000);
+    });
+
+    test('the agent, which is suspended, is told so and not that money is held', async () => {
+      const change = () => suspend(true);
+      const { response } = await changing({ error: 503 }, change, ROUTES['chat to chat']);
+      await suspend(false);
+      expect(response.status).toBe(403);
+      expect(await response.text()).toContain('is suspended');
+      await expectSound();
+    });
   });
 
   test('asks for a pause in which the caller leaves is not asked again', async () => {

@@ -44,6 +44,33 @@ export class Outdated extends Error {
   override readonly name = 'Outdated';
 }
 
+/** How often facts may change under a call that reads them anew before it gives up. */
+const READINGS = 3;
+
+/**
+ * Acts on facts, and again on such as are read anew, where they turn out to be outdated.
+ *
+ * @throws {Refusal} `unavailable` when they change faster than they can be read; and as `act` and
+ *   `renew` do.
+ */
+export async function onFacts<Facts, Outcome>(
+  facts: Facts,
+  renew: (facts: Facts) => Promise<Facts>,
+  act: (facts: Facts) => Promise<Outcome>,
+): Promise<Outcome> {
+  for (let reading = 0; ; reading++) {
+    try {
+      return await act(facts);
+    } catch (error) {
+      if (!(error instanceof Outdated)) throw error;
+    }
+    if (reading === READINGS) {
+      throw new Refusal('unavailable', 'Too much changed meanwhile; try again.');
+    }
+    facts = await renew(facts);
+  }
+}
+
 /** The id of a request, which its response and its log lines carry. */
 const requestIds = new WeakMap<Request, string>();
 

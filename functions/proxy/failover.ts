@@ -13,7 +13,8 @@ import { refuseBetas } from '../providers/translate/headers.ts';
 import { translate } from '../providers/translate/translate.ts';
 import { pause } from '../waiting.ts';
 import { type Exchange, endOf, refusalOf, type Unanswered } from './attempt.ts';
-import type { Target } from './decide.ts';
+import { authenticate } from './authenticate.ts';
+import { decide, type Target } from './decide.ts';
 import { limitRate, type Paced } from './pace.ts';
 import type { Held } from './reserve.ts';
 import { settleHold } from './settlement.ts';
@@ -27,8 +28,8 @@ export interface Leg {
 /** A call with all its upstreams. */
 export interface Journey {
   /** The call as it was first held, for the upstream that the caller asked for. */
-  readonly first: Held;
-  readonly rest: Target[];
+  first: Held;
+  rest: Target[];
   /** Upstreams that were passed over, and why. */
   readonly passedOver: { readonly target: Target; readonly reason: Untranslatable }[];
   attempts: number;
@@ -73,10 +74,40 @@ export async function plan(
   journey.here = decision.verdict === 'next' ? 1 : here + 1;
   if (decision.verdict === 'next') journey.rest.shift();
   const stepKind = decision.verdict === 'next' ? 'failover' : 'retry';
-  // What has been sent once is not taken up again from its first upstream on.
-  const own = { stepKind, isRemembered: false, unparkedSince: null } as const;
-  const call = { ...chosen.call, ...own, startedAt: first.services.now() };
-  return { ...chosen, call: limitRate(call) };
+  return departing(chosen, { stepKind, startedAt: first.services.now() });
+}
+
+/** What has been sent once is not taken up again from its first upstream on. */
+function departing(
+  leg: Leg,
+  how: { readonly stepKind: 'retry' | 'failover'; readonly startedAt: number },
+): Leg {
+  const own = { isRemembered: false, unparkedSince: null } as const;
+  return { ...leg, call: limitRate({ ...leg.call, ...how, ...own }) };
+}
+
+/**
+ * A leg on facts read anew, as are those that may come after it.
+ *
+ * @throws {Refusal} where the call may not go on, or not to this upstream.
+ */
+export async function renew(journey: Journey, { call }: Leg): Promise<Leg> {
+  const { services, request } = journey.first;
+  const stepKind = call.stepKind === 'failover' ? 'failover' : 'retry';
+  const { startedAt } = call;
+  const caller = await authenticate(services, request, 'call.create');
+  const decided = await decide({ ...journey.first, ...caller, startedAt });
+  const targets: readonly Target[] = [decided, ...decided.fallbacks];
+  const find = ({ key, model }: Target) =>
+    targets.find((target) => target.key.name === key.name && target.model === model);
+  const target = find(call);
+  if (!target) {
+    const message = `The upstream "${call.key.name}" was taken away meanwhile; try again.`;
+    throw new Refusal('unavailable', message, { rule: 'failover', asked: call.key.name });
+  }
+  journey.first = { ...journey.first, ...caller, settings: decided.settings };
+  journey.rest = journey.rest.flatMap((next) => find(next) ?? []);
+  return departing(legTo(journey.first, target), { stepKind, startedAt });
 }
 
 /** The next upstream that the call can be said to; those before it are passed over. */

@@ -3,8 +3,9 @@
 import type { Endpoint } from '../providers/contract.ts';
 import type { Translation } from '../providers/translate/contract.ts';
 import { attempt, type Exchange, endOf, failureOf, refusalOf, type Unanswered } from './attempt.ts';
+import { onFacts } from './authenticate.ts';
 import { extend } from './call.ts';
-import { begin, type Journey, type Leg, plan } from './failover.ts';
+import { begin, type Journey, type Leg, plan, renew } from './failover.ts';
 import { interruption } from './interrupt.ts';
 import { type Held, reserveBudget } from './reserve.ts';
 import { settleHold } from './settlement.ts';
@@ -39,8 +40,11 @@ export async function forward(first: Held): Promise<Answer> {
     const failure = first.fallbacks.length > 0 ? failureOf(held, outcome) : undefined;
     const next = failure && (await plan(journey, leg, held, outcome, failure));
     if (!next) return conclude(journey, leg, held, outcome);
-    leg = next;
-    held = await reserveBudget(leg.call);
+    [leg, held] = await onFacts(
+      next,
+      (leg) => renew(journey, leg),
+      async (leg) => [leg, await reserveBudget(leg.call)] as const,
+    );
   }
 }
 

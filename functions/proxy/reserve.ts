@@ -1,7 +1,7 @@
 /** Money is held before anything leaves; what doesn't fit is lowered, or stops the run. */
 
 import { drawLines } from '../../db/alerts.ts';
-import { type Reservation, reserve } from '../../db/holds.ts';
+import { type Reservation, reserve, stands } from '../../db/holds.ts';
 import { blockRun, readRun } from '../../db/runs.ts';
 import { type Ceilings, readScopes } from '../../db/scopes.ts';
 import type { Hold } from '../../db/settlements.ts';
@@ -231,7 +231,11 @@ async function refit(
   // Something else than money has changed since it was read.
   if (!scope || !call.rates) throw new Outdated();
   const room = roomOf(scope);
-  if (worstCaseOf(attempt.bound, call.rates) <= room) return attempt;
+  if (worstCaseOf(attempt.bound, call.rates) <= room) {
+    const reservation = reservationOf(call, attempt, windows, ceilings, 0);
+    if (!(await stands(call.org, reservation))) throw new Outdated();
+    return attempt;
+  }
   const most = Math.floor(attempt.bound.outputTokens / attempt.bound.choices);
   const fits = fitOutput(attempt.bound, call.rates, room);
   const least = Math.min(call.version.policy.budget.minOutputTokens, most);
