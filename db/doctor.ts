@@ -58,10 +58,12 @@ export async function diagnose(db: Database, master: MasterKeys, now: number): P
 /** Within this time a process that serves settles what has expired. */
 const SWEEP_MS = 10_000;
 
+/** What agents report of their tools is spent by then, and may pass a ceiling; so may what is pruned. */
 const LEDGER = `
   with trail as (
     select run_id, org_id,
       sum(spent_nanos) as spent,
+      sum(iif(kind = 'tool_call', spent_nanos, 0)) as reported,
       sum(iif(settled_at is null, held_nanos, 0)) as held,
       sum(settled_at is null and lease_expires_at is not null) as live,
       sum(settled_at is null and lease_expires_at < ?1) as expired
@@ -73,7 +75,9 @@ const LEDGER = `
     coalesce(sum(t.expired), 0) as expired_holds,
     coalesce(sum(r.spent_nanos <> coalesce(t.spent, 0) + r.pruned_nanos), 0) as spent_mismatches,
     coalesce(sum(r.held_nanos <> coalesce(t.held, 0)), 0) as held_mismatches,
-    coalesce(sum(r.spent_nanos + r.held_nanos > r.ceiling_nanos), 0) as over_ceiling
+    coalesce(sum(
+      r.spent_nanos - r.pruned_nanos - coalesce(t.reported, 0) + r.held_nanos > r.ceiling_nanos
+    ), 0) as over_ceiling
   from runs r left join trail t on t.run_id = r.id and t.org_id = r.org_id`;
 
 const WINDOWS = `

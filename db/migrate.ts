@@ -31,6 +31,7 @@ const MIGRATIONS = [
   '0022_approvers.sql',
   '0023_ended_calls.sql',
   '0024_counted_calls.sql',
+  '0025_changed_ceilings.sql',
 ] as const;
 
 /**

@@ -151,14 +151,13 @@ export function decideApproval(
 }
 
 function readDecision(form: URLSearchParams) {
-  const decision = form.get('decision');
+  const [decision, ...others] = form.getAll('decision');
   const reason = (form.get('reason') ?? '').trim();
-  if ((decision === 'approve' || decision === 'reject') && reason.length <= MAX_REASON_CHARS) {
-    return { decision, reason } as const;
-  }
+  const isOne = others.length === 0 && (decision === 'approve' || decision === 'reject');
+  if (isOne && reason.length <= MAX_REASON_CHARS) return { decision, reason } as const;
   throw new Refusal(
     'invalid_request',
-    `Send decision=approve or decision=reject, and a reason of at most ${MAX_REASON_CHARS} characters.`,
+    `Send one of decision=approve and decision=reject, and a reason of at most ${MAX_REASON_CHARS} characters.`,
     { field: 'decision' },
   );
 }

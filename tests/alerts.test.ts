@@ -140,6 +140,31 @@ describe('a run with a ceiling', () => {
   }, 60_000);
 });
 
+describe('a run whose ceiling is changed', () => {
+  test('tells that it nears it at once where its share is spent, and once for each ceiling', async () => {
+    const rungate = await deploy({
+      upstreamUrl: upstream.url,
+      policy: { budget: { run: '1.00' } },
+    });
+    try {
+      const set = (dollars: string) =>
+        rungate.cli('run', 'ceiling', 'changed', '--set', dollars, '--org', 'acme');
+      const ceilings = async () =>
+        (await eventsOf(rungate, 'budget.alert')).map(({ ceilingNanos }) => ceilingNanos);
+      upstream.script(USAGE);
+      expect(await call(rungate, 'changed')).toBe(200);
+      await set('0.0051');
+      expect(await ceilings()).toEqual([]);
+      for (const dollars of ['0.005', '0.005', '0.5', '0.005']) await set(dollars);
+      expect(await ceilings()).toEqual([5_000_000]);
+      await set('0.0045');
+      expect(await ceilings()).toEqual([5_000_000, 4_500_000]);
+    } finally {
+      await rungate.stop();
+    }
+  }, 60_000);
+});
+
 /** Days around the turn of a month. */
 const DAYS = ['2026-10-31', '2026-11-01', '2026-11-02'].map((day) => Date.parse(`${day}T12:00Z`));
 const CEILINGS = { agentPerDay: 1_000, agentPerMonth: 1_500, orgPerMonth: 2_500 } as const;

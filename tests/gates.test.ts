@@ -683,6 +683,21 @@ describe('a signed link', () => {
     }
   });
 
+  test('decides nothing by a form that says both', async () => {
+    const { path, id } = await linkTo('link-both');
+    for (const both of [
+      'approve&decision=reject',
+      'reject&decision=approve',
+      'approve&decision=',
+    ]) {
+      const body = new URLSearchParams(`decision=${both}`);
+      expect((await fetch(rungate.url + path, { method: 'POST', body })).status).toBe(400);
+    }
+    expect(await org.first('select status from gates where org_id = ?1 and id = ?2', id)).toEqual({
+      status: 'pending',
+    });
+  });
+
   test('decides once', async () => {
     const { path } = await linkTo('link-once');
     expect((await post(path, 'approve')).status).toBe(200);

@@ -297,6 +297,8 @@ describe('a tool that is reported', () => {
     }
     const asked = await post('/v1/runs/beyond/tools', { name: 'search' });
     expect(asked.status).toBe(402);
+    const { code, stdout } = await rungate.cli('doctor', '--json');
+    expect([code, JSON.parse(stdout)]).toMatchObject([0, { ok: true, overCeiling: 0 }]);
   });
 
   const DENY = 'tools.deny[0]';
