@@ -6,6 +6,7 @@ import { MAX_NANOS, type Nanos } from '../schema/money.ts';
 import { type Bound, NO_COST } from '../schema/rules/bound.ts';
 import { roomOf, type Scope, tightest, windowsOf } from '../schema/rules/budget.ts';
 import { overrideRates } from '../schema/rules/catalogue.ts';
+import { acceptedOutput, outputUnset } from '../schema/rules/output.ts';
 import { fitOutput, worstCaseOf } from '../schema/rules/price.ts';
 
 const amount = fc.integer({ min: 0, max: MAX_NANOS }).map((nanos) => nanos as Nanos);
@@ -140,6 +141,43 @@ describe('the output that fits an amount', () => {
         if (fits < most) expect(costOf(fits + 1)).toBeGreaterThanOrEqual(room);
       }),
       { numRuns: 1_000 },
+    );
+  });
+});
+
+describe('the output limit of a caller who set none', () => {
+  test('is what the model accepts, whoever serves it and however it was tuned', () => {
+    for (const [model, tokens] of Object.entries({
+      'gpt-4o-2024-11-20': 16_384,
+      'gpt-4o-2024-05-13': 4_096,
+      'openai/gpt-4o-mini': 16_384,
+      'ft:gpt-4.1-2025-04-14:acme::1': 32_768,
+      'gpt-5.1-chat-latest': 16_384,
+      'gpt-5.2-codex': 128_000,
+      'gpt-4-1106-preview': 4_096,
+      'o1-2024-12-17': 100_000,
+      'o4-mini': 100_000,
+      'claude-3-5-haiku-latest': 8_192,
+      'claude-opus-4-20250514': 32_000,
+      'claude-opus-4-5': 64_000,
+      'claude-sonnet-5': 64_000,
+    })) {
+      expect([model, acceptedOutput(model)]).toEqual([model, tokens]);
+    }
+    for (const model of ['gpt-4', 'my-gpt-4o', 'llama-3.3-70b', 'o30', '']) {
+      expect([model, acceptedOutput(model)]).toEqual([model, undefined]);
+    }
+  });
+
+  test('leaves half of the window to the input, and is at least a token', () => {
+    const model = fc.constantFrom('gpt-4o', 'o3', 'anything');
+    fc.assert(
+      fc.property(model, fc.nat(2_000_000), fc.nat(1_000_000), (name, window, least) => {
+        const limit = outputUnset(name, window, least);
+        const most = acceptedOutput(name) ?? Math.max(4_096, least);
+        expect(limit).toBe(Math.max(1, Math.min(most, Math.floor(window / 2))));
+        expect(outputUnset(name, undefined, least)).toBe(most);
+      }),
     );
   });
 });

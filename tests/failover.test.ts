@@ -24,6 +24,7 @@ const MODELS = [
   'anthropic/far-model',
   'openai/only-model',
   'openai/near-model',
+  'openai/small-model',
 ];
 
 /** The first upstream, and where its calls go when it fails: the same dialect or the other one. */
@@ -32,6 +33,7 @@ const FAILOVER = [
   { model: 'openai/far-model', to: ['anthropic/test-model'] },
   { model: 'anthropic/far-model', to: ['openai/test-model'] },
   { model: 'openai/near-model', to: [DEAR.model] },
+  { model: 'openai/small-model', to: ['anthropic/claude-3-haiku-20240307'] },
 ];
 
 const ROUTES = {
@@ -238,6 +240,18 @@ describe('a call whose first upstream', () => {
       expect((await sent).status).toBe(200);
       const [failed] = await readSettled(rungate, run, 2);
       expect(failed?.upstreamRequestId).toBe(id === 'upstream-1' ? id : null);
+    }
+  });
+
+  test('fails and which sets no limit is given one that the next model takes', async () => {
+    for (const [model, limit] of [
+      ['openai/small-model', 4_096],
+      ['openai/far-model', 4_096],
+    ] as const) {
+      upstream.script({ error: 503 });
+      const { sent } = ask({ ...ROUTES['chat to messages'], model }, { max_tokens: undefined });
+      expect((await sent).status).toBe(200);
+      expect(upstream.requests.at(-1)?.json().max_tokens).toBe(limit);
     }
   });
 

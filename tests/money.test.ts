@@ -25,7 +25,7 @@ import type { AgentId, PolicyVersionId, RunId, StepId, TokenId } from '../schema
 import { formatDollars, type Nanos } from '../schema/money.ts';
 import type { PolicyDocument } from '../schema/policy.ts';
 import { windowsOf } from '../schema/rules/budget.ts';
-import { overrideRates } from '../schema/rules/catalogue.ts';
+import { findRates, overrideRates } from '../schema/rules/catalogue.ts';
 import { worstCaseOf } from '../schema/rules/price.ts';
 import { start } from './process.ts';
 import { type Deployment, deploy, type Wanted } from './rungate.ts';
@@ -459,6 +459,84 @@ describe.each(LIMITS)('an output limit of %s in %s', (path, member) => {
     const { status, sent, body } = await askWithRoomFor(LEAST - 1, LEAST - 1);
     expect(status).toBe(200);
     expect(sent?.text()).toBe(body);
+  });
+});
+
+/** What the models take at most, as their provider's list has it, or half of a small window. */
+const ACCEPTED = {
+  'gpt-4o': 16_384,
+  'gpt-4o-mini': 16_384,
+  'gpt-4o-2024-05-13': 4_096,
+  'gpt-4.1': 32_768,
+  'gpt-4.1-mini': 32_768,
+  o3: 100_000,
+  'gpt-5-mini': 128_000,
+  'gpt-4-turbo': 4_096,
+  'gpt-4': 4_096,
+  'test-model': 4_096,
+} as const;
+
+describe.each([
+  [CHAT, 'max_completion_tokens', { messages: [{ role: 'user', content: 'hello' }] }],
+  ['/v1/responses', 'max_output_tokens', { input: 'hello' }],
+] as const)('an output limit that a caller of %s leaves to the model', (path, member, input) => {
+  let shop: Workshop;
+  let agent: { id: AgentId; token: string; versionId: PolicyVersionId };
+  let roomy: typeof agent;
+  beforeAll(async () => {
+    const deployment = await deploy({ upstreamUrl: upstream.url });
+    const db = await deployment.database();
+    shop = new Workshop(deployment, db, (await findOrg(db, 'acme'))!);
+    agent = (await shop.agents({}))[0]!;
+    roomy = (await shop.agents({ minOutputTokens: 10_000 }))[0]!;
+  });
+  afterAll(async () => {
+    await shop?.db.close();
+    await shop?.deployment.stop();
+  });
+
+  /** Calls on a run that pays for so many tokens of output, or for nearly the whole window. */
+  async function askWithRoomFor(model: string, tokens?: number, caller = agent) {
+    const body = JSON.stringify({ model, ...input });
+    const rates = findRates('openai', model, Date.now()) ?? RATES;
+    const bound = findEndpoint('POST', path)!.endpoint.bound(JSON.parse(body), body.length, rates);
+    const worstWith = (outputTokens: number) => worstCaseOf({ ...bound, outputTokens }, rates);
+    const ceiling = worstWith(tokens ?? bound.outputTokens - 1);
+    const name = shop.unique('run');
+    const run = { agentId: caller.id, policyVersionId: caller.versionId, now: Date.now() };
+    const opened = { ...run, ceilingNanos: ceiling as Nanos };
+    await openRun(shop.org, opened, { name, source: 'x-rungate-run-id' });
+    const { status, headers } = await shop.ask({ token: caller.token, run: name, path, body });
+    const { id } = await shop.run(caller.id, name);
+    const [step] = await shop.db.read(
+      `select held_nanos from steps where run_id = ?1 and kind = 'model_call'`,
+      [id],
+    );
+    const limit = Number(headers.get('x-rungate-output-limit'));
+    const sent = upstream.requests.at(-1)?.json();
+    return { status, limit, sent, heldNanos: step?.held_nanos, worstWith };
+  }
+
+  for (const [model, most] of Object.entries(ACCEPTED)) {
+    test(`is lowered to no more than ${model} accepts, and no more than that is held`, async () => {
+      for (const tokens of [undefined, most, 1_000]) {
+        const answer = await askWithRoomFor(model, tokens);
+        const limit = Math.min(most, tokens ?? most);
+        expect(answer).toMatchObject({ status: 200, limit, heldNanos: answer.worstWith(limit) });
+        expect(answer.sent).toEqual({ model, ...input, [member]: limit });
+      }
+    });
+  }
+
+  test('is not set where the whole window fits', async () => {
+    const { sent, limit } = await askWithRoomFor('gpt-4o', 1_000_000);
+    expect([sent, limit]).toEqual([{ model: 'gpt-4o', ...input }, 0]);
+  });
+
+  test('is lowered to no less than the policy asks for, unless the model takes no more', async () => {
+    expect((await askWithRoomFor('test-model', undefined, roomy)).limit).toBe(10_000);
+    expect((await askWithRoomFor('gpt-4-turbo', undefined, roomy)).limit).toBe(4_096);
+    expect((await askWithRoomFor('test-model', 9_999, roomy)).status).toBe(402);
   });
 });
 

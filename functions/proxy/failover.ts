@@ -16,7 +16,7 @@ import { type Exchange, endOf, refusalOf, type Unanswered } from './attempt.ts';
 import { authenticate } from './authenticate.ts';
 import { decide, type Target } from './decide.ts';
 import { limitRate, type Paced } from './pace.ts';
-import type { Held } from './reserve.ts';
+import { type Held, mostOutput } from './reserve.ts';
 import { settleHold } from './settlement.ts';
 
 /** A call on its way to one upstream. */
@@ -125,21 +125,16 @@ function nextLeg(journey: Journey): Leg | undefined {
   return undefined;
 }
 
-/** An answer without a limit is long enough at this; some models refuse to be asked for more. */
-const MOST_UNLIMITED_TOKENS = 32_000;
-
 function legTo(first: Held, target: Target): Leg {
   const { endpoint, key, provider, model, rates } = target;
   const call = { ...first, endpoint, key, provider, model, rates };
   if (endpoint === first.endpoint) return { call };
   if (!first.body || model === null) throw new Untranslatable('body', 'is missing');
   refuseBetas(first.request.headers);
-  const { bound, services } = first;
-  const most = Math.floor(bound.outputTokens / bound.choices);
   const { translation, body, bytes } = translate(first.endpoint, first.body, {
     ...{ endpoint, model, limitKey: provider.limitKey, streamsUsage: provider.streamsUsage },
-    maxTokens: Math.max(1, Math.min(most, MOST_UNLIMITED_TOKENS)),
-    createdS: Math.floor(services.now() / 1_000),
+    maxTokens: mostOutput(call, first.bound),
+    createdS: Math.floor(first.services.now() / 1_000),
   });
   return { call: { ...call, body, bytes }, translation };
 }

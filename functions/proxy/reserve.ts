@@ -20,6 +20,7 @@ import {
   type Windows,
   windowsOf,
 } from '../../schema/rules/budget.ts';
+import { outputUnset } from '../../schema/rules/output.ts';
 import { fitOutput, pricesSearches, worstCaseOf } from '../../schema/rules/price.ts';
 import { Outdated } from './authenticate.ts';
 import { extend } from './call.ts';
@@ -236,8 +237,8 @@ async function refit(
     if (!(await stands(call.org, reservation))) throw new Outdated();
     return attempt;
   }
-  const most = Math.floor(attempt.bound.outputTokens / attempt.bound.choices);
-  const fits = fitOutput(attempt.bound, call.rates, room);
+  const most = mostOutput(call, attempt.bound);
+  const fits = Math.min(most, fitOutput(attempt.bound, call.rates, room));
   const least = Math.min(call.version.policy.budget.minOutputTokens, most);
   if (most > 0 && fits >= Math.max(least, attempt.bound.leastOutput ?? 1)) {
     const outputTokens = fits * attempt.bound.choices;
@@ -249,6 +250,17 @@ async function refit(
     return freed > 0 ? attempt : denyHeld(call, scope);
   }
   return stop(call, scope, windows, attempt);
+}
+
+/** The highest output limit that can be sent, tokens per choice. */
+export function mostOutput(
+  { model, rates, version }: Pick<Paced, 'model' | 'rates' | 'version'>,
+  bound: Bound,
+): number {
+  const most = Math.floor(bound.outputTokens / bound.choices);
+  if (!bound.isOutputUnset) return most;
+  const { minOutputTokens } = version.policy.budget;
+  return Math.min(most, outputUnset(model ?? '', rates?.contextWindow, minOutputTokens));
 }
 
 async function readTightest(

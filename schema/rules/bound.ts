@@ -9,6 +9,8 @@ export interface Bound {
   readonly inputTokens: number;
   /** All output, over every choice and turn. */
   readonly outputTokens: number;
+  /** That the body sets no output limit, so that the upstream sets its own. */
+  readonly isOutputUnset?: true;
   /** How many times the output limit counts: at least 1. */
   readonly choices: number;
   /** The least that the output limit may be lowered to; absent where the body says nothing of it. */
@@ -114,6 +116,7 @@ export function boundText(
   return {
     inputTokens: most(turns.turns * Math.min(once ?? 0, window ?? MOST_TOKENS)),
     outputTokens: most(turns.choices * (output ?? 0)),
+    ...(turns.outputTokens === undefined ? { isOutputUnset: true } : {}),
     choices: turns.choices,
     webSearches: turns.webSearches ?? 0,
     fileSearches: turns.fileSearches ?? 0,
