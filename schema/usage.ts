@@ -46,6 +46,14 @@ export function readCount(value: unknown): number | undefined {
   return Number.isSafeInteger(value) && (value as number) >= 0 ? (value as number) + 0 : undefined;
 }
 
+/**
+ * A report as it is, unless it has no tokens at all: every call that costs anything has read some,
+ * so whoever says that has not counted.
+ */
+export function ifCounted(usage: Usage): Usage | undefined {
+  return usage.inputTokens + usage.outputTokens === 0 ? undefined : usage;
+}
+
 /** The sum of two usages, each count at most the largest safe integer. */
 export function addUsage(one: Usage, other: Usage): Usage {
   const sum = (key: keyof Usage) => Math.min(one[key] + other[key], Number.MAX_SAFE_INTEGER);

@@ -277,6 +277,26 @@ describe('chat usage', () => {
   });
 });
 
+describe('chat usage of no tokens at all', () => {
+  const nothing = { prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 };
+
+  test('is none: an answer has read something', () => {
+    for (const name of ['chat.completions', 'completions', 'embeddings']) {
+      expect(read(name, { usage: nothing }).usage).toBeUndefined();
+      const other = { usage: nothing, x_groq: { usage: { ...nothing, prompt_tokens: 7 } } };
+      expect(read(name, other).usage).toEqual({ ...NO_USAGE, inputTokens: 7 });
+    }
+  });
+
+  test('never takes the place of what a chunk before it reported', () => {
+    const meter = row('chat.completions').meter({ askedUsage: false });
+    for (const usage of [nothing, chatUsage(), nothing]) {
+      meter.event(event({ choices: [], usage }));
+    }
+    expect(meter.reading().usage).toEqual(chatRead);
+  });
+});
+
 describe('responses usage', () => {
   const usage = {
     input_tokens: 50,
@@ -334,10 +354,29 @@ describe('responses usage', () => {
     }
   });
 
-  test('counts the searches that were billed where there are more than calls', () => {
-    const tool_usage = { web_search: { num_requests: 5 } };
-    const found = read('responses.create', response('completed', { usage, tool_usage }));
-    expect(found.usage?.webSearches).toBe(5);
+  test('counts the searches that were billed, else those that were made: opening pages is free', () => {
+    const actions = fc.array(fc.constantFrom('search', 'open_page', 'find_in_page', undefined));
+    const billed = fc.option(fc.nat(20), { nil: undefined });
+    fc.assert(
+      fc.property(actions, billed, (types, num_requests) => {
+        const calls = types.map((type) => ({
+          type: 'web_search_call',
+          ...(type && { action: { type } }),
+        }));
+        const tool_usage = num_requests === undefined ? {} : { web_search: { num_requests } };
+        const answer = response('completed', { usage, output: calls, tool_usage });
+        const searches = types.filter((type) => type === undefined || type === 'search');
+        const found = read('responses.create', answer).usage;
+        expect(found?.webSearches).toBe(num_requests ?? searches.length);
+      }),
+    );
+  });
+
+  test('of no tokens at all is none', () => {
+    const nothing = { input_tokens: 0, output_tokens: 0, total_tokens: 0 };
+    expect(read('responses.create', response('completed', { usage: nothing })).usage).toBe(
+      undefined,
+    );
   });
 });
 
@@ -388,6 +427,32 @@ describe('messages usage', () => {
     expect(meter.reading()).toMatchObject({ usage: { ...expected, outputTokens: 9 } });
     feed(meter, [['message_stop', { type: 'message_stop' }]]);
     expect(meter.reading().complete).toBe(true);
+  });
+
+  test('of no tokens at all is none', () => {
+    const nothing = { input_tokens: 0, output_tokens: 0 };
+    expect(read('messages', { usage: nothing }).usage).toBeUndefined();
+    expect(meterOf(start(nothing), delta(nothing)).reading().usage).toBeUndefined();
+  });
+
+  test('of a stream never falls back to zero', () => {
+    const counts = fc.record({
+      input_tokens: fc.nat(3),
+      cache_read_input_tokens: fc.nat(3),
+      output_tokens: fc.nat(3),
+    });
+    fc.assert(
+      fc.property(counts, fc.array(counts, { maxLength: 3 }), (began, later) => {
+        const all = [began, ...later];
+        const last = (key: keyof typeof began) =>
+          all.findLast((usage) => usage[key] > 0)?.[key] ?? 0;
+        const inputTokens = last('input_tokens') + last('cache_read_input_tokens');
+        const usage = meterOf(start(began), ...later.map(delta)).reading().usage;
+        const outputTokens = last('output_tokens');
+        if (inputTokens + outputTokens === 0) expect(usage).toBeUndefined();
+        else expect(usage).toMatchObject({ inputTokens, outputTokens });
+      }),
+    );
   });
 
   test('of a stream that broke is what had been reported', () => {

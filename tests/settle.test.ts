@@ -60,6 +60,12 @@ const ODD_USAGE: Readonly<Record<string, Script>> = {
   },
   'a fraction': { usage: { prompt_tokens: 0.5, input_tokens: 0.5 } },
   'a number in a string': { usage: { completion_tokens: '5', output_tokens: '5' } },
+  'no tokens at all': {
+    usage: {
+      ...{ prompt_tokens: 0, completion_tokens: 0, total_tokens: 0 },
+      ...{ input_tokens: 0, output_tokens: 0 },
+    },
+  },
   'beyond all numbers': { usage: { prompt_tokens: 1e300, input_tokens: 1e300 } },
 };
 

@@ -15,7 +15,7 @@ import {
 import type { Rates } from '../../schema/rules/catalogue.ts';
 import { pricesSearches } from '../../schema/rules/price.ts';
 import type { SseEvent } from '../../schema/sse.ts';
-import { addUsage, NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
+import { addUsage, ifCounted, NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
 import { readMessageCalls } from './calls-messages.ts';
 import type { Endpoint, Meter } from './contract.ts';
 import { freeRow, limitMember } from './openai.ts';
@@ -154,7 +154,7 @@ function leastOutputOf({ thinking }: JsonObject): number | undefined {
   return budget === undefined ? undefined : budget + 1;
 }
 
-/** Counts as reported so far: a later event overwrites, since each one is cumulative. */
+/** Counts as reported so far. */
 interface Reported {
   input?: number;
   cacheRead?: number;
@@ -216,7 +216,7 @@ function toUsage(reported: Reported): Usage | undefined {
     reasoningTokens: reported.reasoning ?? 0,
     webSearches: reported.webSearches ?? 0,
   };
-  return addUsage(usage, reported.extra ?? NO_USAGE);
+  return ifCounted(addUsage(usage, reported.extra ?? NO_USAGE));
 }
 
 /** Names of `costOf`: priority capacity is paid for ahead, so it costs what standard does. */
@@ -226,6 +226,14 @@ function tierServed({ tier, speed, geo }: Reported): string | undefined {
   if (geo !== undefined && geo !== 'global' && geo !== 'not_available') names.push('regional');
   const known = names.filter((name) => name !== undefined);
   return known.length === 0 ? undefined : known.join('+');
+}
+
+/** A later event overwrites, since each one is cumulative; so none that counted counts zero again. */
+function renew(before: Reported, now: Reported): Reported {
+  const said = Object.entries(now).filter(
+    ([name, value]) => value !== 0 || !before[name as keyof Reported],
+  );
+  return { ...before, ...Object.fromEntries(said) };
 }
 
 const READ_EVENTS = new Set(['message_start', 'message_delta', 'message_stop']);
@@ -242,7 +250,7 @@ function meterMessage(): Meter {
   let complete = false;
   const take = (message: JsonObject) => {
     named = { model: textOf(message, 'model'), responseId: textOf(message, 'id') };
-    reported = { ...reported, ...readReported(memberOf(message, 'usage')) };
+    reported = renew(reported, readReported(memberOf(message, 'usage')));
   };
   return {
     body(value) {
@@ -253,7 +261,7 @@ function meterMessage(): Meter {
       const value = mayHoldUsage(event) ? parseEvent(event.data) : undefined;
       if (value?.type === 'message_start') take(memberOf(value, 'message'));
       if (value?.type === 'message_delta') {
-        reported = { ...reported, ...readReported(memberOf(value, 'usage')) };
+        reported = renew(reported, readReported(memberOf(value, 'usage')));
       }
       if (value?.type !== 'message_stop') return 'pass';
       complete = true;

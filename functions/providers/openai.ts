@@ -20,7 +20,7 @@ import {
 } from '../../schema/rules/bound.ts';
 import type { Rates } from '../../schema/rules/catalogue.ts';
 import type { SseEvent } from '../../schema/sse.ts';
-import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
+import { ifCounted, NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
 import { readChatCalls } from './calls-chat.ts';
 import type { Endpoint, Meter, MeterOptions, Reading } from './contract.ts';
 import { freeMeter, memberOf, parseEvent, textOf } from './reading.ts';
@@ -169,7 +169,7 @@ function askStreamUsage(body: StrictBody): Edit[] {
 /**
  * Reads the `usage` of a chat completion, a completion or an embedding.
  *
- * @returns undefined where the counts that decide the price are missing.
+ * @returns undefined where the counts that decide the price are missing, or none is above zero.
  */
 function readChatUsage(value: Json | undefined, hasOutput: boolean): Usage | undefined {
   if (!isObject(value)) return undefined;
@@ -180,7 +180,7 @@ function readChatUsage(value: Json | undefined, hasOutput: boolean): Usage | und
   const output = memberOf(value, 'completion_tokens_details');
   // Some hosts leave reasoning out of the completion and count it in the total alone.
   const beyondInput = hasOutput ? (readCount(value.total_tokens) ?? 0) - inputTokens : 0;
-  return {
+  return ifCounted({
     ...NO_USAGE,
     inputTokens,
     cacheReadTokens:
@@ -191,7 +191,7 @@ function readChatUsage(value: Json | undefined, hasOutput: boolean): Usage | und
     outputTokens: Math.max(completion ?? 0, beyondInput),
     reasoningTokens: readCount(output.reasoning_tokens) ?? 0,
     outputAudioTokens: readCount(output.audio_tokens) ?? 0,
-  };
+  });
 }
 
 /** Whether an event may say more than the one before: not if its usage is absent or null. */

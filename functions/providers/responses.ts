@@ -15,7 +15,7 @@ import {
 import type { Rates } from '../../schema/rules/catalogue.ts';
 import { pricesSearches } from '../../schema/rules/price.ts';
 import type { SseEvent } from '../../schema/sse.ts';
-import { NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
+import { ifCounted, NO_USAGE, readCount, type Usage } from '../../schema/usage.ts';
 import { stringOf } from './calls.ts';
 import { readResponseCalls } from './calls-responses.ts';
 import type { Endpoint, Meter, Reading } from './contract.ts';
@@ -204,7 +204,7 @@ function readUsage(response: JsonObject): Usage | undefined {
   if (inputTokens === undefined || output === undefined) return undefined;
   const input = memberOf(usage, 'input_tokens_details');
   const outputDetails = memberOf(usage, 'output_tokens_details');
-  return {
+  return ifCounted({
     ...NO_USAGE,
     ...readSearches(response),
     inputTokens,
@@ -215,17 +215,18 @@ function readUsage(response: JsonObject): Usage | undefined {
     // Some hosts count reasoning in the total alone.
     outputTokens: Math.max(output, (readCount(usage.total_tokens) ?? 0) - inputTokens),
     reasoningTokens: readCount(outputDetails.reasoning_tokens) ?? 0,
-  };
+  });
 }
 
+/** A web search call is charged if it searches: those that open a page, or look into one, are not. */
 function readSearches(response: JsonObject): Pick<Usage, 'webSearches' | 'fileSearches'> {
-  const items = Array.isArray(response.output) ? response.output : [];
-  const count = (type: string) =>
-    items.filter((item) => isObject(item) && item.type === type).length;
+  const items = Array.isArray(response.output) ? response.output.filter(isObject) : [];
+  const made = (type: string) => items.filter((item) => item.type === type);
+  const isSearch = (item: JsonObject) => (memberOf(item, 'action').type ?? 'search') === 'search';
   const billed = memberOf(memberOf(response, 'tool_usage'), 'web_search').num_requests;
   return {
-    webSearches: Math.max(count('web_search_call'), readCount(billed) ?? 0),
-    fileSearches: count('file_search_call'),
+    webSearches: readCount(billed) ?? made('web_search_call').filter(isSearch).length,
+    fileSearches: made('file_search_call').length,
   };
 }
 
