@@ -1,7 +1,9 @@
 /** The trail: what a run did, step by step. */
 
 import type { AgentId, RunId, StepId, TokenId } from '../schema/ids.ts';
+import type { Bound } from '../schema/rules/bound.ts';
 import type { Windows } from '../schema/rules/budget.ts';
+import type { Rates } from '../schema/rules/catalogue.ts';
 import type { Usage } from '../schema/usage.ts';
 import type { Row, Statement } from './client.ts';
 import { type Charge, countCharges, fitsSql, writeCharges } from './limits.ts';
@@ -39,6 +41,17 @@ export interface Asked {
   readonly outputLimit?: number | undefined;
   /** Where the price is from that the hold was made by: a version of the catalogue, or `override`. */
   readonly catalogue?: string | undefined;
+  /** Only of a response that is made in the background. */
+  readonly terms?: Terms | undefined;
+}
+
+/** What a response is charged by that ends when the call that made it is long over. */
+export interface Terms {
+  readonly bound: Bound;
+  /** The version of the catalogue that was in force. */
+  readonly catalogue: string;
+  /** The price that it was held by, where that is in no catalogue. */
+  readonly rates?: Rates | undefined;
 }
 
 /** What was answered, as far as the trail keeps it. */
@@ -175,12 +188,23 @@ export async function listSteps(
 
 /** A step by its id. */
 export async function readStep(org: Org, run: RunId, id: StepId): Promise<Step | undefined> {
-  const row = await org.first(
-    'select * from steps where org_id = ?1 and run_id = ?2 and id = ?3',
-    run,
-    id,
-  );
+  const row = await findStep(org, run, id);
   return row && toStep(row);
+}
+
+/** A step that made a response; its terms are there if that was in the background. */
+export interface Maker extends Step {
+  readonly terms: Terms | undefined;
+}
+
+/** The step that made a response. */
+export async function readMaker(org: Org, run: RunId, id: StepId): Promise<Maker | undefined> {
+  const row = await findStep(org, run, id);
+  return row && { ...toStep(row), terms: (JSON.parse(String(row.asked)) as Asked).terms };
+}
+
+function findStep(org: Org, run: RunId, id: StepId): Promise<Row | undefined> {
+  return org.first('select * from steps where org_id = ?1 and run_id = ?2 and id = ?3', run, id);
 }
 
 /** A step, and where it belongs. */

@@ -13,7 +13,7 @@ import { migrate } from '../db/migrate.ts';
 import { forOrg, type Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
 import { addPolicyVersion } from '../db/policies.ts';
-import { setPrice } from '../db/prices.ts';
+import { deletePrice, setPrice } from '../db/prices.ts';
 import { findRun, openRun, type Run, readRun } from '../db/runs.ts';
 import { newId, newMasterKey } from '../db/seal.ts';
 import { type Hold, leaseRenewal, settle, settlement } from '../db/settlements.ts';
@@ -28,7 +28,7 @@ import { windowsOf } from '../schema/rules/budget.ts';
 import { findRates, overrideRates } from '../schema/rules/catalogue.ts';
 import { worstCaseOf } from '../schema/rules/price.ts';
 import { start } from './process.ts';
-import { type Deployment, deploy, type Wanted } from './rungate.ts';
+import { type Deployment, deploy, readTrail, type Wanted } from './rungate.ts';
 import { startSqld } from './sqld.ts';
 import {
   SCRIPT_HEADER,
@@ -606,6 +606,81 @@ describe('the price of a model', () => {
     await setPrice(shop.org, ACTOR, 'openai/gpt-4o', price);
     expect(await spentBy(agent!, 'openai/gpt-4o')).toBe(110 * 1_000);
   });
+});
+
+const IN_BACKGROUND = {
+  'a price of the policy': { asked: 'nobody-knows-it', perToken: [2_000, 8_000] },
+  'a price of the policy, by another name of its model': {
+    ...{ asked: 'nobody-knows-it', served: 'nobody-knows-it-2026-01-01', perToken: [2_000, 8_000] },
+  },
+  'a price of the org': { asked: 'own', own: true, perToken: [3_000, 5_000] },
+  'a price of the org, by a snapshot of its model': {
+    ...{ asked: 'gpt-4.1', served: 'gpt-4.1-2025-04-14', own: true, perToken: [3_000, 5_000] },
+  },
+  'a listed price': { asked: 'gpt-4o-mini', perToken: [150, 600] },
+  'a listed price, by a snapshot of its model': {
+    ...{ asked: 'gpt-4o-mini', served: 'gpt-4o-mini-2024-07-18', perToken: [150, 600] },
+  },
+} as const;
+
+describe('a response made in the background', () => {
+  let shop: Workshop;
+  beforeAll(async () => {
+    const deployment = await deploy({ upstreamUrl: upstream.url });
+    const db = await deployment.database();
+    shop = new Workshop(deployment, db, (await findOrg(db, 'acme'))!);
+  });
+  afterAll(async () => {
+    await shop?.db.close();
+    await shop?.deployment.stop();
+  });
+
+  const costing = (dollars: number) => (model: string) => {
+    const inputNanosPerMillion = (dollars * 3e9) as Nanos;
+    const outputNanosPerMillion = (dollars * 5e9) as Nanos;
+    return setPrice(shop.org, ACTOR, model, { inputNanosPerMillion, outputNanosPerMillion });
+  };
+  const CHANGES = {
+    'is what it was': () => Promise.resolve(),
+    'has become dearer': costing(1_000),
+    'has become cheaper': costing(0.001),
+    'is gone': (model: string) => deletePrice(shop.org, ACTOR, model),
+  };
+
+  /** Makes a response on a run of its own and fetches it until it is final. */
+  async function fetchAfter(change: () => Promise<unknown>, asked: string, script: Script) {
+    const unpriced = { inputPerMillion: '2.00', outputPerMillion: '8.00' };
+    const [agent] = await shop.agents({ run: '0.10', unpriced });
+    const { id: agentId, token } = agent!;
+    const run = shop.unique('run');
+    const members = { model: asked, input: 'hello', max_output_tokens: 500, background: true };
+    const body = JSON.stringify(members);
+    const { told } = await shop.ask({ token, run, path: '/v1/responses', body, script });
+    const { heldNanos } = await shop.run(agentId, run);
+    await change();
+    const { id } = told as unknown as { id: string };
+    const path = `${shop.deployment.url}/r/${run}/v1/responses/${id}`;
+    const headers = { authorization: `Bearer ${token}` };
+    for (let turn = 0; turn < 3; turn++) await (await fetch(path, { headers })).bytes();
+    const [step] = await readTrail(shop.deployment, run, token);
+    return { step, heldNanos, run: await shop.run(agentId, run) };
+  }
+
+  for (const [what, { asked, perToken, ...more }] of Object.entries(IN_BACKGROUND)) {
+    for (const [how, change] of Object.entries(CHANGES)) {
+      test(`at ${what} is charged by it where the model's own price ${how} by the fetch`, async () => {
+        const { served = asked, own = false } = more as { served?: string; own?: boolean };
+        const model = `openai/${asked}`;
+        await (own ? costing(1) : CHANGES['is gone'])(model);
+        const usage = { input_tokens: 1_000, output_tokens: 100, total_tokens: 1_100 };
+        const script = { usage, model: served };
+        const { step, run } = await fetchAfter(() => change(model), model, script);
+        const spentNanos = 1_000 * perToken[0] + 100 * perToken[1];
+        expect(step).toMatchObject({ spentNanos, estimated: false, outcome: 'ok' });
+        expect(run).toMatchObject({ heldNanos: 0, spentNanos });
+      });
+    }
+  }
 });
 
 test('a call whose sending fails within Rungate is charged its bound: it may have been sent', async () => {

@@ -268,7 +268,7 @@ function denyByPolicy(call: Governed, denial: Denial): Promise<never> {
 }
 
 /** What a model costs: the org's own price, else the catalogue's; `undefined` when unknown. */
-export function ratesOf(
+function ratesOf(
   catalogue: Catalogue,
   settings: Settings,
   provider: Provider,

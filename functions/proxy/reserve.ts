@@ -5,7 +5,7 @@ import { type Reservation, reserve, stands } from '../../db/holds.ts';
 import { blockRun, readRun } from '../../db/runs.ts';
 import { type Ceilings, readScopes } from '../../db/scopes.ts';
 import type { Hold } from '../../db/settlements.ts';
-import type { Asked } from '../../db/steps.ts';
+import type { Asked, Terms } from '../../db/steps.ts';
 import { expireHolds } from '../../db/system.ts';
 import type { LimitState } from '../../schema/errors.ts';
 import type { StepId } from '../../schema/ids.ts';
@@ -145,7 +145,7 @@ function reservationOf(
     now: call.startedAt,
     heldNanos: call.rates ? worstCaseOf(bound, call.rates) : ZERO,
     leaseExpiresAt,
-    asked: askedOf(call, outputLimit),
+    asked: askedOf(call, bound, outputLimit),
     standing: { tokenId, revision, windowSince, unparkedSince },
     ceilings,
   };
@@ -176,7 +176,7 @@ function takeOff(
 
 const NO_STATES: readonly LimitState[] = [];
 
-function askedOf(call: Paced, outputLimit: number | null): Asked {
+function askedOf(call: Paced, bound: Bound, outputLimit: number | null): Asked {
   const { credential, endpoint, key, model, requestDigest, rates } = call;
   const isTold = requestDigest !== null && keepsDigests(call.version.policy);
   return {
@@ -188,7 +188,19 @@ function askedOf(call: Paced, outputLimit: number | null): Asked {
     requestDigest: isTold ? requestDigest : undefined,
     outputLimit: outputLimit ?? undefined,
     catalogue: rates?.catalogue,
+    terms: termsOf(call, bound),
   };
+}
+
+function termsOf(call: Paced, bound: Bound): Terms | undefined {
+  if (!isBackground(call)) return undefined;
+  const own = call.rates?.catalogue === 'override' ? call.rates : undefined;
+  return { bound, catalogue: call.catalogue.version, rates: own };
+}
+
+/** Whether the answer may come before what it tells of is done. */
+export function isBackground({ body, rates }: Pick<Paced, 'body' | 'rates'>): boolean {
+  return rates !== null && body?.value.background === true;
 }
 
 /** The bytes that go upstream: the caller's own, with as few edits as can be. */

@@ -4,7 +4,7 @@ import { capture } from '../../db/captures.ts';
 import type { Statement } from '../../db/client.ts';
 import type { KeptResponse } from '../../db/responses.ts';
 import { digest } from '../../db/seal.ts';
-import { readStep } from '../../db/steps.ts';
+import { readMaker } from '../../db/steps.ts';
 import { concat } from '../../schema/bytes.ts';
 import { Refusal } from '../../schema/errors.ts';
 import type { Json, JsonObject } from '../../schema/json.ts';
@@ -33,6 +33,7 @@ import {
 import { downstreamHeaders, upstreamRequestIdOf, withoutSecret } from './headers.ts';
 import { errorEvent, interruption } from './interrupt.ts';
 import { answerParked, joinParked, preferenceHeaders, prefersAsync, waitInStream } from './park.ts';
+import { isBackground } from './reserve.ts';
 import { bindResponse, type End, settleHold, settleKept } from './settlement.ts';
 import { chunksOf, relay } from './stream.ts';
 
@@ -384,7 +385,7 @@ async function settleMaker(
   end: End,
 ): Promise<Statement[]> {
   try {
-    const maker = await readStep(answer.org, runId, stepId);
+    const maker = await readMaker(answer.org, runId, stepId);
     return maker ? await settleKept(answer, maker, end) : [];
   } catch (error) {
     const message = 'a background response could not be settled; its lease will settle it';
@@ -393,9 +394,9 @@ async function settleMaker(
   }
 }
 
-function isPending({ body, rates }: Answer, { status, responseId }: Reading): boolean {
+function isPending(answer: Answer, { status, responseId }: Reading): boolean {
   const isUnfinished = status === 'queued' || status === 'in_progress';
-  return rates !== null && body?.value.background === true && isUnfinished && !!responseId;
+  return isBackground(answer) && isUnfinished && !!responseId;
 }
 
 /** Reads an answer to its end; of one that breaks, nothing has been sent to the caller yet. */

@@ -6,16 +6,15 @@ import { returnApprovals } from '../../db/released.ts';
 import { keptResponse } from '../../db/responses.ts';
 import type { Settings } from '../../db/settings.ts';
 import { type Settlement, settlement } from '../../db/settlements.ts';
-import type { Answered, Step } from '../../db/steps.ts';
+import type { Answered, Maker } from '../../db/steps.ts';
 import { type Nanos, ZERO } from '../../schema/money.ts';
 import { isObject } from '../../schema/rules/bound.ts';
-import { type Catalogue, findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
+import { findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
 import { costOf, pricesSearches } from '../../schema/rules/price.ts';
 import type { Usage } from '../../schema/usage.ts';
 import { type EgressErrorCode, NOT_SENT } from '../egress.ts';
 import type { Reading } from '../providers/contract.ts';
 import { captured, keepsBodies, keepsDigests } from './capture.ts';
-import { ratesOf } from './decide.ts';
 import type { Held } from './reserve.ts';
 
 /** How a call ended. */
@@ -101,7 +100,7 @@ export function bindResponse(call: Held, reading: Reading): Statement[] {
  * Settles the step that made a kept response in the background, from an answer that fetched it.
  * The step's own guard makes a second fetch change nothing.
  */
-export async function settleKept(call: Held, maker: Step, end: End): Promise<Statement[]> {
+export async function settleKept(call: Held, maker: Maker, end: End): Promise<Statement[]> {
   const { kept, org } = call;
   if (!kept || maker.settledAt !== null || end.isFree || !end.reading?.complete) return [];
   const charge = await chargeForKept(call, maker, end.reading);
@@ -109,26 +108,25 @@ export async function settleKept(call: Held, maker: Step, end: End): Promise<Sta
   return [settlement(org, kept.runId, kept.stepId, final)];
 }
 
-/** As if whoever made the response had waited for it. */
-async function chargeForKept(call: Held, maker: Step, reading: Reading): Promise<Charge> {
-  const { settings, provider, key } = call;
-  const { model, startedAt } = maker;
+/** As if whoever made the response had waited for it; its hold where that can't be known any more. */
+async function chargeForKept(call: Held, maker: Maker, reading: Reading): Promise<Charge> {
+  const { provider, key, services } = call;
+  const { model, startedAt, terms } = maker;
   const heldNanos = maker.heldNanos as Nanos;
-  const catalogue = await catalogueOf(call, maker);
-  if (!catalogue) return { spentNanos: heldNanos, estimated: true };
-  const rates = ratesOf(catalogue, settings, provider, key, model ?? '', startedAt) ?? null;
-  const sale = { settings, provider, key, model, startedAt, heldNanos, catalogue, rates };
-  return chargeAt(sale, reading, 0);
+  const catalogue = terms && (await services.catalogues.find(terms.catalogue));
+  if (!terms || !catalogue) return { spentNanos: heldNanos, estimated: true };
+  const prices = pricesAt(call, `${key.name}/${model}`, terms.rates);
+  const common = { provider, key, model, startedAt, heldNanos, catalogue, bound: terms.bound };
+  const rates = terms.rates ?? findListed(common, model ?? '') ?? null;
+  return chargeAt({ ...common, settings: { prices }, rates }, reading, 0);
 }
 
-/** By which the step's hold was made; undefined where it is not kept, so that the hold is charged. */
-async function catalogueOf(call: Held, { catalogue }: Step): Promise<Catalogue | undefined> {
-  if (catalogue === null || UNDATED.has(catalogue)) return call.catalogue;
-  return call.services.catalogues.find(catalogue);
+/** The org's own prices, but that of one model as it was when a call was held by it, if it was. */
+function pricesAt({ settings }: Held, name: string, rates: Rates | undefined): Settings['prices'] {
+  const prices = new Map(settings.prices);
+  prices.delete(name);
+  return rates ? prices.set(name, { rates, hasWindow: true }) : prices;
 }
-
-/** Prices that are in no catalogue. */
-const UNDATED: ReadonlySet<string> = new Set(['override', 'demo']);
 
 /** @param heldBy Where the price is from that the hold was made by, as the step has it. */
 function settlementOf(
@@ -171,8 +169,11 @@ function chargeFor(call: Held, end: End): Charge {
 }
 
 /** What was asked for and what was held for it, by which an answer is charged. */
-type Sale = Pick<Held, 'settings' | 'provider' | 'key' | 'catalogue' | 'startedAt'> &
-  Pick<Held, 'model' | 'rates' | 'heldNanos'>;
+type Sale = Pick<Held, 'provider' | 'key' | 'catalogue' | 'startedAt' | 'model' | 'bound'> &
+  Pick<Held, 'rates' | 'heldNanos'> & { readonly settings: Pick<Settings, 'prices'> };
+
+/** By what the published price of a model is found. */
+type Listed = Pick<Sale, 'provider' | 'startedAt' | 'catalogue'>;
 
 /**
  * What an answer costs at the price of the model that gave it. Where that is not known, or the
@@ -212,7 +213,11 @@ function servedRates(sale: Sale, served: string | undefined, usage: Usage): Rate
 }
 
 /** The org's own price of a model, or of the one that it is a dated snapshot of. */
-function ownRates({ prices }: Settings, key: string, served: string): Rates | undefined {
+function ownRates(
+  { prices }: Pick<Settings, 'prices'>,
+  key: string,
+  served: string,
+): Rates | undefined {
   if (prices.size === 0) return undefined;
   return (prices.get(`${key}/${served}`) ?? prices.get(`${key}/${undated(served)}`))?.rates;
 }
@@ -225,7 +230,7 @@ function listedRates(sale: Sale, served: string): Rates | undefined {
   return isRenamed ? asked : listed;
 }
 
-function findListed({ provider, startedAt, catalogue }: Sale, model: string): Rates | undefined {
+function findListed({ provider, startedAt, catalogue }: Listed, model: string): Rates | undefined {
   const list = provider.catalogue;
   return list === undefined ? undefined : findRates(list, model, startedAt, catalogue);
 }
