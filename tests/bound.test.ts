@@ -5,8 +5,9 @@ import fc from 'fast-check';
 import { ENDPOINTS } from '../functions/providers/endpoints.ts';
 import { Refusal } from '../schema/errors.ts';
 import type { Json, JsonObject } from '../schema/json.ts';
-import type { Bound } from '../schema/rules/bound.ts';
+import { type Bound, isPossible, NO_COST } from '../schema/rules/bound.ts';
 import { findRates, overrideRates, type Rates } from '../schema/rules/catalogue.ts';
+import { NO_USAGE, type Usage } from '../schema/usage.ts';
 
 const NOW = Date.UTC(2026, 10, 23);
 const OWN_PRICE = { inputNanosPerMillion: 1, outputNanosPerMillion: 1 };
@@ -331,4 +332,48 @@ test('every number of a bound is a safe integer, and its bound is found, for any
     }),
     { numRuns: 1_000 },
   );
+});
+
+describe('a report', () => {
+  const COUNTS = Object.keys(NO_USAGE) as (keyof Usage)[];
+  const limits = fc.record({
+    inputTokens: fc.nat(100_000_000),
+    outputTokens: fc.nat(100_000_000),
+    webSearches: fc.nat(1_000),
+    fileSearches: fc.nat(1_000),
+  });
+  const windows = fc.option(fc.nat(10_000_000), { nil: undefined });
+  const mostOf = (bound: Bound, window = 0, name: keyof Usage = 'inputTokens') => {
+    if (name.endsWith('Searches')) return Math.max(bound.webSearches, bound.fileSearches, 100);
+    return Math.max(bound.inputTokens, bound.outputTokens, window, 1_048_576);
+  };
+
+  test('of what a bound, a window or the largest known model allows is possible, and twice that', () => {
+    fc.assert(
+      fc.property(
+        limits,
+        windows,
+        fc.double({ min: 0, max: 2, noNaN: true }),
+        (drawn, window, part) => {
+          const bound = { ...NO_COST, ...drawn };
+          const counts = COUNTS.map((name) => [
+            name,
+            Math.floor(mostOf(bound, window, name) * part),
+          ]);
+          expect(isPossible(Object.fromEntries(counts), bound, window)).toBe(true);
+        },
+      ),
+    );
+  });
+
+  test('of more than twice that, of whatever kind, is not', () => {
+    const names = fc.constantFrom(...COUNTS);
+    fc.assert(
+      fc.property(limits, windows, names, fc.maxSafeNat(), (drawn, window, name, more) => {
+        const bound = { ...NO_COST, ...drawn };
+        const count = Math.min(Number.MAX_SAFE_INTEGER, 2 * mostOf(bound, window, name) + 1 + more);
+        expect(isPossible({ ...NO_USAGE, [name]: count }, bound, window)).toBe(false);
+      }),
+    );
+  });
 });

@@ -8,6 +8,12 @@ const USAGE = { input_tokens: 1_000, output_tokens: 100, total_tokens: 1_100 };
 /** At $1 and $4 per million. */
 const COST_NANOS = 1_000 * 1_000 + 100 * 4_000;
 
+/** Counts that no call can have. */
+const IMPOSSIBLE = {
+  'more input': { input_tokens: 1e12 },
+  'more output': { output_tokens: 1e12 },
+};
+
 /** A model whose context window is known, which bounds what an earlier response holds. */
 const MODEL = 'gpt-4o';
 
@@ -215,6 +221,19 @@ describe.each(stages({ agents: ['maker', 'other'] }))('on $runtime', (stage) => 
       const [step] = await readTrail(stage.rungate, run);
       expect(step?.estimated).toBe(true);
     });
+
+    for (const [what, more] of Object.entries(IMPOSSIBLE)) {
+      test(`that tells of ${what} than it can have used is charged at its bound`, async () => {
+        const run = `impossible-${what.replaceAll(' ', '-')}`;
+        stage.upstream.script({ usage: { ...USAGE, ...more } });
+        const { id } = await make(stage, run, { background: true });
+        const { heldNanos } = await moneyOf(stage, run);
+        await finish(stage, id);
+        expect(await moneyOf(stage, run)).toEqual({ heldNanos: 0, spentNanos: heldNanos });
+        const [step] = await readTrail(stage.rungate, run);
+        expect(step).toMatchObject({ estimated: true, usage: null });
+      });
+    }
 
     test('that can’t be settled when it is fetched is told of in the log, and settled by the next fetch', async () => {
       const run = 'unreadable';

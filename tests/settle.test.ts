@@ -67,7 +67,24 @@ const ODD_USAGE: Readonly<Record<string, Script>> = {
     },
   },
   'beyond all numbers': { usage: { prompt_tokens: 1e300, input_tokens: 1e300 } },
+  ...impossible('a million millions', 1e12),
+  ...impossible('as large as a number can be', Number.MAX_SAFE_INTEGER),
 };
+
+/** Counts of each kind that no call can have, under the names that all endpoints have for them. */
+function impossible(name: string, count: number): Record<string, Script> {
+  const details = { cached_tokens: count };
+  const kinds = {
+    input: { prompt_tokens: count, input_tokens: count },
+    output: { completion_tokens: count, output_tokens: count },
+    cached: {
+      ...{ prompt_tokens_details: details, input_tokens_details: details },
+      cache_read_input_tokens: count,
+    },
+  };
+  const named = Object.entries(kinds).map(([kind, usage]) => [`${name}, ${kind},`, { usage }]);
+  return Object.fromEntries(named);
+}
 
 // Usage with parts that have prices of their own
 
@@ -604,6 +621,29 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
         });
       }
     }
+  });
+
+  test('usage that no call can have is told in the log', async () => {
+    const usage = { prompt_tokens: 1e12, completion_tokens: 5 };
+    stage.upstream.script({ usage });
+    await (await call(stage, 'chat', { run: 'impossible' })).bytes();
+    const [step] = await readTrail(stage.rungate, 'impossible');
+    expect(step?.usage).toBeNull();
+    const told = stage.rungate
+      .logs()
+      .split('\n')
+      .find((line) => line.includes(step!.id));
+    expect(told).toMatch(/"level":"warn","message":"an upstream reported more than a call can use/);
+    expect(told).toContain('"inputTokens":1000000000000');
+  });
+
+  test('usage above the bound is charged as it is while a call can have it', async () => {
+    const usage = { prompt_tokens: 1_000_000, completion_tokens: 200_000 };
+    stage.upstream.script({ usage });
+    await (await call(stage, 'chat', { run: 'above' })).bytes();
+    const [step] = await readTrail(stage.rungate, 'above');
+    const spentNanos = 1_000_000 * 1_000 + 200_000 * 4_000;
+    expect(step).toMatchObject({ estimated: false, spentNanos });
   });
 
   describe('the price is that of', () => {

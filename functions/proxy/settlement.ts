@@ -7,8 +7,9 @@ import { keptResponse } from '../../db/responses.ts';
 import type { Settings } from '../../db/settings.ts';
 import { type Settlement, settlement } from '../../db/settlements.ts';
 import type { Answered, Maker } from '../../db/steps.ts';
+import type { StepId } from '../../schema/ids.ts';
 import { type Nanos, ZERO } from '../../schema/money.ts';
-import { isObject } from '../../schema/rules/bound.ts';
+import { isObject, isPossible } from '../../schema/rules/bound.ts';
 import { findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
 import { costOf, pricesSearches } from '../../schema/rules/price.ts';
 import type { Usage } from '../../schema/usage.ts';
@@ -41,18 +42,16 @@ interface Charge {
   readonly usage?: Usage;
   /** Where the price is from; absent where the hold is charged. */
   readonly catalogue?: string;
+  /** What was reported and can't be true. */
+  readonly disbelieved?: Usage;
 }
 
 /** Settles a call's hold, durably, together with what else the answer changes. */
 export function settleHold(call: Held, end: End, ...also: Statement[]): Promise<void> {
-  const final = settlementOf(
-    call,
-    end,
-    chargeFor(call, end),
-    call.startedAt,
-    call.rates?.catalogue,
-  );
+  const charge = chargeFor(call, end);
+  const final = settlementOf(call, end, charge, call.startedAt, call.rates?.catalogue);
   tell(call, end, final);
+  tellDisbelief(call, call.stepId, charge);
   if (call.approving && isUnrun(end))
     also.push(returnApprovals(call.org, call.run.id, call.stepId));
   if (!keepsBodies(call.version.policy)) return call.flight.settle(final, ...also);
@@ -77,6 +76,13 @@ function tell(call: Held, { outcome }: End, { spentNanos, answered }: Settlement
   const fields = { ...ids, upstream: call.key.name, outcome, latencyMs, spentNanos };
   if (isFault) log.warn('an upstream gave no whole answer', fields);
   else log.debug('a call has ended', fields);
+}
+
+/** Puts a report that can't be true into the log. */
+function tellDisbelief({ services, key }: Held, step: StepId, { disbelieved }: Charge): void {
+  if (!disbelieved) return;
+  const message = 'an upstream reported more than a call can use; the call is charged at its bound';
+  services.log.warn(message, { step, upstream: key.name, usage: withoutZeros(disbelieved) });
 }
 
 /** Whether nothing of a call can have run: it was not sent, or refused for what it is. */
@@ -104,6 +110,7 @@ export async function settleKept(call: Held, maker: Maker, end: End): Promise<St
   const { kept, org } = call;
   if (!kept || maker.settledAt !== null || end.isFree || !end.reading?.complete) return [];
   const charge = await chargeForKept(call, maker, end.reading);
+  tellDisbelief(call, kept.stepId, charge);
   const final = settlementOf(call, end, charge, maker.startedAt, maker.catalogue);
   return [settlement(org, kept.runId, kept.stepId, final)];
 }
@@ -177,13 +184,16 @@ type Listed = Pick<Sale, 'provider' | 'startedAt' | 'catalogue'>;
 
 /**
  * What an answer costs at the price of the model that gave it. Where that is not known, or the
- * answer broke, it is an estimate that the hold caps; without any report, the hold.
+ * answer broke, it is an estimate that the hold caps; without any report that can be true, the hold.
  *
  * @param mostOutput Tokens that an answer may have had, whatever it reports.
  */
 function chargeAt(sale: Sale, reading: Reading | undefined, mostOutput: number): Charge {
-  const { heldNanos, rates: asked } = sale;
+  const { heldNanos, rates: asked, bound } = sale;
   const usage = reading?.usage;
+  if (usage && !isPossible(usage, bound, asked?.contextWindow)) {
+    return { spentNanos: heldNanos, estimated: true, disbelieved: usage };
+  }
   const served = reading && usage && servedRates(sale, reading.model, usage);
   const rates = served ?? asked;
   if (!usage || !rates) return { spentNanos: heldNanos, estimated: true };

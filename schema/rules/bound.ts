@@ -2,6 +2,7 @@
 
 import { Refusal } from '../errors.ts';
 import type { Json, JsonObject } from '../json.ts';
+import type { Usage } from '../usage.ts';
 
 /** The most that a call can consume. Whole numbers; a call that consumes more is not possible. */
 export interface Bound {
@@ -73,6 +74,11 @@ const TOOLS_TOKENS = 1_024;
 const MESSAGE_TOKENS = 16;
 const TOOL_TOKENS = 64;
 
+/** The window of a model that nobody has told it of: as large as that of the largest ones. */
+export const LARGEST_WINDOW_TOKENS = 1_048_576;
+/** More searches than a host runs of its own accord. */
+const UNASKED_SEARCHES = 100;
+
 /** The catalogue rounds windows down (1,000,000 for 1,047,576): a sixteenth covers it. */
 const WINDOW_SLACK = 16;
 
@@ -133,6 +139,24 @@ export function visibleTokens(contents: Contents, bodyBytes: number): number {
   const tools = contents.tools === 0 ? 0 : TOOLS_TOKENS + contents.tools * TOOL_TOKENS;
   const overhead = CALL_TOKENS + contents.messages * MESSAGE_TOKENS + tools;
   return most(text + contents.mediaTokens + overhead);
+}
+
+/**
+ * Whether a call can have consumed what a host reports. It may be more than the bound: hosts add
+ * prompts of their own, count images their own way and overlook limits, and that is paid. But no
+ * model takes in or writes more than its window in a turn, and none that is known has a much larger
+ * one than {@link LARGEST_WINDOW_TOKENS}; the bound counts the turns. The line is at twice that, for
+ * each kind of tokens: what is beyond it is a defect of the host, and would use up everyone's budget.
+ *
+ * @param windowTokens The model's context window, where it is known.
+ */
+export function isPossible(usage: Usage, bound: Bound, windowTokens = 0): boolean {
+  const { webSearches, fileSearches, ...tokens } = usage;
+  const { inputTokens, outputTokens } = bound;
+  const most = Math.max(inputTokens, outputTokens, windowTokens, LARGEST_WINDOW_TOKENS);
+  const searches = Math.max(bound.webSearches, bound.fileSearches, UNASKED_SEARCHES);
+  const isWithin = Math.max(...Object.values(tokens)) <= 2 * most;
+  return isWithin && Math.max(webSearches, fileSearches) <= 2 * searches;
 }
 
 /**

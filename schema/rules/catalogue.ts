@@ -3,6 +3,7 @@
 import { findProvider, type ModelInfo, type ModelPrice } from '@pydantic/genai-prices';
 import manifest from '../../package.json' with { type: 'json' };
 import { nanos } from '../money.ts';
+import { LARGEST_WINDOW_TOKENS } from './bound.ts';
 
 /** Nanos per million tokens, dearer from some size of the input on. */
 export interface TokenPrice {
@@ -85,8 +86,6 @@ type Layer = (provider: string) => Index;
 export const CATALOGUE = `genai-prices@${manifest.dependencies['@pydantic/genai-prices']}`;
 
 const DEMO_WINDOW_TOKENS = 32_768;
-/** Of a model that nobody has told the window of: as large as that of the largest ones. */
-const ASSUMED_WINDOW_TOKENS = 1_048_576;
 const DAY_SECONDS = 86_400;
 /** The longest name of a model, in characters: it goes on the trail and into the answer. */
 export const MAX_MODEL_LENGTH = 256;
@@ -196,7 +195,7 @@ export function overrideRates(override: PriceOverride): Rates {
     cacheReadMedia: read,
     cacheWrite: write,
     cacheWrite1h: flat(override.cacheWrite1hNanosPerMillion ?? write.base),
-    contextWindow: override.contextWindow ?? ASSUMED_WINDOW_TOKENS,
+    contextWindow: override.contextWindow ?? LARGEST_WINDOW_TOKENS,
   };
 }
 
