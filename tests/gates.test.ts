@@ -464,11 +464,24 @@ describe('an answer that is no success', () => {
     upstream.script({ status, body: plain });
     const response = await ask('chat', asking('chat', 'plain-errors', 'hello'));
     expect([response.status, await response.text()]).toEqual([status, plain]);
-    const page = '<p>tool_calls</p>';
+    const page = '\ufeff\n<p>tool_calls</p>';
     upstream.script({ status, body: page, headers: { 'content-type': 'text/html' } });
     const other = await ask('chat', asking('chat', 'plain-errors', 'hello'));
-    expect([other.status, await other.text()]).toEqual([status, page]);
+    expect([other.status, Buffer.from(await other.arrayBuffer()).toString()]).toEqual([
+      status,
+      page,
+    ]);
   });
+
+  test.each([300, 404, 500])(
+    'of status %d is judged though it is said to be a page',
+    async (status) => {
+      upstream.script({ status, body: proposing, headers: { 'content-type': 'text/html' } });
+      const response = await ask('chat', asking('chat', slug('page', status), 'hello'));
+      expect(response.status).toBe(403);
+      expect(await response.text()).not.toContain('A-1');
+    },
+  );
 });
 
 describe('who decides', () => {

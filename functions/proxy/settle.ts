@@ -125,15 +125,20 @@ async function whole(answer: Answer, meter: Meter): Promise<Response> {
     ? await translated(answer, answer.translation, end, known)
     : known;
   // Errors too: not every client looks at the status before it looks for calls.
-  const isJudged = isGoverned(answer) && !(isFree && isPage(answer));
+  const isJudged = isGoverned(answer) && !(isFree && isPage(answer, bytes));
   const proposals = isJudged ? readWhole(answer, bytes) : undefined;
   return conclude(answer, end, proposals, { status, headers: headersFor(answer), bytes });
 }
 
 /** Gateways answer with pages, in any encoding, in which no client looks for calls. */
-function isPage({ upstream }: Answer): boolean {
-  return /^text\/html\b/i.test(upstream.headers.get('content-type') ?? '');
+function isPage({ upstream }: Answer, bytes: Uint8Array): boolean {
+  const isCalledOne = /^text\/html\b/i.test(upstream.headers.get('content-type') ?? '');
+  return isCalledOne && bytes.find((byte) => !BEFORE_PAGE.has(byte)) === LESS_THAN;
 }
+
+const LESS_THAN = 0x3c;
+/** White space, and what the marks of byte orders and wider encodings put beside it. */
+const BEFORE_PAGE = new Set([0x09, 0x0a, 0x0c, 0x0d, 0x20, 0x00, 0xef, 0xbb, 0xbf, 0xfe, 0xff]);
 
 /** The answer in the caller's dialect; one that can't be said in it is settled and refused. */
 async function translated(
