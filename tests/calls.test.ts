@@ -108,6 +108,12 @@ describe('hosted calls', () => {
   });
 });
 
+test('the calls of every answer that may hold a response are read', () => {
+  const rows = ENDPOINTS.filter(({ path }) => /^responses(?:$|\/\{id\})/.test(path));
+  expect(rows.map(({ name }) => name)).toContain('responses.delete');
+  expect(rows.filter(({ calls }) => !calls)).toEqual([]);
+});
+
 describe('a search for tools', () => {
   test.each([
     ['server', []],

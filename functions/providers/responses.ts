@@ -336,7 +336,13 @@ export const RESPONSES_ENDPOINTS: readonly Endpoint[] = [
     meter: meterResponse,
     calls: readResponseCalls,
   }),
-  freeRow({ ...openai, name: 'responses.delete', method: 'DELETE', path: 'responses/{id}' }),
+  freeRow({
+    ...openai,
+    name: 'responses.delete',
+    method: 'DELETE',
+    path: 'responses/{id}',
+    calls: readResponseCalls,
+  }),
   freeRow({
     ...openai,
     name: 'responses.cancel',
