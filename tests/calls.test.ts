@@ -2,7 +2,7 @@
 
 import { describe, expect, test } from 'bun:test';
 import fc from 'fast-check';
-import type { Endpoint, ProposedCall } from '../functions/providers/contract.ts';
+import type { Asked, Endpoint, ProposedCall } from '../functions/providers/contract.ts';
 import { ENDPOINTS } from '../functions/providers/endpoints.ts';
 import { mendHalves } from '../functions/providers/halves.ts';
 import { toolResults } from '../functions/providers/results.ts';
@@ -11,6 +11,7 @@ import { Screen } from '../functions/proxy/screen.ts';
 import type { Json, JsonObject } from '../schema/json.ts';
 import { type Policy, policySchema } from '../schema/policy.ts';
 import { decideTool, judgeName } from '../schema/rules/tools.ts';
+import { coerced, type Told } from './coercing.ts';
 import {
   bodyOf,
   FORMS,
@@ -24,7 +25,7 @@ import {
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 const endpointOf = (name: string): Endpoint => ENDPOINTS.find((each) => each.name === name)!;
-const readerOf = (name: string) => endpointOf(name).calls!();
+const readerOf = (name: string, asked?: Asked) => endpointOf(name).calls!(asked);
 const effectsOf = (policy: Policy, calls: readonly ProposedCall[]) =>
   new Set(calls.map((call) => decideTool(policy, call).effect));
 
@@ -53,14 +54,14 @@ for (const [rule, [effect, toolsOf]] of Object.entries(RULES)) {
     test.each(cells)('$form.endpoint $form.label, $at of $count', ({ form, count, at }) => {
       const proposals = proposalsOf(form, count, at);
       const policy = policySchema.parse({ tools: toolsOf(form.names('drop_table')) });
-      const reader = readerOf(form.endpoint);
+      const reader = readerOf(form.endpoint, { choices: count });
       const calls = reader.body(encoder.encode(bodyOf(form.endpoint, proposals)));
       expect(reader.fault).toBeUndefined();
       expect(told(calls)).toEqual(expected(proposals));
       expect(effectsOf(policy, calls).has(effect as 'allow')).toBe(true);
 
       const frames = framesOf(form.endpoint, proposals);
-      const streamed = readerOf(form.endpoint);
+      const streamed = readerOf(form.endpoint, { choices: count });
       const screen = new Screen(streamed, (name) => judgeName(policy, name));
       const passed = frames.map(({ text }) => decoder.decode(screen.push(encoder.encode(text))));
       const { withheld, calls: found } = screen.end();
@@ -186,6 +187,105 @@ describe('where readers could read several calls', () => {
     const [call] = readerOf('messages').body(encoder.encode(`{"content":${content}}`));
     expect(call!.argsText).toBe('{ "n" : 12345678901234567890}');
   });
+});
+
+// What clients make of members of other types, and of places that are none
+
+const STREAMED = FORMS.filter(({ label }) =>
+  ['function', 'former', 'function_call', 'tool_use', 'tool_use begun whole'].includes(label),
+);
+
+/** The events of a stream, each as its name and its data; what is no JSON is left out. */
+function eventsOf(frames: readonly { text: string }[]): Told[] {
+  return frames.flatMap(({ text }) => {
+    const [, event, data = ''] = /^(?:event: (\S+)\n)?data: (.*)/.exec(text) ?? [];
+    return data.startsWith('{') ? [{ event, data: JSON.parse(data) as JsonObject }] : [];
+  });
+}
+
+type Holder = Record<string | number, Json>;
+
+/** Every member of a value, at any depth, with what holds it. */
+function membersIn(value: Json): (readonly [holder: Holder, key: string])[] {
+  if (typeof value !== 'object' || value === null) return [];
+  const holder = value as Holder;
+  return Object.keys(value).flatMap((key) => [[holder, key] as const, ...membersIn(holder[key]!)]);
+}
+
+const INDEXES = ['index', 'output_index'];
+
+function judgedBy(endpoint: string, events: readonly Told[]) {
+  const reader = readerOf(endpoint);
+  for (const { event = '', data } of events) {
+    reader.event({ event, data: JSON.stringify(data), start: 0, end: 0 });
+  }
+  return { calls: reader.end(), fault: reader.fault };
+}
+
+/** Calls that some client would run, though nobody decided on them. */
+function unjudged(endpoint: string, events: readonly Told[]): object[] {
+  const { calls, fault } = judgedBy(endpoint, events);
+  if (fault !== undefined) return [];
+  return coerced(endpoint, events).filter(
+    ({ name, args }) =>
+      !calls.some((call) => {
+        return call.name === name && (!call.args || Bun.deepEquals(call.args, args));
+      }),
+  );
+}
+
+describe('whatever stands in place of a member of a stream', () => {
+  const numbers = [-1, 0, 1, 2, 0.5, '0', '1', false, true, [0], null] as Json[];
+  const others = [555, '5', '', true, null, ['drop_table'], ['5'], { 0: 'x' }, {}, []] as Json[];
+  const change = fc.record({ event: fc.nat(), member: fc.nat(), value: fc.nat() });
+
+  test('is decided on as clients read it, or keeps the answer from passing', () => {
+    let read = 0;
+    fc.assert(
+      fc.property(
+        ...[fc.constantFrom(...STREAMED), fc.integer({ min: 1, max: 2 })],
+        ...[fc.array(change, { minLength: 1, maxLength: 3 }), fc.array(fc.nat(), { maxLength: 2 })],
+        (form, count, changes, repeats) => {
+          const one = form.label === 'former' ? 1 : count;
+          const events = eventsOf(framesOf(form.endpoint, proposalsOf(form, one, 0)));
+          for (const { event, member, value } of changes) {
+            const members = membersIn(events[event % events.length]!.data);
+            const [holder, key] = members[member % members.length] ?? [{}, ''];
+            const values = INDEXES.includes(key) ? numbers : others;
+            holder[key] = structuredClone(values[value % values.length]!);
+          }
+          for (const repeat of repeats) {
+            const at = repeat % events.length;
+            events.splice(at, 0, structuredClone(events[at]!));
+          }
+          expect(unjudged(form.endpoint, events)).toEqual([]);
+          if (judgedBy(form.endpoint, events).fault === undefined) read += 1;
+        },
+      ),
+      { numRuns: 6_000 },
+    );
+    expect(read).toBeGreaterThan(1_000);
+  });
+
+  const cells = STREAMED.flatMap((form) => {
+    const events = eventsOf(framesOf(form.endpoint, proposalsOf(form, 1, 0)));
+    return events.flatMap(({ data }, at) =>
+      membersIn(data).map(([, key], member) => ({ form, at, member, key })),
+    );
+  });
+  const OF_CALLS = ['name', 'arguments', 'partial_json', 'index', 'output_index', 'delta'];
+
+  test.each(cells.filter(({ key }) => OF_CALLS.includes(key)))(
+    '$form.endpoint $form.label: event $at, member $member ($key)',
+    ({ form, at, member, key }) => {
+      for (const value of [...numbers, ...others]) {
+        const events = eventsOf(framesOf(form.endpoint, proposalsOf(form, 1, 0)));
+        const [holder] = membersIn(events[at]!.data)[member]!;
+        holder[key] = value;
+        expect(unjudged(form.endpoint, events)).toEqual([]);
+      }
+    },
+  );
 });
 
 /** An event of each dialect that says a piece of text, given as the JSON of a string. */

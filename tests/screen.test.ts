@@ -4,8 +4,10 @@ import { describe, expect, test } from 'bun:test';
 import Anthropic from '@anthropic-ai/sdk';
 import fc from 'fast-check';
 import OpenAI from 'openai';
+import type { Asked } from '../functions/providers/contract.ts';
 import { ENDPOINTS } from '../functions/providers/endpoints.ts';
 import { Screen } from '../functions/proxy/screen.ts';
+import type { JsonObject } from '../schema/json.ts';
 import { policySchema } from '../schema/policy.ts';
 import { decideTool, judgeName } from '../schema/rules/tools.ts';
 import { SseTooLarge } from '../schema/sse.ts';
@@ -21,11 +23,12 @@ const POLICIES = {
   open: policySchema.parse({ tools: { allow: ['*'] } }),
 };
 
-const readerOf = (endpoint: string) => ENDPOINTS.find(({ name }) => name === endpoint)!.calls!();
+const readerOf = (endpoint: string, asked?: Asked) =>
+  ENDPOINTS.find(({ name }) => name === endpoint)!.calls!(asked);
 
 /** What a screen makes of a stream that arrives in these chunks. */
-function run(endpoint: string, chunks: readonly Uint8Array[], policy = POLICIES.list) {
-  const screen = new Screen(readerOf(endpoint), (name) => judgeName(policy, name));
+function run(endpoint: string, chunks: readonly Uint8Array[], policy = POLICIES.list, choices = 1) {
+  const screen = new Screen(readerOf(endpoint, { choices }), (name) => judgeName(policy, name));
   const passed = Buffer.concat(chunks.map((chunk) => screen.push(chunk)));
   const { withheld, calls } = screen.end();
   const effects = calls.map((call) => decideTool(policy, call).effect);
@@ -164,7 +167,8 @@ describe('a stream, however it is written and cut', () => {
         const names = form.names('drop_table');
         fc.pre(names.some((name) => judgeName(policy, name) !== 'allow'));
         const { bytes, limit } = write(frames, target, how, true);
-        const { passed, withheld, isStopped } = run(form.endpoint, cut(bytes, how.cuts), policy);
+        const out = run(form.endpoint, cut(bytes, how.cuts), policy, count);
+        const { passed, withheld, isStopped } = out;
         expect(passed.length).toBeLessThanOrEqual(limit);
         expect(isStopped).toBe(true);
         expect(Buffer.concat([passed, withheld]).equals(bytes)).toBe(true);
@@ -179,7 +183,7 @@ describe('a stream, however it is written and cut', () => {
         const plain = framesOf(form.endpoint, proposalsOf(form, 'read_table', args, count, at));
         const frames = isOneByOne(form) ? plain : interleave(plain, how.order);
         const { bytes } = write(frames, 0, how, false);
-        const out = run(form.endpoint, cut(bytes, how.cuts), POLICIES.open);
+        const out = run(form.endpoint, cut(bytes, how.cuts), POLICIES.open, count);
         const { passed, withheld, calls } = out;
         expect(out.fault).toBeUndefined();
         // A CR at the very end may be half of a line end.
@@ -362,6 +366,321 @@ describe('a call is not given out by', () => {
     const { isStopped, calls } = runText('responses.create', events('ls'), open);
     expect([isStopped, calls.length]).toEqual([false, 1]);
     expect(runText('responses.create', events('rm -rf /'), open).isStopped).toBe(true);
+  });
+});
+
+// What clients put together in other ways than the documents say
+
+const data = (value: object) => `data: ${JSON.stringify(value)}\n\n`;
+const chunkOf = (choices: object, more = {}) => data({ choices, ...more });
+const delta = (index: unknown, ...tool_calls: object[]) => ({ index, delta: { tool_calls } });
+const part = (index: unknown, args: string, { name, ...more }: JsonObject = {}) => ({
+  ...{ index, ...more },
+  function: { ...(name === undefined ? {} : { name }), arguments: args },
+});
+const pay = (index: unknown, args: string) => part(index, args, { id: 'a', name: 'pay' });
+const one = (...parts: object[]) => chunkOf([delta(0, ...parts)]);
+const BEGUN = one(pay(0, '{"n":1'));
+const ENDED = one(part(0, '}'));
+
+const block = (index: unknown, content_block: object) =>
+  data({ type: 'content_block_start', index, content_block });
+const use = (input: object) => ({ type: 'tool_use', id: 't', name: 'pay', input });
+const input = (index: unknown, partial_json: unknown) =>
+  data({
+    type: 'content_block_delta',
+    index,
+    delta: { type: 'input_json_delta', partial_json },
+  });
+const begin = (...content: unknown[]) => data({ type: 'message_start', message: { content } });
+const PLAIN = { type: 'text', text: '' };
+
+const item = (more: object) => ({ type: 'function_call', id: 'i', name: 'pay', ...more });
+const added = (more: object, at: object = { output_index: 0 }) =>
+  data({
+    type: 'response.output_item.added',
+    ...at,
+    item: item({ status: 'in_progress', ...more }),
+  });
+const goesOn = (text: string, at: object = { output_index: 0, item_id: 'i' }) =>
+  data({ type: 'response.function_call_arguments.delta', ...at, delta: text });
+const completed = (...output: object[]) =>
+  data({ type: 'response.completed', response: { output } });
+const WHOLE_ITEM = item({ arguments: '{"n":1}', status: 'completed' });
+
+const AMBIGUOUS: readonly (readonly [what: string, Form['endpoint'], ...string[]])[] = [
+  ['a choice nobody asked for', 'chat.completions', BEGUN, chunkOf([delta(1, part(0, '0'))])],
+  ['one with a call', 'chat.completions', BEGUN, chunkOf([delta(1, pay(0, '00'))]), ENDED],
+  [
+    ...(['two choices of one index', 'chat.completions', BEGUN] as const),
+    ...[chunkOf([delta(0, part(0, '0')), delta(0, part(0, '.5'))]), ENDED],
+  ],
+  [
+    ...(['a choice behind another', 'chat.completions', BEGUN] as const),
+    ...[chunkOf([{ index: 0, delta: {} }, delta(0, part(0, '0'))]), ENDED],
+  ],
+  ['choices that are no list', 'chat.completions', BEGUN, chunkOf({ 0: delta(0, part(0, '0')) })],
+  ['a delta in a list', 'chat.completions', chunkOf([{ delta: [{ tool_calls: [pay(0, '')] }] }])],
+  ['calls that are no list', 'chat.completions', chunkOf([{ delta: { tool_calls: pay(0, '') } }])],
+  [
+    'a choice without its index',
+    'chat.completions',
+    BEGUN,
+    chunkOf([{ ...delta(0, part(0, '0')), index: null }]),
+  ],
+  ['a call without its index', 'chat.completions', BEGUN, one(part(null, '0')), ENDED],
+  [
+    ...(['an index that is no digits', 'chat.completions', BEGUN] as const),
+    ...[one(part(0, '0')).replace('[{"index":0,"f', '[{"ind\\u0065x":0.0,"f'), ENDED],
+  ],
+  [
+    ...(['an id that comes back', 'chat.completions', one(part(0, '{"x":', { id: 'a' }))] as const),
+    ...[one(part(0, '', { id: 'b', name: 'lookup' })), one(pay(0, '{"n":1}'))],
+  ],
+  [
+    'an object that goes on',
+    'chat.completions',
+    BEGUN,
+    chunkOf([delta(0, { index: 0, function: { arguments: {} } })]),
+  ],
+  [
+    'arguments in two places',
+    'chat.completions',
+    chunkOf([delta(0, { index: 0, function: { name: 'pay', arguments: '{}', input: '{}' } })]),
+  ],
+  [
+    'a chunk that some clients drop',
+    'chat.completions',
+    BEGUN,
+    chunkOf([delta(0, part(0, '0'))], { created: 'x' }),
+    ENDED,
+  ],
+  [
+    'a call of a type that some drop',
+    'chat.completions',
+    BEGUN,
+    one(part(0, '0', { type: '' })),
+    ENDED,
+  ],
+  [
+    'an event that some clients skip',
+    'chat.completions',
+    BEGUN,
+    `event: thread.x\n${one(part(0, '0'))}`,
+    ENDED,
+  ],
+  ['a call after the end', 'chat.completions', BEGUN, 'data: [DONE]\n\n', ENDED],
+  ['a call without a name', 'chat.completions', one(part(0, '{}', { id: 'a', type: 'function' }))],
+
+  ['a block that takes the place of a call', 'messages', block(0, use({ n: 1 })), block(0, PLAIN)],
+  ['a call that takes the place of a block', 'messages', block(0, PLAIN), block(0, use({}))],
+  ['an input that text goes on with', 'messages', block(0, PLAIN), input(0, '{}')],
+  ['an input of a call before the first', 'messages', block(0, use({})), input(-1, '{}')],
+  ['an input without an index', 'messages', block(0, use({})), input(null, '{}')],
+  [
+    'an input after its block',
+    'messages',
+    block(0, use({})),
+    data({ type: 'content_block_stop', index: 0 }),
+    input(0, '{"n":9}'),
+  ],
+  [
+    'an input after its message',
+    'messages',
+    block(0, use({})),
+    data({ type: 'message_stop' }),
+    input(0, '{"n":9}'),
+  ],
+  ['an input of a call that stood there', 'messages', begin(use({ n: 1 })), input(0, '{"n":9}')],
+  ['a call behind a text that stood there', 'messages', begin(PLAIN), block(0, use({}))],
+  ['a message that begins again', 'messages', begin(), block(0, use({})), begin()],
+  [
+    'a block in an event of another type',
+    'messages',
+    block(0, use({})).replace('content_block_start', 'ping'),
+  ],
+  [
+    'an input in an event of another type',
+    'messages',
+    block(0, use({})),
+    input(0, '{}').replace('content_block_delta', 'ping'),
+  ],
+  [
+    'an event that some clients skip',
+    'messages',
+    block(0, use({})),
+    `event: content_block_delta\n${input(0, '{}')}`,
+  ],
+  [
+    'an event without its type',
+    'messages',
+    `event: content_block_start\n${block(0, use({})).replace('"type":"content_block_start",', '')}`,
+  ],
+
+  [
+    'a delta without its place',
+    'responses.create',
+    added({ arguments: '' }),
+    goesOn('{'),
+    goesOn('}', { item_id: 'i' }),
+  ],
+  [
+    'a delta of the place of a text',
+    'responses.create',
+    added({ arguments: '' }, { output_index: 1 }),
+    goesOn('{}'),
+  ],
+  [
+    'a delta of an id that nothing has',
+    'responses.create',
+    added({ arguments: '' }),
+    goesOn('{'),
+    goesOn('}', { output_index: 0, item_id: 'j' }),
+  ],
+  ['a delta of nothing', 'responses.create', goesOn('{}'), completed(WHOLE_ITEM)],
+  [
+    'a call that begins twice',
+    'responses.create',
+    added({ name: 'drop_' }),
+    added({ name: 'table', id: null }),
+  ],
+  ['a call after the end', 'responses.create', added({}), completed(WHOLE_ITEM), goesOn('{}')],
+  ['arguments that are no text', 'responses.create', completed(item({ arguments: { n: 1 } }))],
+  ['a call without a name', 'responses.create', completed(item({ name: '', arguments: '{}' }))],
+  [
+    'items that are no list',
+    'responses.create',
+    data({ type: 'response.completed', response: { output: { 0: WHOLE_ITEM } } }),
+  ],
+];
+
+describe('an answer is withheld for', () => {
+  test.each(AMBIGUOUS)('%s (%s)', (_, endpoint, ...events) => {
+    const { fault, withheld } = runText(endpoint, events.join(''), POLICIES.open);
+    expect(fault).toBeString();
+    expect(withheld.length).toBeGreaterThan(0);
+  });
+});
+
+/** What hosts send that keep to the documents, or nearly. */
+const USUAL: readonly (readonly [
+  what: string,
+  choices: number,
+  events: string[],
+  calls: string[],
+])[] = [
+  [
+    'null and empty members where nothing is added',
+    1,
+    [
+      BEGUN,
+      one({ ...part(0, ''), id: null, type: null, function: { name: null, arguments: null } }),
+      one({ ...part(0, '}'), id: '', function: { name: '', arguments: '}' } }),
+    ],
+    ['pay {"n":1}'],
+  ],
+  [
+    'whole calls without an index',
+    1,
+    [one({ id: 'a', function: { name: 'pay', arguments: '{}' } })],
+    ['pay {}'],
+  ],
+  [
+    'the object of arguments itself',
+    1,
+    [one({ index: 0, function: { name: 'pay', arguments: {} } })],
+    ['pay {}'],
+  ],
+  [
+    'several choices, one in each chunk',
+    2,
+    [BEGUN, chunkOf([delta(1, pay(0, '{"n":'))]), ENDED, chunkOf([delta(1, part(0, '2}'))])],
+    ['pay {"n":1}', 'pay {"n":2}'],
+  ],
+  [
+    'several choices in one chunk',
+    2,
+    [
+      chunkOf([delta(1, pay(0, '{"n":')), delta(0, pay(0, '{'))]),
+      chunkOf([delta(1, part(0, '2}')), delta(0, part(0, '}'))]),
+    ],
+    ['pay {"n":2}', 'pay {}'],
+  ],
+];
+
+describe('what hosts send passes:', () => {
+  test.each(USUAL)('%s', (_, choices, events, told) => {
+    const chunks = [encoder.encode(events.join(''))];
+    const { fault, calls, withheld } = run('chat.completions', chunks, POLICIES.open, choices);
+    expect([fault, withheld.length]).toEqual([undefined, 0]);
+    expect(calls.map(({ name, argsText }) => `${name} ${argsText}`).sort()).toEqual(told);
+  });
+
+  test('the parts of one call go on in the choice that began it alone', () => {
+    const chunks = [BEGUN, chunkOf([delta(1, part(0, '000'))]), ENDED].map((text) =>
+      encoder.encode(text),
+    );
+    expect(run('chat.completions', chunks, POLICIES.open, 2).fault).toBeString();
+  });
+});
+
+describe('parts of a call that share an index', () => {
+  const callsOf = (...events: string[]) =>
+    runText('chat.completions', events.join(''), POLICIES.open).calls.map(
+      ({ name, argsText }) => `${name} ${argsText}`,
+    );
+
+  test('and have no id belong to the last one, or to the first', () => {
+    const second = one(part(0, '{"n":1}', { id: 'b', name: 'lookup' }));
+    const calls = callsOf(one(part(0, '', { id: 'a', name: 'pay' })), second, one(part(0, ' ')));
+    expect(calls).toEqual(expect.arrayContaining(['lookup {"n":1} ', 'pay  ']));
+  });
+
+  test('and have an id but no name may have any of the names', () => {
+    const first = one(part(0, '{"n":1}', { id: 'a' }));
+    const calls = callsOf(first, one(part(0, '{}', { id: 'b', name: 'pay' })));
+    expect(calls).toEqual(['pay {"n":1}{}', 'pay {"n":1}', 'pay {}']);
+  });
+});
+
+describe('items of a response', () => {
+  const shell = (status: string, command: string) => ({
+    ...{ type: 'shell_call', id: 'i', call_id: command, status },
+    action: { commands: [command] },
+  });
+  const commands = (text: string) =>
+    runText('responses.create', text, POLICIES.open).calls.map(({ argsText }) => argsText);
+
+  test('are decided on though they are in progress, unless they only begin', () => {
+    const both = ['{"commands":["ls"]}', '{"commands":["rm"]}'];
+    const list = completed(shell('completed', 'ls'), shell('in_progress', 'rm'));
+    expect(commands(list)).toEqual(both);
+    const done = {
+      type: 'response.output_item.done',
+      output_index: 0,
+      item: shell('in_progress', 'ls'),
+    };
+    expect(commands(data(done) + completed(shell('completed', 'rm')))).toEqual(both);
+    const start = { ...done, type: 'response.output_item.added' };
+    expect(commands(data(start) + completed(shell('completed', 'rm')))).toEqual([both[1]!]);
+  });
+
+  test('are joined by the deltas of one type', () => {
+    const other = goesOn('e-9').replace('function_call_arguments', 'mcp_call_arguments');
+    const text = added({ arguments: '' }) + goesOn('{"n":1') + other + goesOn('000}');
+    const { calls } = runText('responses.create', text, POLICIES.open);
+    expect(calls.map(({ argsText }) => argsText)).toContain('{"n":1000}');
+  });
+
+  test('may have begun before a stream that was taken up again, if they end as it says', () => {
+    const read = (...events: string[]) => {
+      const screen = new Screen(readerOf('responses.get', { isResumed: true }), () => 'allow');
+      screen.push(encoder.encode(events.join('')));
+      return [screen.end().calls.map(({ argsText }) => argsText), screen.fault === undefined];
+    };
+    expect(read(goesOn(':1}'), completed(WHOLE_ITEM))).toEqual([['{"n":1}'], true]);
+    expect(read(goesOn(':2}'), completed(WHOLE_ITEM))[1]).toBe(false);
+    expect(read(goesOn(':1}'))[1]).toBe(false);
   });
 });
 

@@ -1,22 +1,26 @@
 /** Tool calls of Anthropic's messages: `tool_use` blocks and the deltas of their input. */
 
 import type { JsonObject } from '../../schema/json.ts';
-import { isObject } from '../../schema/rules/bound.ts';
+import { isGiven, isObject } from '../../schema/rules/bound.ts';
 import {
   type Gatherer,
   MAX_ARGS_CHARS,
   objectsOf,
   type Passage,
   parseArgs,
+  plainIndex,
+  plainText,
   refuseVariants,
   StrictReader,
-  stringOf,
   typeOf,
   Unreadable,
+  Ways,
 } from './calls.ts';
 import type { CallKind, CallReader, ProposedCall } from './contract.ts';
 import { memberOf } from './reading.ts';
 
+/** Blocks of calls. */
+const USE = /tool_use$/i;
 /** Blocks of tools that run upstream: what a request may declare decides on those. */
 const HOSTED = new Set(['server_tool_use', 'mcp_tool_use']);
 
@@ -27,6 +31,15 @@ interface Block {
   /** The input as it stood in the block. */
   readonly input: string;
   deltas: string;
+}
+
+/** A block of a stream. */
+interface Streamed {
+  /** Undefined for one that is no call of the caller's. */
+  readonly block: Block | undefined;
+  /** Whether it uses a tool, whoever runs that. */
+  readonly isUse: boolean;
+  isOpen: boolean;
 }
 
 /**
@@ -40,10 +53,16 @@ export function readMessageCalls(): CallReader {
 }
 
 class MessageGatherer implements Gatherer {
-  readonly hint = /tool_use|partial_json|input_json|content_block_start/i;
+  readonly hint =
+    /tool_use|partial_json|input_json|content_block_st(?:art|op)|message_st(?:art|op)/i;
   readonly #blocks: Block[] = [];
-  /** By index; undefined for a block that is no call of the caller's. */
-  readonly #streamed = new Map<number, Block | undefined>();
+  /** By index. */
+  readonly #streamed = new Map<number, Streamed>();
+  readonly #ways = new Ways();
+  /** Whether the message may still begin, is being told, or was told to its end. */
+  #phase: 'ahead' | 'open' | 'over' = 'ahead';
+  /** Whether blocks stand in the message that a stream begins with. */
+  #isPrefilled = false;
   #started = 0;
   #chars = 0;
 
@@ -52,14 +71,16 @@ class MessageGatherer implements Gatherer {
     const type = typeOf(passage);
     const message = memberOf(value, 'message');
     refuseVariants(message);
-    const names = [...objectsOf(value.content), ...objectsOf(message.content)]
-      .map((block) => this.#see(block, passage)?.name)
-      .filter((name) => name !== undefined);
-    if (isObject(value.content_block)) names.push(...this.#start(value.content_block, passage));
+    const blocks = [...blocksOf(value), ...blocksOf(message)];
+    const names = blocks.flatMap((block) => this.#see(block, passage)?.name ?? []);
+    if (type === 'message_start') this.#begin(isGiven(message.content));
+    if (isGiven(value.content_block)) names.push(...this.#start(type, passage));
+    if (type === 'content_block_stop') this.#stop(passage);
     const delta = memberOf(value, 'delta');
     refuseVariants(delta);
-    const isInput = type === 'content_block_delta' && /json/i.test(stringOf(delta, 'type'));
-    if (isInput || 'partial_json' in delta) names.push(...this.#continue(value, delta));
+    const isInput = /json/i.test(plainText(delta, 'type')) || 'partial_json' in delta;
+    if (isInput) names.push(...this.#continue(type, delta, passage));
+    if (type === 'message_stop') this.#phase = 'over';
     return names;
   }
 
@@ -67,43 +88,88 @@ class MessageGatherer implements Gatherer {
     return this.#blocks.flatMap(versionsOf);
   }
 
+  #begin(isPrefilled: boolean): void {
+    if (this.#phase !== 'ahead') throw new Unreadable('its message begins twice');
+    this.#phase = 'open';
+    this.#isPrefilled = isPrefilled;
+  }
+
   #see(block: JsonObject, passage: Passage): Block | undefined {
     refuseVariants(block);
-    const type = stringOf(block, 'type');
-    if (!/tool_use$/i.test(type) || HOSTED.has(type)) return undefined;
-    const { input } = block;
+    const type = plainText(block, 'type');
+    if (!USE.test(type) || HOSTED.has(type)) return undefined;
+    const input = block.input ?? '';
+    if (input !== '' && typeof input !== 'object') throw new Unreadable('an input is no object');
     const seen = {
       type,
-      id: stringOf(block, 'id') || null,
-      name: stringOf(block, 'name'),
-      input: typeof input === 'object' && input !== null ? passage.source(input) : '',
+      id: plainText(block, 'id') || null,
+      name: plainText(block, 'name'),
+      input: input === '' ? '' : passage.source(input),
       deltas: '',
     };
     this.#blocks.push(seen);
     return seen;
   }
 
-  #start(block: JsonObject, passage: Passage): string[] {
+  #start(type: string, passage: Passage): string[] {
+    const { value } = passage;
+    const { content_block: block, index } = value;
+    if (type !== 'content_block_start' || !isObject(block)) {
+      throw new Unreadable('a block begins in another way than blocks do');
+    }
+    const isUse = USE.test(plainText(block, 'type'));
     const seen = this.#see(block, passage);
-    const { index } = passage.value;
     const isInOrder = index === this.#started++;
-    if (typeof index === 'number') this.#streamed.set(index, seen);
-    if (!seen) return [];
     // Text alone reads the same in any order.
-    if (!isInOrder) throw new Unreadable('the indexes of its blocks are not in order');
-    return [seen.name];
+    if (isUse || this.#hasUse()) {
+      this.#require(passage);
+      if (!isInOrder) throw new Unreadable('the indexes of its blocks are not in order');
+    }
+    if (typeof index === 'number') this.#streamed.set(index, { block: seen, isUse, isOpen: true });
+    return seen ? [seen.name] : [];
   }
 
-  #continue({ index }: JsonObject, delta: JsonObject): string[] {
-    if (typeof index !== 'number' || !this.#streamed.has(index)) return [''];
-    const block = this.#streamed.get(index);
+  #hasUse(): boolean {
+    return this.#blocks.length > 0 || [...this.#streamed.values()].some(({ isUse }) => isUse);
+  }
+
+  /** An event of a call: its message goes on, and all clients look at it, or none does. */
+  #require(passage: Passage): number | undefined {
+    if (this.#phase === 'over' || this.#isPrefilled) {
+      throw new Unreadable('blocks come where its message has them already');
+    }
+    this.#ways.require('events', passage.event === undefined);
+    return plainIndex(passage, passage.value);
+  }
+
+  #stop(passage: Passage): void {
+    if (!this.#hasUse()) return;
+    const index = this.#require(passage);
+    const streamed = index === undefined ? undefined : this.#streamed.get(index);
+    if (streamed) streamed.isOpen = false;
+  }
+
+  #continue(type: string, delta: JsonObject, passage: Passage): string[] {
+    const index = this.#require(passage);
+    const streamed = index === undefined ? undefined : this.#streamed.get(index);
+    const isPlain = type === 'content_block_delta' && delta.type === 'input_json_delta';
+    if (!isPlain || !streamed?.isUse || !streamed.isOpen) {
+      throw new Unreadable('an input goes on where no call is open');
+    }
+    const text = plainText(delta, 'partial_json');
+    const { block } = streamed;
     if (!block) return [];
-    const text = stringOf(delta, 'partial_json');
     block.deltas += text;
     this.#chars += text.length;
     if (this.#chars > MAX_ARGS_CHARS) throw new Unreadable('its calls are too long');
     return [block.name];
   }
+}
+
+/** The blocks of a message; clients may find them in what is no list too. */
+function blocksOf({ content = null }: JsonObject): JsonObject[] {
+  if (isObject(content)) throw new Unreadable('its blocks are no list');
+  return objectsOf(content);
 }
 
 /** A client takes the deltas, where there are any, or else what the block began with. */

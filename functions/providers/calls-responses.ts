@@ -9,13 +9,15 @@ import {
   objectsOf,
   type Passage,
   parseArgs,
+  plainIndex,
+  plainText,
   refuseVariants,
   StrictReader,
-  stringOf,
   typeOf,
   Unreadable,
+  Ways,
 } from './calls.ts';
-import type { CallKind, CallReader, ProposedCall } from './contract.ts';
+import type { Asked, CallKind, CallReader, ProposedCall } from './contract.ts';
 import { memberOf } from './reading.ts';
 
 /** Calls that ran upstream: what a request may declare decides on those. */
@@ -27,6 +29,14 @@ const HOSTED = new Set([
 ]);
 const HOSTED_EVENT = /^response\.(?:code_interpreter|web_search|file_search|image_generation)_call/;
 const CALL = /(?:_call|^mcp_approval_request)$/i;
+
+/** Calls whose arguments are a text, in the member of this name. */
+const TEXTS: Readonly<Record<string, string>> = {
+  function_call: 'arguments',
+  custom_tool_call: 'input',
+  mcp_call: 'arguments',
+  mcp_approval_request: 'arguments',
+};
 
 /** The members that hold a call's arguments, where it has no `arguments` and no `input`. */
 const ARGUMENTS: Readonly<Record<string, readonly string[]>> = {
@@ -50,6 +60,8 @@ interface Seen {
   readonly text: string | undefined;
   /** JSON of those other members. */
   readonly members: string;
+  /** Whether its beginning showed it. */
+  readonly isStart: boolean;
   readonly isFinal: boolean;
   readonly strings: readonly string[];
 }
@@ -58,14 +70,27 @@ interface Seen {
 interface Slot {
   readonly seen: Seen[];
   isHosted: boolean;
-  /** Arguments as their deltas make them, and as an event said they were in the end. */
-  deltas: string | undefined;
+  /** Whether its beginning stands in what was read before this answer. */
+  readonly isResumed: boolean;
+  /** Arguments as the deltas of each type make them, and as events said they were in the end. */
+  readonly deltas: Map<string, string>;
   readonly done: string[];
   /** Other texts that came in deltas, such as the commands of a shell, by what they belong to. */
   readonly others: Map<string, string>;
 }
 
+/** Where an item stands. */
+interface Standing {
+  readonly place: string | undefined;
+  /** Of an item of a list: the slots of those before it. */
+  readonly others?: Set<Slot>;
+  /** Whether the event says that the item begins. */
+  readonly isStart?: boolean;
+}
+
 const MAX_SLOTS = 4_096;
+/** The events that end a stream. */
+const END = /^response\.(?:completed|failed|incomplete)$/;
 
 /**
  * A reader of responses, whole or streamed.
@@ -73,15 +98,23 @@ const MAX_SLOTS = 4_096;
  * A stream tells each call several times: as it begins, in deltas, as it ends, and in the finished
  * response. Clients go by any of these, so those that differ are calls of their own.
  */
-export function readResponseCalls(): CallReader {
-  return new StrictReader(new ResponseGatherer());
+export function readResponseCalls({ isResumed = false }: Asked = {}): CallReader {
+  return new StrictReader(new ResponseGatherer(isResumed));
 }
 
 class ResponseGatherer implements Gatherer {
-  readonly hint = /_call|mcp_approval/i;
+  readonly hint = /_call|mcp_approval|response\.(?:completed|failed|incomplete)/i;
+  readonly #isResumed: boolean;
   readonly #slots = new Set<Slot>();
   readonly #byPlace = new Map<string, Slot>();
+  readonly #ways = new Ways();
+  #isOver = false;
   #chars = 0;
+
+  /** @param isResumed Whether calls may have begun in another answer. */
+  constructor(isResumed: boolean) {
+    this.#isResumed = isResumed;
+  }
 
   take(passage: Passage): string[] {
     const { value } = passage;
@@ -89,11 +122,14 @@ class ResponseGatherer implements Gatherer {
     const response = memberOf(value, 'response');
     refuseVariants(response);
     const names = [value.output, response.output, value.data].flatMap((list) =>
-      objectsOf(list).flatMap((item, at) => this.#see(item, `o${at}`, false, passage)),
+      this.#seeAll(list, passage),
     );
     if (isObject(value.item)) {
-      names.push(...this.#see(value.item, placeOf(value), true, passage));
-    } else if (/_call|mcp_approval/i.test(type)) names.push(...this.#continue(value, type));
+      const isStart = type === 'response.output_item.added';
+      names.push(...this.#see(value.item, passage, { place: placeOf(passage), isStart }));
+    } else if (/_call|mcp_approval/i.test(type)) names.push(...this.#continue(type, passage));
+    if (this.#isOver && names.length > 0) throw new Unreadable('a call goes on after the end');
+    this.#isOver ||= END.test(type);
     return names;
   }
 
@@ -101,62 +137,106 @@ class ResponseGatherer implements Gatherer {
     return [...this.#slots].flatMap(versionsOf);
   }
 
-  #see(item: JsonObject, place: string | undefined, isOwn: boolean, passage: Passage): string[] {
+  finish(): void {
+    for (const slot of this.#slots) requireWhole(slot);
+  }
+
+  #seeAll(list: Json | undefined, passage: Passage): string[] {
+    if (isObject(list)) throw new Unreadable('its items are no list');
+    const others = new Set<Slot>();
+    return objectsOf(list).flatMap((item, at) => {
+      return this.#see(item, passage, { place: `o${at}`, others });
+    });
+  }
+
+  #see(item: JsonObject, passage: Passage, at: Standing): string[] {
     refuseVariants(item);
-    const type = stringOf(item, 'type');
+    const type = plainText(item, 'type');
     if (!CALL.test(type)) return [];
-    const id = stringOf(item, 'id');
-    const slot = this.#slotOf(place, id === '' ? undefined : `i${id}`, isOwn);
+    const slot = this.#slotOf(item, at);
     slot.isHosted ||= isHosted(item, type);
     if (isHosted(item, type)) return [];
-    const seen = read(item, type, passage);
+    const seen = read(item, type, passage, at.isStart ?? false);
+    if (seen.isStart && slot.seen.some(({ isStart }) => isStart)) {
+      throw new Unreadable('a call begins twice');
+    }
     this.#count(seen.members.length + (seen.text?.length ?? 0));
     slot.seen.push(seen);
     return [...seen.names];
   }
 
-  /** The place of an item in a list says less than its id, for a list may leave items out. */
-  #slotOf(place: string | undefined, id: string | undefined, isPlaceSure: boolean): Slot {
+  /**
+   * The place of an item in a list says less than its id, for a list may leave items out. Two of
+   * one list are never the same, whatever their ids say.
+   */
+  #slotOf(item: JsonObject, { place, others }: Standing): Slot {
+    const id = plainText(item, 'id');
+    const key = id === '' ? undefined : `i${id}`;
     const atPlace = place === undefined ? undefined : this.#byPlace.get(place);
-    const withId = id === undefined ? undefined : this.#byPlace.get(id);
-    if (isPlaceSure && atPlace && withId && atPlace !== withId) {
+    const withId = key === undefined ? undefined : this.#byPlace.get(key);
+    if (!others && atPlace && withId && atPlace !== withId) {
       throw new Unreadable('its calls change their places');
     }
-    const isSure = isPlaceSure || id === undefined;
-    const slot = withId ?? (isSure ? atPlace : undefined) ?? this.#newSlot();
+    const isSure = !others || key === undefined;
+    const known = withId ?? (isSure ? atPlace : undefined);
+    if (known && others?.has(known)) return this.#newSlot();
+    const slot = known ?? this.#newSlot();
+    others?.add(slot);
     if (place !== undefined && isSure) this.#byPlace.set(place, slot);
-    if (id !== undefined) this.#byPlace.set(id, slot);
+    if (key !== undefined) this.#byPlace.set(key, slot);
     return slot;
   }
 
-  #newSlot(): Slot {
+  #newSlot(isResumed = false): Slot {
     if (this.#slots.size >= MAX_SLOTS) throw new Unreadable('it proposes too many calls');
-    const slot = { seen: [], isHosted: false, deltas: undefined, done: [], others: new Map() };
+    const slot = {
+      ...{ seen: [], isHosted: false, isResumed },
+      ...{ deltas: new Map(), done: [], others: new Map() },
+    };
     this.#slots.add(slot);
     return slot;
   }
 
-  #continue(event: JsonObject, type: string): string[] {
-    const places = [placeOf(event), stringOf(event, 'item_id') && `i${event.item_id}`];
-    const slots = places.map((place) => place && this.#byPlace.get(place)).filter((slot) => !!slot);
-    if (slots.length === 0) return HOSTED_EVENT.test(type) ? [] : [''];
-    if (new Set(slots).size > 1) throw new Unreadable('its calls change their places');
-    const slot = slots[0]!;
-    this.#addText(slot, event, type);
-    return slot.seen.flatMap(({ names }) => names);
+  #continue(type: string, passage: Passage): string[] {
+    const { value } = passage;
+    const id = plainText(value, 'item_id');
+    const keys = [placeOf(passage), id === '' ? undefined : `i${id}`];
+    const [atPlace, withId] = keys.map((key) => key && this.#byPlace.get(key));
+    const slot = atPlace || withId || this.#begunBefore(type, keys);
+    if (!slot) return [];
+    const isMoved = (withId && withId !== slot) || (keys[0] !== undefined && !atPlace && withId);
+    if (isMoved) throw new Unreadable('its calls change their places');
+    // Some clients go by the place, others by the id, and pass over what they don't find by it.
+    const isFound = keys.map((key) => this.#byPlace.get(key ?? '') === slot);
+    this.#ways.require(slot, passage.event === undefined, ...isFound);
+    this.#addText(slot, type, passage);
+    return slot.isHosted || slot.seen.length > 0 ? slot.seen.flatMap(({ names }) => names) : [''];
   }
 
-  #addText(slot: Slot, event: JsonObject, type: string): void {
-    const delta = stringOf(event, 'delta');
-    const done = stringOf(event, 'arguments') || stringOf(event, 'input');
-    this.#count(delta.length + done.length);
+  /** The slot of a call that began in what came before a stream that was taken up again. */
+  #begunBefore(type: string, keys: readonly (string | undefined)[]): Slot | undefined {
+    if (HOSTED_EVENT.test(type)) return undefined;
+    if (!this.#isResumed) throw new Unreadable('a call goes on that has not begun');
+    const slot = this.#newSlot(true);
+    for (const key of keys) if (key !== undefined) this.#byPlace.set(key, slot);
+    return slot;
+  }
+
+  #addText(slot: Slot, type: string, passage: Passage): void {
+    const { value } = passage;
+    const delta = plainText(value, 'delta');
+    const done = [plainText(value, 'arguments'), plainText(value, 'input')].filter(
+      (text) => text !== '',
+    );
+    this.#count(delta.length + done.join('').length);
     if (/_call_(?:arguments|input)\./i.test(type)) {
-      if (delta !== '') slot.deltas = (slot.deltas ?? '') + delta;
-      if (done !== '') slot.done.push(done);
+      // A client goes by one type of events: it joins those, and no others to them.
+      if (delta !== '') slot.deltas.set(type, (slot.deltas.get(type) ?? '') + delta);
+      slot.done.push(...done);
       return;
     }
     if (delta === '' || slot.isHosted) return;
-    const key = JSON.stringify([type, event.command_index]);
+    const key = JSON.stringify([type, plainIndex(passage, value, 'command_index')]);
     slot.others.set(key, (slot.others.get(key) ?? '') + delta);
   }
 
@@ -166,8 +246,9 @@ class ResponseGatherer implements Gatherer {
   }
 }
 
-function placeOf({ output_index: index }: JsonObject): string | undefined {
-  return typeof index === 'number' ? `o${index}` : undefined;
+function placeOf(passage: Passage): string | undefined {
+  const index = plainIndex(passage, passage.value, 'output_index');
+  return index === undefined ? undefined : `o${index}`;
 }
 
 /** A search for tools is the caller's where it says so. */
@@ -175,27 +256,28 @@ function isHosted(item: JsonObject, type: string): boolean {
   return HOSTED.has(type) || (type === 'tool_search_call' && item.execution !== 'client');
 }
 
-function read(item: JsonObject, type: string, passage: Passage): Seen {
-  const text = type === 'custom_tool_call' ? item.input : item.arguments;
-  const known = ARGUMENTS[type];
-  const keys = known ?? Object.keys(item).filter((key) => !COMMON.has(key));
-  const isText = typeof text === 'string' && !known;
+function read(item: JsonObject, type: string, passage: Passage, isStart: boolean): Seen {
+  const key = TEXTS[type];
+  // What an unknown call does may be told in any of its members.
+  const isText = key !== undefined || (!(type in ARGUMENTS) && typeof item.arguments === 'string');
+  const keys = ARGUMENTS[type] ?? Object.keys(item).filter((each) => !COMMON.has(each));
   return {
     kind: type as CallKind,
-    id: stringOf(item, 'call_id') || stringOf(item, 'id') || null,
-    approvalId: type === 'mcp_call' ? stringOf(item, 'approval_request_id') : '',
+    id: plainText(item, 'call_id') || plainText(item, 'id') || null,
+    approvalId: type === 'mcp_call' ? plainText(item, 'approval_request_id') : '',
     names: namesOf(item, type),
     isFreeText: type === 'custom_tool_call',
-    text: isText ? text : undefined,
+    text: isText ? plainText(item, key ?? 'arguments') : undefined,
     members: isText ? '' : membersOf(item, keys, passage),
-    isFinal: item.status !== 'in_progress',
-    strings: isText ? [] : stringsIn(keys.map((key) => item[key] ?? null)),
+    isStart,
+    isFinal: !isStart || plainText(item, 'status') !== 'in_progress',
+    strings: isText ? [] : stringsIn(keys.map((each) => item[each] ?? null)),
   };
 }
 
 function namesOf(item: JsonObject, type: string): readonly string[] {
-  const name = stringOf(item, 'name');
-  if (type.startsWith('mcp_')) return [`${stringOf(item, 'server_label')}/${name}`];
+  const name = plainText(item, 'name');
+  if (type.startsWith('mcp_')) return [name && `${plainText(item, 'server_label')}/${name}`];
   if (type === 'function_call' || type === 'custom_tool_call') return [name];
   const tool = type.slice(0, -'_call'.length);
   // What a client makes of a kind unknown here may go by either.
@@ -219,9 +301,9 @@ function stringsIn(values: readonly Json[]): string[] {
 }
 
 function versionsOf(slot: Slot): ProposedCall[] {
-  const { seen, done, others } = slot;
-  const isStarted = slot.deltas !== undefined || done.length > 0 || others.size > 0;
-  if (seen.length === 0) return isStarted && !slot.isHosted ? [NAMELESS] : [];
+  const { seen, done, deltas, others, isHosted } = slot;
+  const isStarted = deltas.size > 0 || done.length > 0 || others.size > 0;
+  if (seen.length === 0) return isStarted && !isHosted ? [NAMELESS] : [];
   requireAgreement(seen, others);
   const texts = textsOf(slot);
   const approvalId = approvalOf(seen);
@@ -230,9 +312,24 @@ function versionsOf(slot: Slot): ProposedCall[] {
     .flatMap((call) => texts.flatMap((text) => proposals(call, text, approvalId)));
   const whole = seen.filter(({ text }) => text === undefined);
   const final = whole.filter(({ isFinal }) => isFinal);
-  // What was in progress is only a part of what came to be.
+  // What was in progress as it began is only a part of what came to be.
   const shown = final.length > 0 ? final : whole;
-  return [...textCalls, ...shown.flatMap((call) => proposals(call, call.members, approvalId))];
+  const calls = [
+    ...textCalls,
+    ...shown.flatMap((call) => proposals(call, call.members, approvalId)),
+  ];
+  // A beginning may leave out the name that the end has.
+  const named = calls.filter(({ name }) => name !== '');
+  return named.length > 0 ? named : calls;
+}
+
+/** Of a call that began before, the end has to come, and to end as its deltas did. */
+function requireWhole({ isResumed, seen, done, deltas }: Slot): void {
+  if (!isResumed) return;
+  const said = [...done, ...seen.flatMap(({ text }) => text ?? [])];
+  const isSaid = [...deltas.values()].every((rest) => said.every((text) => text.endsWith(rest)));
+  if (seen.length > 0 && isSaid) return;
+  throw new Unreadable('the end of a call differs from its parts');
 }
 
 /** What was approved for a call: its first events may not tell, but those that do have to agree. */
@@ -246,13 +343,13 @@ const NAMELESS: ProposedCall = {
 };
 
 /** Every text that a client could take for the arguments. */
-function textsOf({ seen, deltas, done }: Slot): readonly string[] {
-  const started = seen.find(({ text }) => text !== undefined)?.text ?? '';
+function textsOf({ seen, deltas, done, isResumed }: Slot): readonly string[] {
+  const started = seen.find(({ isStart }) => isStart)?.text ?? '';
   const said = seen.filter(({ text, isFinal }) => text !== undefined && (isFinal || text !== ''));
-  const texts = new Set([...said.map(({ text }) => text!), ...done]);
-  if (deltas !== undefined) texts.add(deltas);
+  const joined = isResumed ? [] : [...deltas.values()];
   // A call that begins with its arguments is whole, unless deltas follow.
-  if (deltas !== undefined && started !== '' && !seen[0]!.isFinal) texts.add(started + deltas);
+  const continued = started === '' ? [] : joined.map((text) => started + text);
+  const texts = new Set([...said.map(({ text }) => text!), ...done, ...joined, ...continued]);
   return texts.size > 0 ? [...texts] : [''];
 }
 

@@ -32,6 +32,8 @@ export interface Passage {
   readonly event: string | undefined;
   /** The source text of an object or array in it. */
   source(part: JsonObject | Json[]): string;
+  /** How a number among the members of an object in it is written. */
+  digits(part: JsonObject, key: string): string;
 }
 
 /** What a dialect knows of calls. */
@@ -49,6 +51,12 @@ export interface Gatherer {
   take(passage: Passage): string[];
   /** @throws {Unreadable} */
   calls(): ProposedCall[];
+  /**
+   * Looks at what only a whole answer can show.
+   *
+   * @throws {Unreadable}
+   */
+  finish?(): void;
 }
 
 /** Keys by which calls are found and put together. */
@@ -95,6 +103,10 @@ export function freeText(input: string): Pick<ProposedCall, 'args' | 'argsText'>
 const DISGUISE = /\\u|\0|\ufffd/;
 const NO_KEYS: ReadonlySet<string> = new Set();
 const NONE: readonly string[] = [];
+/** Clients of some dialects stop at an event of this data; others read on. */
+const DONE = '[DONE]';
+/** A number that is more than digits, as the value of some member. */
+const ODD_NUMBER = /:\s*(?:-|\d+[.e])/i;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
 
@@ -102,6 +114,7 @@ const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
 export class StrictReader implements CallReader {
   readonly #gatherer: Gatherer;
   #fault: string | undefined;
+  #isDone = false;
 
   constructor(gatherer: Gatherer) {
     this.#gatherer = gatherer;
@@ -114,14 +127,17 @@ export class StrictReader implements CallReader {
   body(bytes: Uint8Array): readonly ProposedCall[] {
     const text = decoder.decode(bytes);
     if (this.#mayHold(text)) this.#take(bytes, undefined);
-    return this.calls();
+    return this.end();
   }
 
   event({ event, data }: SseEvent): readonly string[] {
+    if (data.startsWith(DONE)) this.#isDone = true;
     const name = event === 'message' || event === '' ? undefined : event;
     if (!this.#mayHold(data) && !(name && this.#gatherer.hint.test(name))) return NONE;
     if (data.includes('\n')) this.#refuseLines(data);
-    return this.#take(encoder.encode(data), name);
+    const names = this.#take(encoder.encode(data), name);
+    if (this.#isDone && names.length > 0) this.#fault ??= 'a call goes on after the end';
+    return names;
   }
 
   calls(): readonly ProposedCall[] {
@@ -134,6 +150,13 @@ export class StrictReader implements CallReader {
       }
     });
     return [...known.values()];
+  }
+
+  end(): readonly ProposedCall[] {
+    this.#attempt(() => this.#gatherer.finish?.());
+    const calls = this.calls();
+    if (calls.some(({ name }) => name === '')) this.#fault ??= 'a call has no name';
+    return calls;
   }
 
   #mayHold(text: string): boolean {
@@ -165,14 +188,21 @@ export class StrictReader implements CallReader {
 function readPassage(bytes: Uint8Array, event: string | undefined, hint: RegExp): Passage {
   const { value, text } = parse(bytes, event, hint);
   let sources: ReadonlyMap<Json, string> | undefined;
-  return {
-    value,
-    event,
-    source(part) {
-      sources ??= sourcesOf(text, value);
-      return sources.get(part) ?? JSON.stringify(part);
-    },
+  const isOdd = ODD_NUMBER.test(text);
+  const source = (part: JsonObject | Json[]): string => {
+    sources ??= sourcesOf(text, value);
+    return sources.get(part) ?? JSON.stringify(part);
   };
+  return {
+    ...{ value, event, source },
+    digits: (part, key) => (isOdd ? literalOf(source(part), key) : String(part[key])),
+  };
+}
+
+function literalOf(source: string, key: string): string {
+  const { text, members } = parseStrict(encoder.encode(source), NO_KEYS);
+  const { start, end } = members.get(key)!;
+  return text.slice(start, end).trim();
 }
 
 function parse(bytes: Uint8Array, event: string | undefined, hint: RegExp): StrictBody {
@@ -209,16 +239,16 @@ function given(_key: string, value: Json): Json | undefined {
 }
 
 /**
- * What a passage says it is: its `type`, else the name of its event.
+ * What a passage says it is; empty where it doesn't.
  *
- * @throws {Unreadable} where the two differ, for clients go by either.
+ * @throws {Unreadable} where the name of its event differs, for clients go by either.
  */
 export function typeOf({ value, event }: Passage): string {
-  const type = typeof value.type === 'string' ? value.type : undefined;
-  if (type !== undefined && event !== undefined && type !== event) {
+  const type = plainText(value, 'type');
+  if (event !== undefined && type !== event) {
     throw new Unreadable('the name of an event differs from its type');
   }
-  return type ?? event ?? '';
+  return type;
 }
 
 /** The objects of a member that is a list. */
@@ -230,4 +260,46 @@ export function objectsOf(value: Json | undefined): JsonObject[] {
 export function stringOf(value: JsonObject, key: string): string {
   const member = value[key];
   return typeof member === 'string' ? member : '';
+}
+
+/**
+ * A member that is text; empty where there is none.
+ *
+ * @throws {Unreadable} where it is something else, of which some clients make text.
+ */
+export function plainText(value: JsonObject, key: string): string {
+  const member = value[key] ?? '';
+  if (typeof member === 'string') return member;
+  throw new Unreadable(`a member "${key}" is no text`);
+}
+
+/**
+ * A member that says where something stands; undefined where it is absent or null.
+ *
+ * @throws {Unreadable} where it is anything but digits: clients count back from the end, take `"0"`
+ *   or `false` for 0, or `0.0` for another place than 0.
+ */
+export function plainIndex(passage: Passage, value: JsonObject, key = 'index'): number | undefined {
+  const member = value[key] ?? undefined;
+  if (member === undefined) return undefined;
+  const isPlace = Number.isSafeInteger(member) && /^\d+$/.test(passage.digits(value, key));
+  if (isPlace) return member as number;
+  throw new Unreadable(`a member "${key}" is no place in a list`);
+}
+
+/**
+ * Ways in which parts of an answer are told, of which clients may pass over one and not the other:
+ * what belongs together has to come in one.
+ */
+export class Ways {
+  readonly #ways = new Map<unknown, string>();
+
+  /** @throws {Unreadable} */
+  require(whole: unknown, ...told: readonly (string | boolean | undefined)[]): void {
+    const way = JSON.stringify(told);
+    if ((this.#ways.get(whole) ?? way) !== way) {
+      throw new Unreadable('the parts of its calls come in several ways');
+    }
+    this.#ways.set(whole, way);
+  }
 }

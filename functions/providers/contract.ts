@@ -42,7 +42,15 @@ export interface Endpoint {
   askUsage(body: StrictBody): Edit[];
   meter(options: MeterOptions): Meter;
   /** Reads the tool calls that an answer proposes; absent where no answer proposes any. */
-  calls?(): CallReader;
+  calls?(asked?: Asked): CallReader;
+}
+
+/** What was asked for, as far as it says how an answer is to be read. */
+export interface Asked {
+  /** The most choices of an answer; 1 unless told otherwise. */
+  readonly choices?: number;
+  /** Whether a stream goes on in the midst of an answer. */
+  readonly isResumed?: boolean;
 }
 
 export interface MeterOptions {
@@ -127,6 +135,8 @@ export interface CallReader {
    * them have to be permitted before any of the answer may go on.
    */
   calls(): readonly ProposedCall[];
+  /** Takes the end of a stream and returns {@link calls}; one without a name is a fault then. */
+  end(): readonly ProposedCall[];
   /**
    * Why readers could read the answer as different calls, as a clause such as `"an event is not
    * strict JSON"`; undefined while all is well. With one, nothing more may go on.

@@ -73,7 +73,7 @@ export class Screen {
     this.#judge([...this.#parser.push(BLANK_LINES), ...this.#parser.end()]);
     const withheld = concat(this.#kept);
     this.#check(withheld);
-    return { withheld, calls: this.#reader.calls() };
+    return { withheld, calls: this.#reader.end() };
   }
 
   /**

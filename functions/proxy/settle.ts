@@ -16,7 +16,7 @@ import { governsTools } from '../../schema/rules/tools.ts';
 import { isEventStream, SseTooLarge } from '../../schema/sse.ts';
 import { respond } from '../edge.ts';
 import { EgressError } from '../egress.ts';
-import type { Meter, Reading } from '../providers/contract.ts';
+import type { CallReader, Meter, Reading } from '../providers/contract.ts';
 import { type Translation, Untranslatable } from '../providers/translate/contract.ts';
 import { captured, keepsBodies } from './capture.ts';
 import { Course } from './course.ts';
@@ -66,6 +66,14 @@ export async function settle(answer: Answer): Promise<Response> {
 /** Whether the calls of this answer are decided on. */
 function isGoverned({ endpoint, version }: Answer): boolean {
   return endpoint.calls !== undefined && governsTools(version.policy);
+}
+
+function readerOf({ endpoint, body, query }: Answer): CallReader {
+  const n = body?.value.n;
+  return endpoint.calls!({
+    choices: typeof n === 'number' ? n : 1,
+    isResumed: new URLSearchParams(query).has('starting_after'),
+  });
 }
 
 /** The upstream's own words on the org's credential are not the agent's to read. */
@@ -162,9 +170,9 @@ function unsayable({ key, run }: Answer, { field, message }: Untranslatable): Re
   return new Refusal('not_translatable', text, { rule: 'failover', field, runId: run.name });
 }
 
-function readWhole({ endpoint }: Answer, bytes: Uint8Array): Proposals | undefined {
+function readWhole(answer: Answer, bytes: Uint8Array): Proposals | undefined {
   if (bytes.length === 0) return undefined;
-  const reader = endpoint.calls!();
+  const reader = readerOf(answer);
   const calls = reader.body(bytes);
   return { calls, fault: reader.fault, lengthBytes: bytes.length };
 }
@@ -259,11 +267,11 @@ async function buffer(
 const STREAM_HEADERS = { 'cache-control': 'no-cache, no-transform', 'x-accel-buffering': 'no' };
 
 function courseOf(answer: Answer, meter: Meter): Course {
-  const { translation, endpoint, version } = answer;
+  const { translation, version } = answer;
   return new Course(meter, {
     copies: keepsBodies(version.policy),
     ...(translation ? { translator: translation.stream() } : {}),
-    ...(isGoverned(answer) ? { policy: version.policy, reader: endpoint.calls!() } : {}),
+    ...(isGoverned(answer) ? { policy: version.policy, reader: readerOf(answer) } : {}),
   });
 }
 

@@ -1,0 +1,190 @@
+/** Readers of streams that make something of whatever stands there, as clients do. */
+
+import type { Json, JsonObject } from '../schema/json.ts';
+
+/** A call that such a reader would run. */
+export interface Coerced {
+  readonly name: string;
+  readonly args: Json;
+}
+
+/** One event of a stream: its name, where it has one, and its data. */
+export interface Told {
+  readonly event: string | undefined;
+  readonly data: JsonObject;
+}
+
+interface Pieces {
+  readonly id?: string | undefined;
+  readonly key?: string;
+  name: string;
+  args: string;
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: such readers look at nothing before they read it.
+type Loose = any;
+
+const text = (value: Loose) => (value === undefined || value === null ? '' : String(value));
+const listOf = (value: Loose): Loose[] =>
+  value !== null && typeof value === 'object' ? Object.values(value) : [];
+
+/** Those that have a name and arguments that are an object. */
+function finished(pieces: Iterable<Pieces>): Coerced[] {
+  return [...pieces].flatMap(({ name, args }) => {
+    try {
+      const read = JSON.parse(args) as Json;
+      const isObject = typeof read === 'object' && read !== null && !Array.isArray(read);
+      return name !== '' && isObject ? [{ name, args: read }] : [];
+    } catch {
+      return [];
+    }
+  });
+}
+
+/** How a reader of chunks tells choices and calls apart. */
+interface ChatWay {
+  readonly choice: (choice: Loose, position: number) => string | undefined;
+  /** Whether the first of several names counts. */
+  readonly isFirstName: boolean;
+  /** Whether another id is another call. */
+  readonly byId: boolean;
+  /** Whether chunks with members of other types are passed over. */
+  readonly isStrict: boolean;
+}
+
+const isTextOrNone = (value: Loose) =>
+  value === undefined || value === null || text(value) === value;
+
+/** What a schema of chunks says of those members that the calls of a chunk don't depend on. */
+function fits(chunk: Loose): boolean {
+  const isCountOrNone = typeof (chunk.created ?? 0) === 'number';
+  const texts = listOf(chunk.choices).flatMap((choice) => [
+    choice?.finish_reason,
+    choice?.delta?.content,
+    ...listOf(choice?.delta?.tool_calls).flatMap((call) => [call?.id, call?.function?.name]),
+  ]);
+  return isCountOrNone && [chunk.id, chunk.model, ...texts].every(isTextOrNone);
+}
+
+function readChat(events: readonly Told[], way: ChatWay): Coerced[] {
+  const calls: Pieces[] = [];
+  const add = (key: string, id: string | undefined, holder: Loose) => {
+    const isSame = (each: Pieces) =>
+      each.key === key && (!way.byId || !each.id || !id || each.id === id);
+    let call = calls.find(isSame);
+    if (!call) {
+      call = { key, id, name: '', args: '' };
+      calls.push(call);
+    }
+    if (!way.isFirstName || call.name === '') call.name += text(holder?.name);
+    call.args += text(holder?.arguments);
+  };
+  for (const { data } of events) {
+    if (way.isStrict && !fits(data)) continue;
+    for (const [position, choice] of listOf(data.choices).entries()) {
+      const key = way.choice(choice, position);
+      if (key === undefined) continue;
+      for (const call of listOf(choice?.delta?.tool_calls)) {
+        add(`${key}/${call?.index}`, text(call?.id), call?.function);
+      }
+      const former = choice?.delta?.function_call;
+      if (former) add(`${key}/former`, undefined, former);
+    }
+  }
+  return finished(calls);
+}
+
+const CHOICES: readonly ChatWay['choice'][] = [
+  (choice) => String(choice?.index),
+  (_, position) => String(position),
+  (_, position) => (position === 0 ? '0' : undefined),
+  () => 'all',
+];
+const FLAGS = [true, false];
+const CHAT_WAYS = CHOICES.flatMap((choice) =>
+  FLAGS.flatMap((isFirstName) =>
+    FLAGS.flatMap((byId) =>
+      FLAGS.map((isStrict): ChatWay => ({ choice, isFirstName, byId, isStrict })),
+    ),
+  ),
+);
+
+/** How a reader of a message finds the block that a delta belongs to. */
+interface MessageWay {
+  readonly isByPlace: boolean;
+  readonly isNamed: boolean;
+  readonly endsAtStop: boolean;
+}
+
+function readMessage(events: readonly Told[], way: MessageWay): Coerced[] {
+  const blocks: { block: Loose; key: string; deltas: string; isOver: boolean }[] = [];
+  const blockAt = (index: Loose) =>
+    way.isByPlace ? blocks.at(Number(index)) : blocks.findLast(({ key }) => key === String(index));
+  const begin = (block: Loose, index: Loose) => {
+    blocks.push({ block, key: String(index), deltas: '', isOver: false });
+  };
+  for (const { event, data } of events) {
+    const { type, index, delta, message, content_block }: Loose = data;
+    if (way.isNamed && event === undefined) continue;
+    if (type === 'message_start') listOf(message?.content).forEach(begin);
+    if (type === 'content_block_start') begin(content_block, index);
+    const at = blockAt(index);
+    if (type === 'content_block_stop' && at && way.endsAtStop) at.isOver = true;
+    const isInput = type === 'content_block_delta' && delta?.type === 'input_json_delta';
+    if (isInput && at && !at.isOver) at.deltas += text(delta.partial_json);
+  }
+  const uses = blocks.filter(({ block }) => block?.type === 'tool_use');
+  return finished(
+    uses.map(({ block, deltas }) => ({
+      name: text(block.name),
+      args: deltas === '' ? JSON.stringify(block.input) : deltas,
+    })),
+  );
+}
+
+const MESSAGE_WAYS = FLAGS.flatMap((isByPlace) =>
+  FLAGS.flatMap((isNamed) =>
+    FLAGS.map((endsAtStop): MessageWay => ({ isByPlace, isNamed, endsAtStop })),
+  ),
+);
+
+const EVENT = 'response.function_call_arguments';
+
+/** @param keys The members by which the events of a call find each other. */
+function readResponse(events: readonly Told[], keys: readonly [string, string]): Coerced[] {
+  const [ofEvent, ofItem] = keys;
+  const calls = new Map<string, Pieces>();
+  const items: Pieces[] = [];
+  const see = (item: Loose) => {
+    if (item?.type !== 'function_call') return;
+    items.push({ name: text(item.name), args: text(item.arguments) });
+  };
+  for (const { data } of events) {
+    const { type, item, response, delta, arguments: whole }: Loose = data;
+    const call = calls.get(String(data[ofEvent]));
+    if (type === 'response.output_item.added' && item?.type === 'function_call') {
+      const key = String(ofItem === 'id' ? item.id : data[ofItem]);
+      const begun = calls.get(key) ?? { name: '', args: '' };
+      begun.name += text(item.name);
+      begun.args += text(item.arguments);
+      calls.set(key, begun);
+    }
+    if (type === `${EVENT}.delta` && call) call.args += text(delta);
+    if (type === `${EVENT}.done` && call) items.push({ name: call.name, args: text(whole) });
+    if (type === 'response.output_item.done') see(item);
+    listOf(response?.output).forEach(see);
+  }
+  return finished([...calls.values(), ...items]);
+}
+
+const RESPONSE_WAYS = [
+  ['output_index', 'output_index'],
+  ['item_id', 'id'],
+] as const;
+
+/** All calls that any of the readers of a dialect would run. */
+export function coerced(endpoint: string, events: readonly Told[]): Coerced[] {
+  if (endpoint === 'messages') return MESSAGE_WAYS.flatMap((way) => readMessage(events, way));
+  if (endpoint === 'chat.completions') return CHAT_WAYS.flatMap((way) => readChat(events, way));
+  return RESPONSE_WAYS.flatMap((way) => readResponse(events, way));
+}
