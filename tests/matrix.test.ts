@@ -30,6 +30,8 @@ interface Cell {
   readonly title: string;
   readonly form: Form;
   readonly stream: boolean;
+  /** Of the request: the former call of a function is one to each choice. */
+  readonly members: Readonly<Record<string, unknown>>;
   readonly script: Script;
   /** The answer, and the part of it before the decisive call. */
   readonly whole: string;
@@ -44,15 +46,17 @@ function cellOf(form: Form, { place, count, at }: (typeof PLACES)[number], strea
   const { endpoint, label } = form;
   const title = `${endpoint} ${label}, ${place}, ${stream ? 'as a stream' : 'whole'}`;
   const proposals = proposalsOf(form, count, at);
+  const members = { stream, ...(label === 'former' && count > 1 && { n: count }) };
+  const cell = { title, form, stream, members };
   if (!stream) {
     const body = bodyOf(endpoint, proposals);
-    return { title, form, stream, script: { body }, whole: body, open: '' };
+    return { ...cell, script: { body }, whole: body, open: '' };
   }
   const frames = framesOf(endpoint, proposals);
   const chunks = frames.map(({ text }) => text);
   const first = frames.findIndex(({ calls }) => calls.includes(at));
   const [whole, open] = [chunks.join(''), chunks.slice(0, first).join('')];
-  return { title, form, stream, script: { chunks }, whole, open };
+  return { ...cell, script: { chunks }, whole, open };
 }
 
 let upstream: Upstream;
@@ -94,10 +98,10 @@ const asciiJson = (value: object) =>
     return `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`;
   });
 
-function ask({ title, form, stream, script }: Cell, rule: string, more = {}): Promise<Response> {
+function ask({ title, form, members, script }: Cell, rule: string, more = {}): Promise<Response> {
   const headers = { [SCRIPT_HEADER]: asciiJson(script), ...more };
   const token = tokens.get(slug(rule))!;
-  const options = { run: slug(title), token, headers, members: { stream } };
+  const options = { run: slug(title), token, headers, members };
   return call({ rungate }, KINDS[form.endpoint], options);
 }
 
