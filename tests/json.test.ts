@@ -433,4 +433,24 @@ describe('the numbers of a text', () => {
   ])('%s: %p', (text, expected) => {
     expect(isFaithful(text)).toBe(expected);
   });
+
+  const LENGTH = 4_000_000;
+  test.each(['x', '"', '\\', '1', '1"', ','])(
+    'are all found behind a long string of %j',
+    (unit) => {
+      const string = JSON.stringify(unit.repeat(LENGTH / unit.length));
+      expect(isFaithful(`{"s":${string},"n":0.1}`)).toBe(true);
+      expect(isFaithful(`{"s":${string},"n":9007199254740993}`)).toBe(false);
+    },
+  );
+
+  test('are held or not in linear time, however many digits they have', () => {
+    const zeros = '0'.repeat(LENGTH);
+    for (const text of [`1.${zeros}`, `0.${zeros}`, `-${zeros}1`, `1${zeros}e-${LENGTH}`]) {
+      expect(isFaithful(text)).toBe(true);
+    }
+    for (const text of [`1.${zeros}1`, `0.${zeros}1`, `1${zeros}1e-${LENGTH}`]) {
+      expect(isFaithful(text)).toBe(false);
+    }
+  });
 });
