@@ -1,13 +1,16 @@
 /** Decisions on tools: pure, in CEL where there are conditions, and over declared tools on the wire. */
 
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
+import { heapStats } from 'bun:jsc';
+import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import type { Json, JsonObject } from '../schema/json.ts';
 import { type PolicyDocument, policySchema } from '../schema/policy.ts';
+import { environment, makeStrict } from '../schema/rules/cel.ts';
 import { type Condition, compileCondition, InvalidCondition } from '../schema/rules/condition.ts';
 import { decideModel } from '../schema/rules/decide.ts';
 import { decideHosted } from '../schema/rules/hosted.ts';
+import { spendFrom } from '../schema/rules/steps.ts';
 import { decideTool, denyName, governsTools, judgeName } from '../schema/rules/tools.ts';
 import { type Deployment, deploy, readTrail } from './rungate.ts';
 import { startUpstream, type Upstream } from './upstream.ts';
@@ -502,9 +505,17 @@ describe('a condition', () => {
   }
 
   const DEAR = [
-    'args.l.all(x, args.l.all(y, x + y > 0))',
+    'args.l.all(x, args.l.all(y, x + y >= 0))',
     'args.l.exists(x, args.s.contains("b"))',
     'args.l.map(x, args.s + args.s).exists(y, y.endsWith("b"))',
+    '!(args.l + [0] in args.l.map(x, args.l + [1]))',
+    'args.l.map(x, args.l) == args.l.map(y, args.l)',
+    `[args.l]${'.map(x, x + x)'.repeat(9)}.all(x, size(x) > 0)`,
+    `[args.s]${'.map(x, x + x)'.repeat(9)}.all(x, size(x) > 0)`,
+    '!args.s.contains(args.s.substring(size(args.s) / 2) + "c")',
+    'args.s.lastIndexOf(args.s.substring(1)) == 1',
+    'args.l.filter(x, args[args.s] == x || true) == args.l',
+    'args.l.exists(x, x > "a" || x > "b") || true',
   ];
   for (const source of DEAR) {
     test(`can’t be told where it would cost too much: ${source}`, () => {
@@ -514,7 +525,196 @@ describe('a condition', () => {
       expect(condition({ name: 'x', args: { l: [1, 2], s: 'b' } })).toBe(true);
     });
   }
+
+  const CHEAP = [
+    'args.l.all(x, args.l.exists(y, x == y))',
+    'args.l.all(x, "u7" in args.m)',
+    'args.l.map(x, args.l) != args.m.map(x, args.l)',
+    'args.o.all(x, x.l.exists(y, y > 5))',
+    'args.l.all(x, x + 1 > 0 && args.l.size() == 9000)',
+    'args.s.lowerAscii().contains("b") == false',
+  ];
+  test.each(CHEAP)('is told where it costs no more than it may: %s', (source) => {
+    const l = Array.from({ length: 9_000 }, (_, at) => at % 9);
+    const o = Array.from({ length: 3_000 }, (_, at) => ({ l: [at, 9] }));
+    const args = {
+      l,
+      m: ['u7'],
+      s: 'a'.repeat(100_000),
+      ...(source.includes('args.o') && { l: [], o }),
+    };
+    expect(compileCondition(source)({ name: 'x', args })).toBe(true);
+  });
+
+  test('takes no more work than its budget has steps, whatever it builds', () => {
+    let told = 0;
+    fc.assert(
+      fc.property(claims(3, []), fc.integer({ min: 0, max: 20_000 }), (source, steps) => {
+        const { ast, check } = environment.parse(source);
+        fc.pre(check().valid);
+        const run = makeStrict(ast);
+        const work = workOf((args) => {
+          const result = attempt(() => spendFrom({ left: steps }, () => run({ args })));
+          if (typeof result === 'boolean') told += 1;
+        });
+        // What compares two lists reads both; what has failed still goes to the end of its loops.
+        expect(work).toBeLessThanOrEqual(3 * steps + 4 * LARGE.length);
+      }),
+      { numRuns: 2_000 },
+    );
+    expect(told).toBeGreaterThan(500);
+  });
+
+  test('is taken in whatever depth there is room for', () => {
+    for (const source of [`${'!'.repeat(200)}args.b`, `args.b${' && args.b'.repeat(80)}`]) {
+      expect(compileCondition(source)({ name: 'x', args: { b: true } })).toBe(true);
+    }
+    const sum = `args.n${' + 1'.repeat(100)} == 101`;
+    expect(compileCondition(sum)({ name: 'x', args: { n: 1 } })).toBe(true);
+  });
+
+  test('keeps nothing of what it was asked about', () => {
+    const condition = compileCondition('args.l.exists(x, x < 1)');
+    const ask = () => {
+      const [l] = fc.sample(fc.array(towers, { minLength: 50, maxLength: 50 }), 1);
+      expect(condition({ name: 'x', args: { l: l! } })).toBeUndefined();
+    };
+    ask();
+    const before = countObjects();
+    for (let times = 0; times < 10; times += 1) ask();
+    expect(countObjects() - before).toBeLessThan(10_000);
+  });
 });
+
+/** Boxes in boxes, of which hardly two are alike. */
+const towers = fc
+  .array(fc.boolean(), { minLength: 50, maxLength: 50 })
+  .map((kinds) => kinds.reduce<Json>((inner, isList) => (isList ? [inner] : { inner }), 1));
+
+function countObjects(): number {
+  Bun.gc(true);
+  return heapStats().objectCount;
+}
+
+function attempt(work: () => unknown): unknown {
+  try {
+    return work();
+  } catch (error) {
+    return error;
+  }
+}
+
+const LARGE = Array.from({ length: 300 }, (_, at) => [at, [at]]);
+
+/** Expressions of lists, grown by whatever lets them grow. */
+function lists(depth: number, bound: readonly string[]): fc.Arbitrary<string> {
+  const given = fc.constantFrom('args.l', 'args.m', ...bound);
+  if (depth === 0) return given;
+  const [list, name] = [lists(depth - 1, bound), `v${depth}`];
+  const body = values(depth - 1, [...bound, name]);
+  return fc.oneof(
+    given,
+    fc.tuple(list, list).map(([left, right]) => `(${left} + ${right})`),
+    fc.tuple(list, body).map(([l, made]) => `${l}.map(${name}, ${made})`),
+    fc.tuple(list, body).map(([l, made]) => `${l}.map(${name}, [${made}, ${name}, ${name}])`),
+    fc.tuple(list, list).map(([l, other]) => `[${l}, ${other}].map(${name}, ${name} + ${name})`),
+    fc
+      .tuple(list, claims(depth - 1, [...bound, name]))
+      .map(([l, test]) => `${l}.filter(${name}, ${test})`),
+  );
+}
+
+function texts(depth: number): fc.Arbitrary<string> {
+  const given = fc.constantFrom('args.s', 'args.t', '"ab"');
+  if (depth === 0) return given;
+  const text = texts(depth - 1);
+  return fc.oneof(
+    given,
+    fc.tuple(text, text).map(([left, right]) => `(${left} + ${right})`),
+    fc
+      .tuple(text, fc.constantFrom('lowerAscii()', 'upperAscii()', 'trim()', 'substring(1)'))
+      .map(([t, call]) => `${t}.${call}`),
+    text.map((t) => `[${t}].map(t, t + t).map(t, t + t)[0]`),
+  );
+}
+
+function values(depth: number, bound: readonly string[]): fc.Arbitrary<string> {
+  return fc.oneof(lists(depth, bound), texts(depth), fc.constantFrom('args', '{"a": args.l}'));
+}
+
+/** Expressions that are true or false, or fail. */
+function claims(depth: number, bound: readonly string[]): fc.Arbitrary<string> {
+  const given = fc.constantFrom(
+    'true',
+    'false',
+    'args.none',
+    ...bound.map((name) => `${name} > 1`),
+  );
+  if (depth === 0) return given;
+  const [list, text, value] = [lists(depth - 1, bound), texts(depth), values(depth - 1, bound)];
+  const [test, name] = [claims(depth - 1, bound), `w${depth}`];
+  return fc.oneof(
+    fc
+      .tuple(value, fc.constantFrom('==', '!='), value)
+      .map(([left, operator, right]) => `${left} ${operator} ${right}`),
+    fc.tuple(value, list).map(([member, l]) => `${member} in ${l}`),
+    fc.tuple(text, text).map(([t, part]) => `${t}.contains(${part})`),
+    fc.tuple(text, text).map(([t, part]) => `${t}.lastIndexOf(${part}) > size(${part})`),
+    fc.tuple(text, text).map(([left, right]) => `${left} < ${right}`),
+    fc
+      .tuple(test, fc.constantFrom('&&', '||'), test)
+      .map(([left, operator, right]) => `(${left} ${operator} ${right})`),
+    fc
+      .tuple(
+        list,
+        fc.constantFrom('all', 'exists', 'exists_one'),
+        claims(depth - 1, [...bound, name]),
+      )
+      .map(([l, loop, body]) => `${l}.${loop}(${name}, ${body})`),
+  );
+}
+
+/**
+ * How much of large arguments is looked at: members read, and characters that a text's methods go
+ * through, 64 of which are as one member.
+ */
+function workOf(done: (args: unknown) => void): number {
+  let work = 0;
+  const watched = (value: unknown): unknown =>
+    Array.isArray(value)
+      ? new Proxy(value.map(watched), {
+          get(members, key) {
+            if (typeof key === 'string' && /^\d/.test(key)) work += 1;
+            return Reflect.get(members, key);
+          },
+        })
+      : value;
+  const spies = TEXT_METHODS.map((name) => {
+    const method = String.prototype[name] as (...operands: unknown[]) => unknown;
+    return spyOn(String.prototype, name).mockImplementation(function (
+      this: string,
+      ...operands: unknown[]
+    ) {
+      const [part] = operands;
+      const times = typeof part === 'string' && isSearch(name) ? Math.max(part.length, 1) : 1;
+      work += (this.length * times) / 64;
+      return method.apply(this, operands) as never;
+    });
+  });
+  try {
+    const [l, m] = [watched(LARGE), watched(LARGE.slice(0, 7))];
+    done(new Map(Object.entries({ l, m, s: 'ab'.repeat(3_000), t: 'b'.repeat(2_000) })));
+  } finally {
+    for (const spy of spies) spy.mockRestore();
+  }
+  return work;
+}
+
+const TEXT_METHODS = [
+  ...(['includes', 'indexOf', 'lastIndexOf', 'toLowerCase', 'toUpperCase', 'trim'] as const),
+] as const;
+
+const isSearch = (name: string) => ['includes', 'indexOf', 'lastIndexOf'].includes(name);
 
 describe('a model', () => {
   const effectOf = (models: PolicyDocument['models'], model: string) =>

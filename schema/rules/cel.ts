@@ -1,7 +1,9 @@
-/** CEL as conditions have it: arithmetic over JSON's numbers, and an equality that never guesses. */
+/** CEL as conditions have it: arithmetic over JSON's numbers, certain equality, counted steps. */
 
 import { type ASTNode, Environment } from '@marcbachmann/cel-js';
-import { isExact } from '../numbers.ts';
+import { convertible, isConversion } from './conversion.ts';
+import { isSame, isWithin, type Verdict } from './same.ts';
+import { CHARS_PER_STEP, spend } from './steps.ts';
 
 /** What one expression may be made of. */
 const LIMITS = {
@@ -12,11 +14,11 @@ const LIMITS = {
   maxCallArguments: 4,
 } as const;
 
-/** The parentheses that are written around every operation count as depth, and calls are added. */
+/** No more than is written for so many nodes, which may all stand inside each other. */
 const WRITTEN_LIMITS = {
   ...LIMITS,
-  maxAstNodes: 2 * LIMITS.maxAstNodes,
-  maxDepth: 4 * LIMITS.maxDepth,
+  maxAstNodes: 16 * LIMITS.maxAstNodes,
+  maxDepth: 4 * LIMITS.maxAstNodes,
 } as const;
 
 type Calculate = (left: number, right: number) => number;
@@ -46,76 +48,134 @@ function makeEnvironment(limits: typeof LIMITS | typeof WRITTEN_LIMITS): Environ
 /** In which conditions are parsed and their types checked, by the rules of CEL. */
 export const environment = makeEnvironment(LIMITS);
 
-/** No text of a number or a moment that CEL knows is longer. */
-const MAX_CONVERTED_CHARS = 64;
+/** Loops over the members of a list or the keys of a map. */
+export const LOOPS: ReadonlySet<string> = new Set(['all', 'exists', 'exists_one', 'filter', 'map']);
+
+/** Functions that look for a text in another. */
+const SEARCHES = new Set(['contains', 'indexOf', 'lastIndexOf']);
+const STEPS_PER_SEARCH = 10;
+/** Functions that go through a text character by character, and how many of them take a step. */
+const SPELLING = new Set(['size', 'lowerAscii', 'upperAscii']);
+const SPELLED_CHARS_PER_STEP = 8;
+
+/** Making an error takes longer than most that can be done with it; it tells its place in the text. */
+const STEPS_PER_ERROR = 80;
+const STEPS_PER_ERROR_CHAR = 0.2;
+
+const UNCERTAIN = new Error('the kinds differ');
+
+function certain(verdict: Verdict): boolean {
+  if (verdict === undefined) throw UNCERTAIN;
+  return verdict;
+}
+
+/** A value that the library reads: a text as a whole, of a list the types of first members. */
+function readBy(charsPerStep: number): (value: unknown) => unknown {
+  return (value) => {
+    if (typeof value === 'string' || value instanceof Uint8Array) {
+      spend(value.length / charsPerStep);
+    }
+    for (let first = value; Array.isArray(first); first = first[0]) spend(1);
+    return value;
+  };
+}
+
+const read = readBy(CHARS_PER_STEP);
+
+/** A value that is copied into another. */
+function copied(value: unknown): unknown {
+  if (Array.isArray(value) || value instanceof Uint8Array) spend(value.length);
+  return read(value);
+}
+
+/** A value that is gone through by turns, which count by themselves: of a map, the keys are copied. */
+function turned(value: unknown): unknown {
+  if (value instanceof Map) spend(value.size);
+  return value;
+}
+
+/** A text and what is looked for in it, which an engine may compare wherever it could begin. */
+function sought(operands: readonly unknown[]): readonly unknown[] {
+  const [text, part] = operands;
+  spend(STEPS_PER_SEARCH);
+  if (typeof text === 'string' && typeof part === 'string') {
+    spend((text.length * Math.max(part.length, 1)) / CHARS_PER_STEP);
+  }
+  return operands;
+}
+
+/** An operation on expressions: the library asks for its type, then for its value. */
+interface Macro {
+  typeCheck(checker: Checker, macro: Macro, scope: unknown): unknown;
+  evaluate(evaluator: Evaluator, macro: Macro, scope: unknown): unknown;
+}
+
+interface Checker {
+  check(node: ASTNode, scope: unknown): unknown;
+  getType(name: string): unknown;
+}
+
+interface Evaluator {
+  run(node: ASTNode, scope: unknown): unknown;
+}
+
+interface Call {
+  readonly ast: ASTNode;
+  readonly args: readonly ASTNode[];
+}
 
 /**
- * What each conversion takes by CEL. The library takes more, such as `int("")` and the 30th of
- * February, and looks through long texts for longer than any call may take.
+ * An operation on values, of the type of its last operand where none is given. It is not chosen by
+ * the types of its values, which the library would look for in each of them.
  */
-const CONVERTIBLE: Readonly<Record<string, (value: string | number) => boolean>> = {
-  int: (value) =>
-    typeof value === 'number' ? Math.abs(value) < 2 ** 63 : /^[+-]?[0-9]+$/.test(value),
-  uint: (value) => typeof value === 'number' || /^[0-9]+$/.test(value),
-  double: (value) => typeof value === 'number' || isNumber(value),
-  timestamp: (value) => typeof value === 'string' && isTimestamp(value),
-  duration: (value) => typeof value === 'string' && isDuration(value),
-};
-
-/** Whether a text is a finite number that a double holds as it is written. */
-function isNumber(text: string): boolean {
-  const isDecimal = /^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?$/i.test(text);
-  return isDecimal && Number.isFinite(Number(text)) && isExact(text);
+function operation(work: (...operands: never[]) => unknown, type?: string) {
+  return ({ args }: Call): Macro => ({
+    typeCheck(checker, _, scope) {
+      const types = args.map((node) => checker.check(node, scope));
+      return type === undefined ? types.at(-1) : checker.getType(type);
+    },
+    evaluate: (evaluator, _, scope) =>
+      work(...(args.map((node) => evaluator.run(node, scope)) as never[])),
+  });
 }
 
-/** By RFC 3339, and no finer than the milliseconds that are kept. */
-const TIMESTAMP =
-  /^(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d)(?:\.\d{1,3}0*)?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/;
-
-function isTimestamp(text: string): boolean {
-  const local = TIMESTAMP.exec(text)?.[1];
-  if (local === undefined) return false;
-  const moment = new Date(`${local}Z`);
-  return !Number.isNaN(moment.getTime()) && moment.toISOString().startsWith(local);
+/** What is taken so many steps for, and may fail without being the end. */
+function tried({ ast, args: [steps, body] }: Call): Macro {
+  const triedSteps = Number(steps?.args);
+  const failedSteps = STEPS_PER_ERROR + ast.input.length * STEPS_PER_ERROR_CHAR;
+  return {
+    typeCheck: (checker, _, scope) => checker.check(body!, scope),
+    evaluate(evaluator, _, scope) {
+      spend(triedSteps);
+      try {
+        return evaluator.run(body!, scope);
+      } catch (error) {
+        spend(failedSteps);
+        throw error;
+      }
+    },
+  };
 }
 
-const DURATION = /^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+$/;
-const DURATION_PART = /([\d.]+)(ns|us|µs|ms|s|m|h)/g;
-const UNIT_S: Readonly<Record<string, number>> = {
-  ...{ h: 3_600, m: 60, s: 1, ms: 1e-3, us: 1e-6, µs: 1e-6, ns: 1e-9 },
-};
-/** About ten thousand years. */
-const MAX_DURATION_S = 315_576_000_000;
-
-function isDuration(text: string): boolean {
-  if (!DURATION.test(text)) return false;
-  const parts = [...text.matchAll(DURATION_PART)];
-  const seconds = parts.reduce(
-    (sum, [, count, unit = '']) => sum + Number(count) * UNIT_S[unit]!,
-    0,
-  );
-  return seconds <= MAX_DURATION_S;
-}
-
-/** The value itself where it may be converted; what is neither text nor double, the library knows. */
-function convertible(name: string, value: unknown): unknown {
-  if (typeof value !== 'string' && typeof value !== 'number') return value;
-  const isShort = typeof value === 'number' || value.length <= MAX_CONVERTED_CHARS;
-  if (isShort && CONVERTIBLE[name]!(value)) return value;
-  throw new Error(`${name}() takes no such value`);
-}
-
-/** In which they run: `==`, `!=` and `in` are calls of our own, and conversions ask one first. */
+/** In which they run: `==`, `!=` and `in` are calls of our own, and others first ask for steps. */
 const strict = makeEnvironment(WRITTEN_LIMITS)
-  .registerFunction('same(dyn, dyn): bool', (left: unknown, right: unknown) =>
-    certain(isSame(left, right)),
+  .registerFunction(
+    'same(ast, ast): bool',
+    operation((left: unknown, right: unknown) => certain(isSame(left, right)), 'bool'),
   )
-  .registerFunction('within(dyn, dyn): bool', (value: unknown, whole: unknown) =>
-    certain(isWithin(value, whole)),
+  .registerFunction(
+    'within(ast, ast): bool',
+    operation((value: unknown, all: unknown) => certain(isWithin(value, all)), 'bool'),
   )
-  .registerFunction('convertible(string, dyn): dyn', convertible);
+  .registerFunction('convertible(ast, ast): dyn', operation(convertible))
+  .registerFunction('read(ast): dyn', operation(read))
+  .registerFunction('spelled(ast): dyn', operation(readBy(SPELLED_CHARS_PER_STEP)))
+  .registerFunction('copied(ast): dyn', operation(copied))
+  .registerFunction('turned(ast): dyn', operation(turned))
+  .registerFunction('sought(ast): dyn', operation(sought))
+  .registerFunction('tried(ast, ast): dyn', tried);
 
-/** An expression that is ready to run. @throws whatever keeps it from a value. */
+/** An expression that is ready to run, within a budget. @throws whatever keeps it from a value. */
 export type Program = (variables: Readonly<Record<string, unknown>>) => unknown;
 
 /**
@@ -123,130 +183,110 @@ export type Program = (variables: Readonly<Record<string, unknown>>) => unknown;
  * be told to be equal or not: by CEL `"1" == 1` is false, but `"1"` may do to a tool what 1 does.
  */
 export function makeStrict(ast: ASTNode): Program {
-  return strict.parse(write(ast));
+  const program = strict.parse(writeBare(ast));
+  program.check();
+  const steps = countNodes(ast);
+  return (variables) => {
+    spend(steps);
+    return program(variables);
+  };
 }
 
-/** The expression as text, with calls in place of comparisons. */
+function countNodes(node: ASTNode): number {
+  return nodesIn(node.args).reduce((sum, each) => sum + countNodes(each), 1);
+}
+
+/** The nodes among a node's arguments, which the library nests in arrays. */
+export function nodesIn(args: unknown): ASTNode[] {
+  if (Array.isArray(args)) return args.flatMap(nodesIn);
+  return typeof args === 'object' && args !== null && 'op' in args ? [args as ASTNode] : [];
+}
+
+/** What needs no parentheses. */
+const CLOSED = new Set(['id', '.', '.?', '[]', '[?]', 'call', 'rcall', 'list', 'map']);
+
 function write(node: ASTNode): string {
+  return CLOSED.has(node.op) ? writeBare(node) : `(${writeBare(node)})`;
+}
+
+/** The expression as text, with calls in place of comparisons, and around what takes steps. */
+function writeBare(node: ASTNode): string {
   switch (node.op) {
     case 'value':
-      return `(${node.input.slice(node.start, node.end)})`;
+      return node.input.slice(node.start, node.end);
     case 'id':
       return node.args;
     case '.':
     case '.?':
       return `${write(node.args[0])}${node.op}${node.args[1]}`;
     case '[]':
-      return `${write(node.args[0])}[${write(node.args[1])}]`;
+      return `${write(node.args[0])}[${operand(node.args[1])}]`;
     case '[?]':
-      return `${write(node.args[0])}[?${write(node.args[1])}]`;
+      return `${write(node.args[0])}[?${operand(node.args[1])}]`;
     case 'call':
-      return writeCall(node.args[0], node.args[1].map(write).join(', '));
+      return writeCall(node.args[0], node.args[1]);
     case 'rcall':
-      return `${write(node.args[1])}.${node.args[0]}(${node.args[2].map(write).join(', ')})`;
+      return writeMethod(node.args[0], node.args[1], node.args[2]);
     case 'list':
-      return `[${node.args.map(write).join(', ')}]`;
+      return `[${writeAll(node.args)}]`;
     case 'map':
-      return `{${node.args.map((entry) => entry.map(write).join(': ')).join(', ')}}`;
+      return `{${node.args.map(([key, value]) => `${operand(key)}: ${writeBare(value)}`).join(', ')}}`;
     default:
-      return `(${writeOperation(node)})`;
+      return writeOperation(node);
   }
 }
 
-function writeCall(name: string, operands: string): string {
-  if (!Object.hasOwn(CONVERTIBLE, name)) return `${name}(${operands})`;
-  return `${name}(convertible("${name}", ${operands}))`;
+function writeAll(nodes: readonly ASTNode[]): string {
+  return nodes.map(writeBare).join(', ');
+}
+
+/** What an operation works on, within the call that asks for its steps. */
+function operand(node: ASTNode, asking = 'read'): string {
+  return node.op === 'value' ? write(node) : `${asking}(${writeBare(node)})`;
+}
+
+function writeCall(name: string, operands: readonly ASTNode[]): string {
+  if (name === 'has') return `has(${writeAll(operands)})`;
+  if (isConversion(name)) return `${name}(convertible("${name}", ${writeAll(operands)}))`;
+  const asking = SPELLING.has(name) ? 'spelled' : 'read';
+  return `${name}(${operands.map((each) => operand(each, asking)).join(', ')})`;
+}
+
+function writeMethod(name: string, receiver: ASTNode, operands: readonly ASTNode[]): string {
+  if (LOOPS.has(name)) {
+    const [variable, ...bodies] = operands;
+    const turns = bodies.map((body) => `tried(${countNodes(body)}, ${writeBare(body)})`);
+    return `turned(${writeBare(receiver)}).${name}(${[write(variable!), ...turns].join(', ')})`;
+  }
+  if (SEARCHES.has(name)) {
+    // One list of all, so that each is evaluated once, and before the steps are known.
+    const others = operands.map((_, at) => `x[${at + 1}]`).join(', ');
+    return `[[${writeAll([receiver, ...operands])}]].map(x, sought(x)[0].${name}(${others}))[0]`;
+  }
+  const others = operands.map((each) => operand(each)).join(', ');
+  return `${operand(receiver, SPELLING.has(name) ? 'spelled' : 'read')}.${name}(${others})`;
 }
 
 function writeOperation(node: ASTNode): string {
-  if (node.op === '!_') return `!${write(node.args)}`;
-  if (node.op === '-_') return `-${write(node.args)}`;
-  const [first = '', second = '', third = ''] = (node.args as ASTNode[]).map(write);
+  if (node.op === '!_') return `!${operand(node.args)}`;
+  if (node.op === '-_') return `-${operand(node.args)}`;
+  const operands = node.args as ASTNode[];
+  const [first, second, third] = operands;
   switch (node.op) {
     case '==':
-      return `same(${first}, ${second})`;
+      return `same(${writeAll(operands)})`;
     case '!=':
-      return `!same(${first}, ${second})`;
+      return `!same(${writeAll(operands)})`;
     case 'in':
-      return `within(${first}, ${second})`;
+      return `within(${writeAll(operands)})`;
     case '?:':
-      return `${first} ? ${second} : ${third}`;
+      return `${write(first!)} ? ${write(second!)} : ${write(third!)}`;
+    case '&&':
+    case '||':
+      return `tried(0, ${writeBare(first!)}) ${node.op} ${write(second!)}`;
+    case '+':
+      return `${operand(first!, 'copied')} + ${operand(second!, 'copied')}`;
     default:
-      return `${first} ${node.op} ${second}`;
+      return `${operand(first!)} ${node.op} ${operand(second!)}`;
   }
-}
-
-/** `undefined` where it can't be told. */
-type Verdict = boolean | undefined;
-
-function certain(verdict: Verdict): boolean {
-  if (verdict === undefined) throw new Error('the kinds differ');
-  return verdict;
-}
-
-function isSame(left: unknown, right: unknown): Verdict {
-  if (left === null || right === null) return left === right;
-  const kind = kindOf(left);
-  if (kind !== kindOf(right)) return undefined;
-  if (kind === 'list') return areSame([...(left as Members)], [...(right as Members)]);
-  if (kind === 'map') return haveSame(entriesOf(left), entriesOf(right));
-  // biome-ignore lint/suspicious/noDoubleEquals: a whole number is the double that it equals
-  return plainOf(left) == plainOf(right);
-}
-
-type Members = Iterable<unknown>;
-
-/** What is not of one of CEL's kinds for JSON goes by its class, such as a moment. */
-function kindOf(value: unknown): unknown {
-  if (typeof value === 'number' || typeof value === 'bigint') return 'number';
-  if (typeof value !== 'object' || value === null) return typeof value;
-  if (Array.isArray(value) || value instanceof Set || value instanceof Uint8Array) return 'list';
-  const isRecord = [Object.prototype, null].includes(Object.getPrototypeOf(value));
-  if (value instanceof Map || isRecord) return 'map';
-  return typeof plainOf(value) === 'bigint' ? 'number' : value.constructor;
-}
-
-/** The number within an object that stands for one, such as a moment or an unsigned integer. */
-function plainOf(value: unknown): unknown {
-  return value instanceof Object ? value.valueOf() : value;
-}
-
-/** All of them; one that differs is enough for a difference. */
-function areSame(left: readonly unknown[], right: readonly unknown[]): Verdict {
-  if (left.length !== right.length) return false;
-  let verdict: Verdict = true;
-  for (const [at, member] of left.entries()) {
-    const isAlike = isSame(member, right[at]);
-    if (isAlike === false) return false;
-    verdict &&= isAlike;
-  }
-  return verdict;
-}
-
-type Entries = ReadonlyMap<unknown, unknown>;
-
-function entriesOf(value: unknown): Entries {
-  return value instanceof Map ? value : new Map(Object.entries(value as object));
-}
-
-function haveSame(left: Entries, right: Entries): Verdict {
-  if (left.size !== right.size || [...left.keys()].some((key) => !right.has(key))) return false;
-  const keys = [...left.keys()];
-  return areSame(
-    keys.map((key) => left.get(key)),
-    keys.map((key) => right.get(key)),
-  );
-}
-
-/** Whether a list has a member, or a map a key; one that is the same is enough. */
-function isWithin(value: unknown, whole: unknown): Verdict {
-  const kind = kindOf(whole);
-  if (kind !== 'list' && kind !== 'map') return undefined;
-  let verdict: Verdict = false;
-  for (const member of kind === 'map' ? entriesOf(whole).keys() : (whole as Members)) {
-    const isMember = isSame(value, member);
-    if (isMember) return true;
-    verdict = verdict === undefined ? undefined : isMember;
-  }
-  return verdict;
 }

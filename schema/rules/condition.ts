@@ -1,9 +1,10 @@
-/** Conditions on the arguments of a tool call, in CEL, at a cost that is known before they run. */
+/** Conditions on the arguments of a tool call, in CEL, at a cost that is bounded. */
 
 import type { ASTNode } from '@marcbachmann/cel-js';
 import { fold, type Json, type JsonObject } from '../json.ts';
 import { isFaithful } from '../numbers.ts';
-import { environment, makeStrict, type Program } from './cel.ts';
+import { environment, LOOPS, makeStrict, nodesIn, type Program } from './cel.ts';
+import { type Budget, CHARS_PER_STEP, MAX_STEPS, spend, spendFrom } from './steps.ts';
 
 /** What a condition reads, as `tool.name`, `tool.args` and `args`. */
 export interface Subject {
@@ -14,6 +15,12 @@ export interface Subject {
   readonly argsText?: string;
 }
 
+/** One decision, in which arguments are read once, and all conditions take from one budget. */
+export class Inquiry implements Budget {
+  left = MAX_STEPS;
+  readonly readings = new Map<JsonObject, Reading | undefined>();
+}
+
 /**
  * A compiled condition.
  *
@@ -21,7 +28,7 @@ export interface Subject {
  *   or unsuitable argument, a number that a double can't hold, or arguments that would cost too much
  *   to look at.
  */
-export type Condition = (subject: Subject) => boolean | undefined;
+export type Condition = (subject: Subject, inquiry?: Inquiry) => boolean | undefined;
 
 /** The longest condition, in characters. */
 export const MAX_CONDITION_LENGTH = 2_000;
@@ -33,13 +40,10 @@ export class InvalidCondition extends Error {
 
 /** A loop over a list in a loop over a list, and no deeper. */
 const MAX_LOOPS = 2;
-/** Each one turn of a node, the reading of one value or of 64 characters: about 50 ns. */
-const MAX_STEPS = 1_000_000;
-const CHARS_PER_STEP = 64;
 const MAX_ARGS_DEPTH = 64;
 const MAX_VALUES = 20_000;
-
-const LOOPS = new Set(['all', 'exists', 'exists_one', 'filter', 'map']);
+/** To see what a reader that ignores case calls a key. */
+const STEPS_PER_KEY = 8;
 
 /**
  * What may be called. Left out: regular expressions, which can take exponential time; what makes
@@ -63,7 +67,7 @@ export function compileCondition(source: string): Condition {
     throw new InvalidCondition(`is longer than ${MAX_CONDITION_LENGTH} characters`);
   }
   const { ast, check } = parse(source);
-  const weight = weigh(ast);
+  const keys = keysOf(ast);
   const { valid, type, error } = check();
   if (!valid) throw new InvalidCondition(`is not valid CEL: ${summarize(error)}`);
   if (type !== 'bool' && type !== 'dyn') {
@@ -71,11 +75,13 @@ export function compileCondition(source: string): Condition {
   }
   const program = makeStrict(ast);
   const readsTool = source.includes('tool');
-  return (subject) => {
+  return (subject, inquiry = new Inquiry()) => {
     const names = readsTool ? namesOf(subject.name) : [subject.name];
-    const args = readArgs(subject, weight, names.length);
-    if (!args) return undefined;
-    const results = names.map((name) => run(program, name, args));
+    const results = spendFrom(inquiry, () => {
+      const args = argsFor(subject, keys, inquiry);
+      return args && names.map((name) => run(program, name, args));
+    });
+    if (!results || inquiry.left < 0) return undefined;
     if (results.includes(true)) return true;
     return results.includes(undefined) ? undefined : false;
   };
@@ -114,49 +120,31 @@ function summarize(error: unknown): string {
   return (message.split('\n', 1)[0] ?? '').slice(0, 300);
 }
 
-/** What an operation reads: no more than a value, one text, or all that there is. */
-type Reach = 'value' | 'text' | 'whole';
+/** Keys as they are written, by what a reader that ignores case calls them. */
+type Keys = Map<string, Set<string>>;
 
-/** What an expression can cost, whatever it is asked about. */
-interface Weight {
-  /** How many nodes of each reach stand in no loop, in one, and in a loop within a loop. */
-  readonly nodes: Record<Reach, number>[];
-  /** Elements of the longest list that stands in the expression. */
-  longest: number;
-  /** How many times its largest argument a value can get by being added to others. */
-  growth: number;
-  /** The keys that it reads, as they are written, by what a reader that ignores case calls them. */
-  readonly keys: Map<string, Set<string>>;
-}
-
-const WHOLE = new Set(['==', '!=', 'in', '+']);
-const VALUE = new Set(['id', 'value', '.', '[]', 'list', 'map', '?:', '&&', '||', '!_', '-_']);
-
-function reachOf(node: ASTNode): Reach {
-  if (WHOLE.has(node.op)) return 'whole';
-  return VALUE.has(node.op) || isLoop(node) ? 'value' : 'text';
-}
-
-function weigh(root: ASTNode): Weight {
-  const nodes = Array.from({ length: MAX_LOOPS + 1 }, () => ({ value: 0, text: 0, whole: 0 }));
-  const weight = { nodes, longest: 1, growth: 1, keys: new Map<string, Set<string>>() };
+/** The keys that an expression reads. @throws {InvalidCondition} for what may not stand in it. */
+function keysOf(root: ASTNode): Keys {
+  const keys: Keys = new Map();
   const rest: [node: ASTNode, loops: number][] = [[root, 0]];
   for (let next = rest.pop(); next; next = rest.pop()) {
     const [node, loops] = next;
     refuseUnbounded(node, loops);
-    nodes[loops]![reachOf(node)] += 1;
-    if (node.op === 'list') weight.longest = Math.max(weight.longest, node.args.length);
-    if (node.op === '+') weight.growth += 1;
     const key = keyOf(node);
-    if (key !== undefined) {
-      weight.keys.set(fold(key), (weight.keys.get(fold(key)) ?? new Set()).add(key));
-    }
+    if (key !== undefined) addKey(key, keys);
     for (const child of nodesIn(node.args)) {
       const isBody = isLoop(node) && child !== node.args[1];
       rest.push([child, isBody ? loops + 1 : loops]);
     }
   }
-  return weight;
+  return keys;
+}
+
+function addKey(key: string, keys: Keys): void {
+  const folded = fold(key);
+  const written = keys.get(folded);
+  if (written) written.add(key);
+  else keys.set(folded, new Set([key]));
 }
 
 /** The key that a node reads: of `args.to`, `args["to"]` or `"to" in args`. */
@@ -186,97 +174,94 @@ function refuseUnbounded(node: ASTNode, loops: number): void {
   }
 }
 
-/** The nodes among a node's arguments, which the library nests in arrays. */
-function nodesIn(args: unknown): ASTNode[] {
-  if (Array.isArray(args)) return args.flatMap(nodesIn);
-  return typeof args === 'object' && args !== null && 'op' in args ? [args as ASTNode] : [];
+/** Arguments as CEL reads them. */
+interface Reading {
+  readonly args: Args;
+  readonly keys: Keys;
 }
 
 /** What a walk over arguments has seen. */
-interface Size {
+interface Seen {
   values: number;
-  chars: number;
-  /** Members of the largest list or object. */
-  longest: number;
-  longestText: number;
   hasNumbers: boolean;
-  /** As in {@link Weight}. */
-  readonly keys: Weight['keys'];
+  readonly keys: Keys;
+  readonly written: Set<string>;
 }
 
 /** Thrown within a walk over arguments that no condition can be asked about. */
 class Unfit extends Error {}
 
-/**
- * The arguments as CEL reads them; undefined where asking would be dear, or the answer wrong.
- *
- * @param times How often they are asked about.
- */
-function readArgs({ args, argsText }: Subject, weight: Weight, times: number): Args | undefined {
-  const { keys } = weight;
-  const size: Size = { values: 0, chars: 0, longest: 1, longestText: 0, hasNumbers: false, keys };
-  try {
-    const map = toMap(args, size, 0);
-    if (stepsOf(size, weight) * times > MAX_STEPS) return undefined;
-    return size.hasNumbers && argsText && !isFaithful(argsText) ? undefined : map;
-  } catch (error) {
-    if (error instanceof Unfit) return undefined;
-    throw error;
-  }
+/** The arguments for a condition that reads some keys; undefined where the answer could be wrong. */
+function argsFor(subject: Subject, keys: Keys, { readings }: Inquiry): Args | undefined {
+  if (!readings.has(subject.args)) readings.set(subject.args, read(subject));
+  const reading = readings.get(subject.args);
+  return reading && !haveVariants(keys, reading.keys) ? reading.args : undefined;
 }
 
-/** Every node works as often as the loops around it turn, on at most what it can reach. */
-function stepsOf({ values, chars, longest, longestText }: Size, weight: Weight): number {
-  const { growth } = weight;
-  const text = 1 + (longestText * growth) / CHARS_PER_STEP;
-  const whole = (values + chars / CHARS_PER_STEP) * growth;
-  const turns = Math.max(longest * growth, weight.longest);
-  return weight.nodes.reduce((sum, nodes, loops) => {
-    const once = nodes.value + nodes.text * text + nodes.whole * Math.max(text, whole);
-    return sum + once * turns ** loops;
-  }, 0);
+/** Some readers ignore the case of keys: to them `Amount` is what a condition reads as `amount`. */
+function haveVariants(keys: Keys, given: Keys): boolean {
+  return [...keys].some(([folded, read]) =>
+    [...(given.get(folded) ?? [])].some((key) => !read.has(key)),
+  );
+}
+
+/** Arguments as CEL reads them; undefined where that would be dear, or a number another. */
+function read({ args, argsText = '' }: Subject): Reading | undefined {
+  const seen: Seen = { values: 0, hasNumbers: false, keys: new Map(), written: new Set() };
+  try {
+    const map = toMap(args, seen, 0);
+    spend(argsText.length / CHARS_PER_STEP);
+    const isExact = !seen.hasNumbers || isFaithful(argsText);
+    return isExact ? { args: map, keys: seen.keys } : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 type Args = ReadonlyMap<string, unknown>;
 
-/** Maps in place of objects, in which a key such as `constructor` would mislead the library. */
-function toMap(value: JsonObject, size: Size, depth: number): Args {
+/**
+ * An object: maps are none in which a key such as `constructor` would mislead the library. It names
+ * the types of first entries, at any depth, and keeps all that it has named: so it is shown none.
+ */
+class Members extends Map<string, unknown> {
+  override entries(): MapIterator<[string, unknown]> {
+    return new Map<string, unknown>().entries();
+  }
+}
+Members.prototype.constructor = Map;
+
+function toMap(value: JsonObject, seen: Seen, depth: number): Args {
   const keys = Object.keys(value);
-  countMembers(keys.length, size, depth);
-  const map = new Map<string, unknown>();
+  countMembers(keys.length, seen, depth);
+  const map = new Members();
   for (const key of keys) {
-    countChars(key, size);
-    refuseVariant(key, size);
-    map.set(key, toCel(value[key]!, size, depth + 1));
+    see(key, seen);
+    map.set(key, toCel(value[key]!, seen, depth + 1));
   }
   return map;
 }
 
-/** Some readers ignore the case of keys: to them `Amount` is what a condition reads as `amount`. */
-function refuseVariant(key: string, { keys }: Size): void {
-  const read = keys.get(fold(key));
-  if (read && !read.has(key)) throw new Unfit();
+function see(key: string, { keys, written }: Seen): void {
+  if (written.has(key)) return;
+  written.add(key);
+  spend(STEPS_PER_KEY + key.length / CHARS_PER_STEP);
+  addKey(key, keys);
 }
 
-function toCel(value: Json, size: Size, depth: number): unknown {
-  if (typeof value === 'string') countChars(value, size);
-  else if (typeof value === 'number') {
-    size.hasNumbers = true;
+function toCel(value: Json, seen: Seen, depth: number): unknown {
+  if (typeof value === 'number') {
+    seen.hasNumbers = true;
     if (Math.abs(value) > Number.MAX_SAFE_INTEGER) throw new Unfit();
   } else if (Array.isArray(value)) {
-    countMembers(value.length, size, depth);
-    return value.map((element) => toCel(element, size, depth + 1));
-  } else if (value !== null && typeof value === 'object') return toMap(value, size, depth);
+    countMembers(value.length, seen, depth);
+    return value.map((element) => toCel(element, seen, depth + 1));
+  } else if (value !== null && typeof value === 'object') return toMap(value, seen, depth);
   return value;
 }
 
-function countMembers(count: number, size: Size, depth: number): void {
-  size.values += 1 + count;
-  size.longest = Math.max(size.longest, count);
-  if (depth > MAX_ARGS_DEPTH || size.values > MAX_VALUES) throw new Unfit();
-}
-
-function countChars({ length }: string, size: Size): void {
-  size.chars += length;
-  if (length > size.longestText) size.longestText = length;
+function countMembers(count: number, seen: Seen, depth: number): void {
+  seen.values += 1 + count;
+  spend(1 + count);
+  if (depth > MAX_ARGS_DEPTH || seen.values > MAX_VALUES) throw new Unfit();
 }
