@@ -7,7 +7,12 @@ import fc from 'fast-check';
 import type { Json, JsonObject } from '../schema/json.ts';
 import { type PolicyDocument, policySchema } from '../schema/policy.ts';
 import { environment, makeStrict } from '../schema/rules/cel.ts';
-import { type Condition, compileCondition, InvalidCondition } from '../schema/rules/condition.ts';
+import {
+  type Condition,
+  compileCondition,
+  Inquiry,
+  InvalidCondition,
+} from '../schema/rules/condition.ts';
 import { decideModel } from '../schema/rules/decide.ts';
 import { decideHosted } from '../schema/rules/hosted.ts';
 import { spendFrom } from '../schema/rules/steps.ts';
@@ -82,6 +87,23 @@ describe('a decision', () => {
         expect(judgeName(policy, name)).toBe('deny');
       }),
     );
+  });
+
+  test('is made within one budget, of which all its rules take, and reading arguments once', () => {
+    const denying = (times: number, when: string) =>
+      policyOf({ deny: Array.from({ length: times }, () => ({ tool: '*', when })) });
+    const args = { n: 1, l: Array.from({ length: 15_000 }, () => 0) };
+    const call = { name: 'get', args, argsText: JSON.stringify(args) };
+    expect(decideTool(denying(400, 'args.n > 5'), call).effect).toBe('allow');
+    const dear = 'args.l.exists(x, x > 5)';
+    expect(decideTool(denying(1, dear), call).effect).toBe('allow');
+    const inquiry = new Inquiry();
+    expect(decideTool(denying(400, dear), call, inquiry).effect).toBe('deny');
+    expect(inquiry.left).toBeGreaterThan(-100_000);
+    // Nothing is left for the other calls of the same answer.
+    const small = { name: 'get', args: { n: 1 } };
+    expect(decideTool(denying(1, 'args.n > 5'), small, inquiry).effect).toBe('deny');
+    expect(decideTool(denying(1, 'args.n > 5'), small).effect).toBe('allow');
   });
 
   test('agrees with what was judged by the name alone', () => {

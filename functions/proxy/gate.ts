@@ -7,6 +7,7 @@ import { approvedCalls, releasedCalls } from '../../db/released.ts';
 import { newId } from '../../db/seal.ts';
 import { openVault, type Vault } from '../../db/vault.ts';
 import type { ParkedId } from '../../schema/ids.ts';
+import { Inquiry } from '../../schema/rules/condition.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { type Ask, decideTool } from '../../schema/rules/tools.ts';
 import type { ProposedCall } from '../providers/contract.ts';
@@ -67,8 +68,9 @@ function judgeCalls(
   approved: ReadonlySet<ProposedCall>,
 ): Verdict {
   const asked: AskedCall[] = [];
+  const inquiry = new Inquiry();
   for (const call of calls) {
-    const decision = decideTool(version.policy, call);
+    const decision = decideTool(version.policy, call, inquiry);
     if (decision.effect === 'deny') return decision;
     if (decision.effect === 'ask' && !approved.has(call)) asked.push({ call, ask: decision });
   }

@@ -8,6 +8,7 @@ import {
   type ReleasedBefore,
   type ReleasedCall,
 } from '../../db/released.ts';
+import { Inquiry } from '../../schema/rules/condition.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { ruleOfServers } from '../../schema/rules/hosted.ts';
 import { decideTool, governsTools } from '../../schema/rules/tools.ts';
@@ -73,8 +74,9 @@ async function checkApprovals(
     call,
     approvals.map(({ id }) => id),
   );
+  const inquiry = new Inquiry();
   for (const approval of approvals) {
-    const denial = judgeApproval(call, rule, approval, given);
+    const denial = judgeApproval(call, rule, approval, given, inquiry);
     if (!denial) continue;
     const { reason, field, asked } = denial;
     await denyRequest(call, 'permission_denied', reason, { rule: denial.rule, field, asked });
@@ -110,10 +112,11 @@ function judgeApproval(
   rule: string,
   approval: Approval,
   given: Given,
+  inquiry: Inquiry,
 ): Denial | undefined {
   const { id, field } = approval;
   for (const shown of approval.calls) {
-    const decision = decideTool(call.version.policy, shown);
+    const decision = decideTool(call.version.policy, shown, inquiry);
     if (decision.effect === 'deny') return { ...decision, field: shown.field };
     if (decision.effect === 'ask' && !isApproved(call, shown, approval, given)) {
       const reason = `${decision.reason} Nobody has approved this call of it for the run; leave the approval out and let the call be proposed.`;

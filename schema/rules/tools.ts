@@ -2,7 +2,7 @@
 
 import type { JsonObject } from '../json.ts';
 import type { Policy } from '../policy.ts';
-import { type Condition, compileCondition } from './condition.ts';
+import { type Condition, compileCondition, Inquiry } from './condition.ts';
 import type { Denial } from './decide.ts';
 import { findGlob, foldName, matchesGlob } from './glob.ts';
 
@@ -63,14 +63,21 @@ export function governsTools({ tools }: Policy): boolean {
  * Decides on a tool call. The first that applies: a rule that denies, a rule that asks, a list of
  * what is allowed, which denies everything else. A condition that can't be told makes its rule
  * apply.
+ *
+ * @param inquiry What looking at arguments may take, of this call and of others at once.
  */
-export function decideTool(policy: Policy, call: ToolCall): ToolDecision {
+export function decideTool(
+  policy: Policy,
+  call: ToolCall,
+  inquiry: Inquiry = new Inquiry(),
+): ToolDecision {
   const rules = rulesOf(policy);
   if (isNoName(call.name)) return denyNoName(call);
   const name = foldName(call.name);
-  const denial = rules.deny.find((rule) => covers(rule, call.name, name) && applies(rule, call));
+  const isMeant = (rule: Rule) => covers(rule, call.name, name) && applies(rule, call, inquiry);
+  const denial = rules.deny.find(isMeant);
   if (denial) return denyByRule(policy, denial, call);
-  const asking = rules.ask.filter((rule) => covers(rule, call.name, name) && applies(rule, call));
+  const asking = rules.ask.filter(isMeant);
   // Where several rules ask, all must be content.
   const [strictest] = asking.sort((one, other) => other.approvals - one.approvals);
   if (strictest) return ask(strictest, call);
@@ -207,10 +214,12 @@ function covers({ globs, folded }: Rule, raw: string, name: string): boolean {
   );
 }
 
-function applies({ condition }: Rule, { name, args, argsText }: ToolCall): boolean {
+function applies({ condition }: Rule, call: ToolCall, inquiry: Inquiry): boolean {
+  const { name, args, argsText } = call;
   if (!condition) return true;
   if (!args) return true;
-  return condition({ name, args, ...(argsText === undefined ? {} : { argsText }) }) ?? true;
+  const subject = { name, args, ...(argsText === undefined ? {} : { argsText }) };
+  return condition(subject, inquiry) ?? true;
 }
 
 function isAllowed({ tools }: Policy, name: string): boolean {
