@@ -39,7 +39,9 @@ const condition = z
       context.addIssue({ code: 'custom', message: error.message });
     }
   })
-  .describe('CEL over args, tool.name and tool.args: args.amount_usd > 500');
+  .describe(
+    'CEL over args, tool.name and tool.args, that compiles and is true or false: args.amount_usd > 500',
+  );
 
 const ruleName = z.string().min(1).max(200).describe('What people call the rule.');
 
@@ -75,7 +77,7 @@ const limit = z.union(
 
 const modelName = z
   .string()
-  .regex(/^[^/\s]{1,64}\/\S{1,256}$/, 'must be written key/model')
+  .regex(/^[^/\s]{1,64}\/\S{1,256}$/u, 'must be written key/model')
   .describe('The name of a provider key and a model: openai/gpt-5.');
 
 const targets = z.array(modelName).min(1).max(8).meta({ uniqueItems: true });
@@ -161,7 +163,11 @@ export const policySchema = z.strictObject({
     .strictObject({ sameRequest: z.int().min(2).max(1_000), windowS })
     .describe('The same request so often within the window stops the run.')
     .optional(),
-  failover: failover.describe('Where a call goes when its upstream fails, in order.').optional(),
+  failover: failover
+    .describe(
+      'Where a call goes when its upstream fails, in order. A model stands once, and not among its own targets.',
+    )
+    .optional(),
   capture: z
     .enum(['none', 'digest', 'sealed'])
     .default('digest')
@@ -174,15 +180,17 @@ export type Policy = Readonly<z.output<typeof policySchema>>;
 /** A policy as people write it. */
 export type PolicyDocument = z.input<typeof policySchema>;
 
-/** The most characters of a document's JSON. */
+/** The most characters of a document's JSON: code points, as all characters of the schema are. */
 const MAX_POLICY_LENGTH = 100_000;
+const policyText = z
+  .string()
+  .max(MAX_POLICY_LENGTH, `must be at most ${MAX_POLICY_LENGTH} characters`);
 
 /** What is wrong with a document as it is written; empty for one that can be a version. */
 export function judgePolicy(document: unknown): Problem[] {
   const { error } = policySchema.safeParse(document);
   if (error) return problemsOf(error.issues);
-  if (JSON.stringify(document).length <= MAX_POLICY_LENGTH) return [];
-  return [{ path: [], message: `must be at most ${MAX_POLICY_LENGTH} characters` }];
+  return problemsOf(policyText.safeParse(JSON.stringify(document)).error?.issues ?? []);
 }
 
 /**
@@ -193,5 +201,6 @@ export function judgePolicy(document: unknown): Problem[] {
 export function policyJsonSchema(url: string): object {
   const { $schema, ...schema } = z.toJSONSchema(policySchema, { io: 'input' });
   const title = 'Rungate policy';
-  return { $schema, $id: url, title, description: 'What an agent may do.', ...schema };
+  const description = `What an agent may do; as JSON without spaces, at most ${MAX_POLICY_LENGTH} characters.`;
+  return { $schema, $id: url, title, description, ...schema };
 }

@@ -4,7 +4,12 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { MAX_NANOS } from '../schema/money.ts';
-import { type PolicyDocument, policyJsonSchema, policySchema } from '../schema/policy.ts';
+import {
+  judgePolicy,
+  type PolicyDocument,
+  policyJsonSchema,
+  policySchema,
+} from '../schema/policy.ts';
 import { formatPlace, type Problem, problemsOf } from '../schema/problems.ts';
 import { type Deployment, deploy } from './rungate.ts';
 import { startUpstream, type Upstream } from './upstream.ts';
@@ -143,6 +148,7 @@ function withStranger(path: Path): unknown {
 /** A part of a JSON Schema, as far as it is looked at here. */
 interface Schema {
   readonly type?: string;
+  readonly description?: string;
   readonly properties?: Readonly<Record<string, Schema>>;
   readonly additionalProperties?: boolean;
   readonly required?: readonly string[];
@@ -171,7 +177,7 @@ function isValid(schema: Schema, value: unknown): boolean {
   if (schema.type === 'string') {
     if (typeof value !== 'string' || !new RegExp(schema.pattern ?? '', 'u').test(value))
       return false;
-    return isWithin(schema.minLength, schema.maxLength, value.length);
+    return isWithin(schema.minLength, schema.maxLength, [...value].length);
   }
   if (typeof value !== 'number') return false;
   if (schema.exclusiveMinimum !== undefined && value <= schema.exclusiveMinimum) return false;
@@ -202,6 +208,15 @@ function isValidArray(schema: Schema, value: unknown): boolean {
 
 function isWithin(least = -Infinity, most = Infinity, value: number): boolean {
   return value >= least && value <= most;
+}
+
+/** What is said of a place, and of those above it. */
+function descriptionAt(schema: Schema, [key, ...rest]: readonly PropertyKey[]): string {
+  const { description = '', properties = {}, items, anyOf = [] } = schema;
+  const below = [items, properties[String(key)], ...anyOf].filter((each) => each !== undefined);
+  if (key === undefined) return description;
+  const path = anyOf.length > 0 ? [key, ...rest] : rest;
+  return [description, ...below.map((each) => descriptionAt(each, path))].join(' ');
 }
 
 function objectsIn(schema: Schema): Schema[] {
@@ -260,9 +275,54 @@ function withMember(value: unknown, [key, ...rest]: Path, member: unknown): unkn
   return value.map((each: unknown, at) => (at === key ? inner : each));
 }
 
-/** What no JSON Schema can say: what CEL is, and that a model is named in two places. */
+/** What no JSON Schema can say: what CEL is, that a model is named in two places, the whole length. */
+const BEYOND_SCHEMA: readonly (readonly [told: string, document: unknown])[] = [
+  ['that compiles', asking('args.')],
+  ['is true or false', { tools: { deny: [{ tool: 'x', when: '5' }] } }],
+  ['not among its own targets', { failover: [{ model: 'a/b', to: ['a/b'] }] }],
+  [
+    'A model stands once',
+    { failover: ['c', 'd'].map((to) => ({ model: 'a/b', to: [`a/${to}`] })) },
+  ],
+  ['at most 100000 characters', { models: { allow: Array(400).fill('x'.repeat(256)) } }],
+];
+
 function isBeyondSchema({ path, message }: Problem): boolean {
-  return path.at(-1) === 'when' || (path[0] === 'failover' && message.startsWith('repeats'));
+  if (path.at(-1) === 'when') return !message.startsWith('too');
+  return path.length === 0
+    ? message.startsWith('must be at most')
+    : path[0] === 'failover' && message.startsWith('repeats');
+}
+
+/** Texts of about as many characters as there may be, some of which take two units in UTF-16. */
+const texts = fc
+  .tuple(
+    fc.constantFrom('k', '😀', '\ud83d', '\u3000'),
+    fc.constantFrom(...[64, 200, 256, 2_000].flatMap((most) => [1, most - 1, most, most + 1])),
+  )
+  .map(([character, count]) => character.repeat(count));
+
+const TEXT_PLACES: readonly ((text: string) => object)[] = [
+  (text) => ({ models: { allow: [text] } }),
+  (text) => ({ hostedTools: { deny: [text] } }),
+  (text) => ({ tools: { allow: [text] } }),
+  (text) => ({ tools: { deny: [text] } }),
+  (tool) => ({ tools: { deny: [{ tool }] } }),
+  (name) => ({ tools: { deny: [{ tool: 'x', name }] } }),
+  (text) => ({ tools: { deny: [{ tool: 'x', when: toCondition(text) }] } }),
+  (tool) => ({ tools: { requireApproval: [{ tool }] } }),
+  (name) => ({ tools: { requireApproval: [{ tool: 'x', name }] } }),
+  (text) => asking(toCondition(text)),
+  (key) => ({ failover: [{ model: `${key}/m`, to: ['a/b'] }] }),
+  (model) => ({ failover: [{ model: `k/${model}`, to: ['a/b'] }] }),
+  (key) => ({ failover: [{ model: 'a/b', to: [`${key}/m`] }] }),
+  (model) => ({ failover: [{ model: 'a/b', to: [`k/${model}`] }] }),
+];
+
+/** A condition of as many characters as a text has. */
+function toCondition(text: string): string {
+  const around = 'args.s == ""';
+  return `args.s == "${[...text].slice(around.length).join('')}"`;
 }
 
 /** Whether a text is an amount of whole nanos, and no more of them than there may be. */
@@ -297,7 +357,7 @@ describe('the published schema', () => {
     let refused = 0;
     fc.assert(
       fc.property(documents, (document) => {
-        const problems = problemsOf(policySchema.safeParse(document).error?.issues ?? []);
+        const problems = judgePolicy(document);
         const isTaken = isValid(schema, document);
         if (!isTaken) refused += 1;
         if (isTaken) expect(problems.filter((each) => !isBeyondSchema(each))).toEqual([]);
@@ -330,6 +390,30 @@ describe('the published schema', () => {
         expect(policySchema.safeParse(document).success).toBe(isAmount(text));
       }),
       { numRuns: 2_000 },
+    );
+  });
+
+  test('counts the characters of a text as Rungate does, wherever there is one', () => {
+    let taken = 0;
+    fc.assert(
+      fc.property(texts, fc.constantFrom(...TEXT_PLACES), (text, place) => {
+        const document = place(text);
+        const isTaken = isValid(schema, document);
+        if (isTaken) taken += 1;
+        expect(judgePolicy(document).length === 0).toBe(isTaken);
+      }),
+      { numRuns: 2_000 },
+    );
+    expect(taken).toBeGreaterThan(500);
+  });
+
+  test.each(BEYOND_SCHEMA)('says in words what else Rungate refuses: %s', (told, document) => {
+    const problems = judgePolicy(document);
+    expect(problems).not.toEqual([]);
+    expect(problems.filter((each) => !isBeyondSchema(each))).toEqual([]);
+    expect(isValid(schema, document)).toBe(true);
+    expect(problems.map(({ path }) => descriptionAt(schema, path))).toContainEqual(
+      expect.stringContaining(told),
     );
   });
 

@@ -30,7 +30,7 @@ export class Inquiry implements Budget {
  */
 export type Condition = (subject: Subject, inquiry?: Inquiry) => boolean | undefined;
 
-/** The longest condition, in characters. */
+/** The longest condition, in characters (code points). */
 export const MAX_CONDITION_LENGTH = 2_000;
 
 /** A condition that can't be used; the message says why, in a clause. */
@@ -63,7 +63,8 @@ const FUNCTIONS = new Set([
  *   `args`, `tool.name` and `tool.args`, or has no bound on its cost.
  */
 export function compileCondition(source: string): Condition {
-  if (source.length > MAX_CONDITION_LENGTH) {
+  // Of characters that take two units each, as many as there may be.
+  if ([...source.slice(0, 2 * MAX_CONDITION_LENGTH + 1)].length > MAX_CONDITION_LENGTH) {
     throw new InvalidCondition(`is longer than ${MAX_CONDITION_LENGTH} characters`);
   }
   const { ast, check } = parse(source);
