@@ -1,7 +1,7 @@
 /** Opens what a process needs, from its environment alone. */
 
 import process from 'node:process';
-import { type Database, DatabaseError, openDatabase } from '../db/client.ts';
+import { type Database, openDatabase } from '../db/client.ts';
 import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
 import { watchOutbox } from '../db/outbox.ts';
@@ -13,7 +13,7 @@ import { makeEgress } from './egress.ts';
 import { Deliveries } from './jobs/deliver.ts';
 import { replayDeletions } from './jobs/erase.ts';
 import { openKeys } from './keys.ts';
-import { makeLog, printPlainly } from './log.ts';
+import { makeLog } from './log.ts';
 import { Mailer } from './mail.ts';
 import { Flights } from './proxy/flight.ts';
 import type { Memory, Services } from './services.ts';
@@ -75,21 +75,6 @@ export async function boot(
     stopping: new AbortController(),
     now: Date.now,
   };
-}
-
-/**
- * As {@link boot}, for an entry: what the operator has to mend is told in plain words, and ends the
- * process with 2 for the configuration and 1 for the database, as it does a command.
- */
-export async function bootOrExit(): Promise<Services> {
-  try {
-    return await boot();
-  } catch (error) {
-    if (!(error instanceof ConfigError || error instanceof DatabaseError)) throw error;
-    const isConfig = error instanceof ConfigError;
-    printPlainly(`${isConfig ? '' : 'The database refused: '}${error.message}`);
-    process.exit(isConfig ? 2 : 1);
-  }
 }
 
 /** Without a key that it needs, a process would serve some orgs and fail others. */

@@ -1,23 +1,12 @@
-/** The entry for Bun: listens, and shuts down without losing a call. */
+/** The entry for Bun: its server, and how long it keeps connections. */
 
 import http from 'node:http';
-import process from 'node:process';
 import { isEventStream } from '../schema/sse.ts';
 import { makeApp } from './app.ts';
-import { bootOrExit, shutDown } from './boot.ts';
 import { failOutside } from './refuse.ts';
-import { startTicking } from './scheduled.ts';
+import { type Listening, listenBy, serveOrExit } from './serve.ts';
 import type { Services } from './services.ts';
 
-/** A server that listens. */
-export interface Listening {
-  readonly url: string;
-  /** Stops accepting, lets calls end for at most `limitMs`, settles the rest, and closes. */
-  stop(limitMs: number): Promise<void>;
-}
-
-const SHUTDOWN_LIMIT_MS = 30_000;
-const INSIST_MS = 1_000;
 /** How long a connection may be idle while a request is read, and once its answer is there. */
 const IDLE_S = 10;
 /** Any length: whoever reads a body has a limit of its own, and refuses in the caller's dialect. */
@@ -26,11 +15,22 @@ const MAX_HEADER_BYTES = 1024 * 1024;
 
 /** Starts the server. */
 export function listen(services: Services): Listening {
+  return listenBy(services, () => {
+    const server = open(services);
+    return {
+      port: server.port ?? 0,
+      stop: () => server.stop(),
+      close: () => server.stop(true),
+    };
+  });
+}
+
+function open(services: Services) {
   const { config } = services;
   const answer = makeApp(services);
   // Bun's server goes by the setting of Node's.
   Object.assign(http, { maxHeaderSize: MAX_HEADER_BYTES });
-  const server = Bun.serve({
+  return Bun.serve({
     hostname: config.host,
     port: config.port,
     maxRequestBodySize: MAX_BODY_BYTES,
@@ -50,35 +50,6 @@ export function listen(services: Services): Listening {
     },
     error: (error) => failOutside(services, error),
   });
-  const stopTicking = startTicking(services);
-  return {
-    url: String(server.url).replace(/\/$/, ''),
-    async stop(limitMs) {
-      await stopTicking();
-      await shutDown(services, limitMs, server.stop());
-      await server.stop(true);
-    },
-  };
 }
 
-/** Serves until the process is told to end. */
-export function serve(services: Services): Listening {
-  const listening = listen(services);
-  let stoppedAt: number | undefined;
-  const stop = async (signal: string) => {
-    // Package runners pass a signal on that the whole group has had already: only a later one insists.
-    const isInsisting = stoppedAt !== undefined && Date.now() - stoppedAt > INSIST_MS;
-    if (isInsisting) process.exit(1);
-    if (stoppedAt !== undefined) return;
-    stoppedAt = Date.now();
-    services.log.info('stopping; calls in flight may end', { signal });
-    await listening.stop(SHUTDOWN_LIMIT_MS);
-    process.exit(0);
-  };
-  process.on('SIGTERM', () => void stop('SIGTERM'));
-  process.on('SIGINT', () => void stop('SIGINT'));
-  services.log.info('serving', { url: listening.url });
-  return listening;
-}
-
-if (import.meta.main) serve(await bootOrExit());
+if (import.meta.main) await serveOrExit(listen);

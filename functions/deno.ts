@@ -4,38 +4,25 @@
  */
 
 import { makeApp } from './app.ts';
-import { bootOrExit, shutDown } from './boot.ts';
 import { failOutside } from './refuse.ts';
-import { startTicking, tick } from './scheduled.ts';
+import { tick } from './scheduled.ts';
+import { type Listening, listenBy, serveOrExit } from './serve.ts';
+import type { Services } from './services.ts';
 
-const SHUTDOWN_LIMIT_MS = 30_000;
-
-const services = await bootOrExit();
-const { config, log } = services;
-const answer = makeApp(services);
-const server = Deno.serve(
-  {
-    hostname: config.host,
-    port: config.port,
-    onError: (error) => failOutside(services, error),
-    onListen: ({ hostname, port }) => log.info('serving', { url: `http://${hostname}:${port}` }),
-  },
-  (request, { remoteAddr }) =>
-    answer(request, { address: 'hostname' in remoteAddr ? remoteAddr.hostname : undefined }),
-);
-
-const stopTicking = startTicking(services);
-
-async function stop(signal: string): Promise<void> {
-  log.info('stopping; calls in flight may end', { signal });
-  await stopTicking();
-  await shutDown(services, SHUTDOWN_LIMIT_MS, server.shutdown());
-  Deno.exit(0);
+function listen(services: Services): Listening {
+  const { host: hostname, port } = services.config;
+  const answer = makeApp(services);
+  return listenBy(services, () => {
+    const server = Deno.serve(
+      { hostname, port, onError: (error) => failOutside(services, error), onListen() {} },
+      (request, { remoteAddr }) =>
+        answer(request, { address: 'hostname' in remoteAddr ? remoteAddr.hostname : undefined }),
+    );
+    return { port: server.addr.port, stop: () => server.shutdown() };
+  });
 }
 
-for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-  Deno.addSignalListener(signal, () => void stop(signal));
-}
+const services = await serveOrExit(listen);
 
 // Where the host has cron, it also wakes a process that it had put to sleep.
 const { cron } = Deno as { readonly cron?: typeof Deno.cron };

@@ -127,7 +127,8 @@ const JOBS: readonly Job[] = [
 
 /**
  * Does everything that is due, once. Deliveries begin first and go on beside the other jobs. A job
- * that fails is reported and logged, stops no other, and is done again by the next tick.
+ * that fails is reported and logged, stops no other, and is done again by the next tick. Once the
+ * process is told to end, no further job begins.
  *
  * @param waitMs How long to wait for deliveries that are under way; 0 where the process goes on.
  * @param jobs What is done beside the deliveries.
@@ -144,7 +145,10 @@ export async function tick(
   };
   const delivering = runJob(services, deliveries);
   const reports: JobReport[] = [];
-  for (const job of jobs) reports.push(await runJob(services, job));
+  for (const job of jobs) {
+    if (services.stopping.signal.aborted) break;
+    reports.push(await runJob(services, job));
+  }
   return { jobs: [await delivering, ...reports] };
 }
 

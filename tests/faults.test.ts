@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, spyOn, test } from 'bun:test';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { connect } from 'node:net';
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -301,6 +301,92 @@ const faultyCall: fc.Arbitrary<Ask> = fc
   })
   .filter(({ stream, script }) => stream || script.endAfterChunks === undefined);
 
+describe.each(RUNTIMES)('a server on %s that is told to stop', (runtime) => {
+  let upstream: Upstream;
+  let deployment: Deployment;
+  /** A source of prices that never answers. */
+  let source: Server;
+  const sockets = new Set<Socket>();
+
+  beforeAll(async () => {
+    source = createServer((socket) => {
+      sockets.add(socket.on('error', () => {}));
+    }).listen(0, '127.0.0.1');
+    await once(source, 'listening');
+    upstream = await startUpstream();
+    const { port } = source.address() as AddressInfo;
+    const env = { RUNGATE_PRICES_URL: `http://127.0.0.1:${port}/prices.json` };
+    deployment = await deploy({ ...{ runtime, env, processes: 0 }, upstreamUrl: upstream.url });
+  });
+  afterAll(async () => {
+    await deployment?.stop();
+    for (const socket of sockets) socket.destroy();
+    source?.close();
+    await upstream?.stop();
+  });
+
+  test('accepts nobody any more and ends soon, also while a tick is under way', async () => {
+    const asked = once(source, 'connection');
+    const running = await deployment.serve();
+    const url = running.ready.groups?.url ?? '';
+    await asked;
+    const toldMs = performance.now();
+    const ended = running.stop('SIGTERM', 20_000);
+    await running.next(/"message":"stopping/);
+    await eventually(() =>
+      fetch(`${url}/healthz`).then(
+        () => false,
+        () => true,
+      ),
+    );
+    const refusedMs = performance.now();
+    expect(await ended).toMatchObject(runtime === 'bun' ? { code: 0 } : {});
+    expect(refusedMs - toldMs).toBeLessThan(2_000);
+    expect(performance.now() - toldMs).toBeLessThan(4_000);
+  });
+
+  test('does so once, and at once when it is told again a while later', async () => {
+    const running = await deployment.serve();
+    const url = running.ready.groups?.url ?? '';
+    const ask = { path: PATHS[0], stream: true, script: { endless: true, chunkDelayMs: 20 } };
+    const before = upstream.requests.length;
+    const call = send(url, deployment.token, ask);
+    await eventually(() => upstream.requests.length > before);
+    void running.stop('SIGINT', 20_000);
+    void running.stop('SIGTERM', 20_000);
+    await Bun.sleep(1_300);
+    const toldMs = performance.now();
+    expect(await running.stop('SIGINT', 20_000)).toMatchObject(
+      runtime === 'bun' ? { code: 1 } : {},
+    );
+    expect(performance.now() - toldMs).toBeLessThan(2_000);
+    expect(running.output().match(/"message":"stopping/g)).toHaveLength(1);
+    await call;
+  });
+
+  test('serves a caller who is still sending, or tells him to come back', async () => {
+    const running = await deployment.serve();
+    const url = running.ready.groups?.url ?? '';
+    const ask = { path: PATHS[0], stream: false, script: {} };
+    const body = bodyOf(ask);
+    const { hostname, port } = new URL(url);
+    const headers = { host: hostname, 'content-length': body.length, connection: 'close' };
+    const lines = Object.entries({ ...headers, ...headersOf(deployment.token, ask) });
+    const socket = connect(Number(port), hostname).setEncoding('utf8');
+    socket.write(`POST ${ask.path} HTTP/1.1\r\n`);
+    socket.write(`${lines.map(([name, value]) => `${name}: ${value}\r\n`).join('')}\r\n`);
+    socket.write(body.slice(0, 20));
+    await Bun.sleep(300);
+    const ended = running.stop('SIGTERM', 20_000);
+    await running.next(/"message":"stopping/);
+    await Bun.sleep(200);
+    socket.write(body.slice(20));
+    const answer = (await socket.toArray()).join('');
+    expect(answer).toMatch(/^HTTP\/1.1 (?:200 |503 [\s\S]*"rungate_unavailable")/);
+    await ended;
+  });
+});
+
 describe('a server that is told to stop and whose callers do not let it', () => {
   test('ends their streams when its patience is over, and charges them', async () => {
     const upstream = await startUpstream();
@@ -544,6 +630,17 @@ describe('a call in flight', () => {
       await flights.drain(0);
     });
     await fc.assert(promise, { numRuns: 30 });
+  });
+
+  test('is waited for by all who drain, however often that is', async () => {
+    const now = Date.now();
+    const { flights } = flightsAt(() => now);
+    const step = await hold(now);
+    const flight = flights.start(org, holdOf(step, now), now + LEASE_MS);
+    const drained = Promise.all([flights.drain(60_000), flights.drain(60_000)]);
+    await flight.settle(endAt(now));
+    await drained;
+    await flights.drain(60_000);
   });
 
   test('whose process was away too long is charged its bound, until the truth is known', async () => {

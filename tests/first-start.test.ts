@@ -1,18 +1,20 @@
 /** The first start: what it makes, what it prints, and that what it prints works as it is pasted. */
 
 import { afterAll, describe, expect, test } from 'bun:test';
+import { once } from 'node:events';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { createServer } from 'node:net';
-import { tmpdir } from 'node:os';
+import { type AddressInfo, createServer } from 'node:net';
+import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openDatabase } from '../db/client.ts';
 import { newMasterKey } from '../db/seal.ts';
 import { finish, type Running, start } from './process.ts';
-import { COMMANDS } from './rungate.ts';
+import { COMMANDS, SERVING } from './rungate.ts';
 
 const MAIN = join(import.meta.dir, '../web/cli/main.ts');
 const TOKEN = /rg_agt_[A-Za-z0-9]+/g;
 const hasCurl = Bun.which('curl') !== null;
+const hasIpv6 = networkInterfaces().lo?.some(({ family }) => family === 'IPv6') ?? false;
 /** The last line of each thing that a start may say. */
 const SAID = /run ceiling first-run|^A new token|^Make an org|^\{"url"/;
 
@@ -258,6 +260,31 @@ describe.each(Object.entries(COMMANDS))('the entry for %s', (_, command) => {
     });
     expect([code, stdout]).toEqual([1, '']);
     expect(stderr).toMatch(/^rungate: The database refused: [^\n]+\n$/);
+  });
+
+  test('says so of a place where it can’t listen, and ends with 1', async () => {
+    const taken = createServer().listen(0, '127.0.0.1');
+    await once(taken, 'listening');
+    const places: Env[] = [
+      { PORT: String((taken.address() as AddressInfo).port) },
+      // Of a range for documentation: no machine has it (RFC 5737).
+      { HOST: '192.0.2.1', RUNGATE_MASTER_KEYS: KEYS },
+    ];
+    for (const place of places) {
+      const { code, stdout, stderr } = await ending({ RUNGATE_LOG: 'silent', ...place });
+      expect([code, stdout]).toEqual([1, '']);
+      const { HOST = '127.0.0.1', PORT = '0' } = place;
+      const said = `rungate: The server can't listen on HOST ${HOST}, PORT ${PORT}: `;
+      expect([stderr.slice(0, said.length), stderr.split('\n').length]).toEqual([said, 2]);
+    }
+    taken.close();
+  });
+
+  test.skipIf(!hasIpv6)('tells a URL that can be called, of an IPv6 address too', async () => {
+    const options = { cwd: await makeFolder(), env: { ...CLEAN, HOST: '::1' } };
+    const server = await start(command, { ready: SERVING, ...options });
+    servers.push(server);
+    expect((await fetch(`${server.ready.groups?.url}/healthz`)).status).toBe(200);
   });
 });
 

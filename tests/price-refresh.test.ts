@@ -502,6 +502,16 @@ describe('a source that answers with', () => {
     });
   }
 
+  test('a fetch that the end of the process breaks off is not held against the source', async () => {
+    const stopping = new AbortController();
+    source.answer = () => stopping.abort();
+    const name = services.catalogues.source!;
+    await expect(refreshPrices({ ...services, stopping })).rejects.toThrow(PriceSourceError);
+    expect(await readSource(services.db, name)).toBeUndefined();
+    source.publish(listOf({ 'gpt-5': 1 }));
+    expect(await refreshPrices(services)).toBeDefined();
+  });
+
   test('a list without end is given up, and the tick goes on', async () => {
     const dripping = new Set<ReturnType<typeof setInterval>>();
     source.answer = (_, response) => {

@@ -330,7 +330,7 @@ describe('the tables of the README', () => {
       ['4 MiB, 100,000 characters', 'web/cli/manifest.ts', /MAX_FILE_BYTES = 4 \* 1024 \* 1024/],
       ['200 steps', 'functions/api.ts', /MAX_PAGE = 200/],
       ['lease of 15 seconds', 'functions/proxy/flight.ts', /LEASE_MS = 15_000/],
-      ['up to 30 seconds', 'functions/bun.ts', /SHUTDOWN_LIMIT_MS = 30_000/],
+      ['up to 30 seconds', 'functions/serve.ts', /SHUTDOWN_LIMIT_MS = 30_000/],
       ['up to 256 characters', 'schema/rules/identity.ts', /MAX_RUN_NAME_LENGTH = 256/],
     ];
     for (const [shown, path, constant] of limits) {

@@ -78,7 +78,8 @@ export const COMMANDS: Readonly<Record<Runtime, readonly string[]>> = {
   deno: [join(BIN, 'deno'), 'run', ...DENO_PERMISSIONS, join(ROOT, 'functions/deno.ts')],
 };
 
-const SERVING = /"message":"serving".*"url":"(?<url>[^"]+)"/;
+/** What a server logs once it listens, with its URL. */
+export const SERVING = /"message":"serving".*"url":"(?<url>[^"]+)"/;
 
 /** Prices of models that the tests ask for under the keys `openai` and `anthropic`. */
 const TEST_PRICES: readonly Price[] = ['openai/test-model', 'anthropic/test-model'].map(

@@ -98,6 +98,14 @@ describe('a tick', () => {
     expect(second.jobs.slice(1).map(({ outcome }) => outcome)).toEqual(['done', 'done']);
   });
 
+  test('begins no further job once the process is told to end', async () => {
+    const stopping = new AbortController();
+    const [first, second] = [counting('first', async () => stopping.abort()), counting('second')];
+    const report = await tick({ ...services, stopping }, 0, [first, second]);
+    expect(report.jobs.map(({ name }) => name)).toEqual(['deliveries', 'first']);
+    expect([first.done, second.done]).toEqual([1, 0]);
+  });
+
   test('leaves a job alone that another one is doing', async () => {
     const slow = counting('slow', () => Bun.sleep(50));
     const ticks = await Promise.all(Array.from({ length: 8 }, () => tick(services, 0, [slow])));

@@ -54,7 +54,7 @@ export async function refreshPrices(
   services: Services,
   { isUrgent = false, isAccepted = false }: RefreshWish = {},
 ): Promise<Refreshed | undefined> {
-  const { db, catalogues, now } = services;
+  const { db, catalogues, stopping, now } = services;
   const { source } = catalogues;
   if (source === undefined) return undefined;
   const state = await catalogues.look(now());
@@ -68,7 +68,10 @@ export async function refreshPrices(
   } catch (error) {
     const failure = failureOf(error);
     if (!failure) throw error;
-    await noteAttempt(db, source, failure.message, now() + RETRY_MS);
+    // A process that ends has not learnt anything of the source.
+    if (!stopping.signal.aborted) {
+      await noteAttempt(db, source, failure.message, now() + RETRY_MS);
+    }
     throw failure;
   }
 }
@@ -94,15 +97,18 @@ interface Fetched {
  *
  * @returns undefined when it has not changed.
  */
-async function fetchList(services: Services, etag: string | null): Promise<Fetched | undefined> {
-  const answer = await services.egress(new URL(services.config.pricesUrl ?? ''), {
+async function fetchList(
+  { config, egress, stopping }: Services,
+  etag: string | null,
+): Promise<Fetched | undefined> {
+  const answer = await egress(new URL(config.pricesUrl ?? ''), {
     method: 'GET',
     headers: {
       accept: 'application/json',
       'user-agent': 'Rungate',
       ...(etag === null ? {} : { 'if-none-match': etag }),
     },
-    signal: AbortSignal.timeout(FETCH_MS),
+    signal: AbortSignal.any([stopping.signal, AbortSignal.timeout(FETCH_MS)]),
     timeouts: TIMEOUTS,
   });
   if (answer.status === 200) {

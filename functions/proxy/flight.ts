@@ -185,7 +185,8 @@ export class Flights {
   readonly #timers: readonly ReturnType<typeof setInterval>[];
   /** Those that were in flight at the last look: what is younger is confirmed by its hold. */
   #older: readonly Flight[] = [];
-  #onEmpty: (() => void) | undefined;
+  /** Of those who wait until no call is in flight. */
+  #empty: PromiseWithResolvers<void> | undefined;
 
   constructor(db: Database, log: Log, now: () => number) {
     this.#db = db;
@@ -207,19 +208,18 @@ export class Flights {
   /** A call is over. */
   end(flight: Flight): void {
     this.#all.delete(flight);
-    if (this.#all.size === 0) this.#onEmpty?.();
+    if (this.#all.size > 0) return;
+    this.#empty?.resolve();
+    this.#empty = undefined;
   }
 
   /** Waits until all calls have ended; those that take longer than `limitMs` are aborted. */
   async drain(limitMs: number): Promise<void> {
-    const empty = new Promise<void>((resolve) => {
-      this.#onEmpty = resolve;
-      if (this.#all.size === 0) resolve();
-    });
+    if (this.#all.size > 0) this.#empty ??= Promise.withResolvers();
     const cutOff = setTimeout(() => {
       for (const flight of this.#all) flight.abort('shutdown');
     }, limitMs);
-    await empty;
+    await this.#empty?.promise;
     clearTimeout(cutOff);
     for (const timer of this.#timers) clearInterval(timer);
   }

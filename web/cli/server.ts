@@ -44,36 +44,20 @@ export function addServerCommands(program: Command): void {
 
 /** The modules are loaded here alone: no other command needs them, nor the runtime they are for. */
 async function serve(options: OutputOptions): Promise<void> {
-  const [{ boot, shutDown }, server] = await Promise.all([
+  const [{ boot }, server, { listen }] = await Promise.all([
     import('../../functions/boot.ts'),
+    import('../../functions/serve.ts'),
     import('../../functions/bun.ts'),
   ]);
   const services = await boot();
-  const listening = await listenOrFail(
-    services,
-    () => server.serve(services),
-    () => shutDown(services, 0),
-  );
+  const listening = await server.serve(services, listen).catch((error: unknown) => {
+    throw error instanceof server.ListenError ? new Failure(EXIT_FAILED, error.message) : error;
+  });
   try {
     await greet(services, listening.url, options);
   } catch (error) {
     await listening.stop(0);
     throw error;
-  }
-}
-
-async function listenOrFail<T>(
-  { config }: Services,
-  listen: () => T,
-  close: () => Promise<void>,
-): Promise<T> {
-  try {
-    return listen();
-  } catch (error) {
-    await close();
-    const { host, port } = config;
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new Failure(EXIT_FAILED, `The server can't listen on ${host}, port ${port}: ${reason}`);
   }
 }
 
