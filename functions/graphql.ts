@@ -66,7 +66,7 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
     const admin = await identifyAdmin(services, request);
     refuseOtherKinds(request);
     const context = contextOf(services, admin);
-    const body = await readBody(request, BODY_LIMITS);
+    const body = await readBody(request, BODY_LIMITS, services.stopping.signal);
     refuseAmbiguous(body);
     const { headers, url } = request;
     const response = await yoga.fetch(

@@ -132,7 +132,7 @@ export async function askTool(
   run: string,
 ): Promise<Response> {
   const caller = await authenticate(services, request, 'tool.ask');
-  const bytes = await readBody(request, BODY_LIMITS);
+  const bytes = await readBody(request, BODY_LIMITS, services.stopping.signal);
   const { body, value } = parseBody(bytes, asking);
   const { args, argsText } = argumentsOf(body, value.arguments);
   const call = await resolveRun(callOn(caller, run, bytes));
@@ -330,7 +330,7 @@ export async function reportTool(
   name: string,
 ): Promise<Response> {
   const caller = await authenticate(services, request, 'step.report');
-  const bytes = await readBody(request, BODY_LIMITS);
+  const bytes = await readBody(request, BODY_LIMITS, services.stopping.signal);
   const { value } = parseBody(bytes, reporting);
   const run = await runFor(caller, name, bytes);
   const now = services.now();

@@ -28,7 +28,7 @@ export async function rotateSecret(
   id: string,
 ): Promise<Response> {
   const { org, actor } = await authenticateAdmin(services, request, 'webhook.rotate_secret', id);
-  const { graceS } = await readRotation(request);
+  const { graceS } = await readRotation(services, request);
   const graceMs = graceS * 1_000;
   const rotated = isId('webhook', id)
     ? await rotateWebhookSecret(org, services.master, actor, id, graceMs)
@@ -39,9 +39,12 @@ export async function rotateSecret(
   return respondJson({ ...rotated, previousUntil: until }, 200, { 'cache-control': 'no-store' });
 }
 
-async function readRotation(request: Request): Promise<z.output<typeof rotationSchema>> {
+async function readRotation(
+  { stopping }: Services,
+  request: Request,
+): Promise<z.output<typeof rotationSchema>> {
   const limits = { maxEncodedBytes: MAX_BODY_BYTES, maxDecodedBytes: MAX_BODY_BYTES };
-  const bytes = await readBody(request, limits);
+  const bytes = await readBody(request, limits, stopping.signal);
   if (bytes.length === 0) return rotationSchema.parse({});
   try {
     const parsed = rotationSchema.safeParse(parseStrict(bytes, new Set(['graceS'])).value);

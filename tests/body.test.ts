@@ -15,9 +15,13 @@ const post = (body: BodyInit, encoding?: string): Request => {
   const headers: HeadersInit = encoding === undefined ? {} : { 'content-encoding': encoding };
   return new Request(URL, { method: 'POST', body, headers });
 };
-const codeOf = async (request: Request, limits = LIMITS): Promise<ErrorCode | 'read'> => {
+const codeOf = async (
+  request: Request,
+  limits = LIMITS,
+  stopping?: AbortSignal,
+): Promise<ErrorCode | 'read'> => {
   try {
-    await readBody(request, limits);
+    await readBody(request, limits, stopping);
   } catch (error) {
     if (error instanceof Refusal) return error.code;
     throw error;
@@ -204,14 +208,24 @@ describe('readBody()', () => {
     expect(await codeOf(post('{}', ''))).toBe('read');
   });
 
-  test('refuses a body that breaks off', async () => {
-    const body = new ReadableStream<Uint8Array>({
+  const breaking = () =>
+    new ReadableStream<Uint8Array>({
       start(controller) {
         controller.enqueue(new Uint8Array(10));
         controller.error(new Error('gone'));
       },
     });
-    expect(await codeOf(post(body))).toBe('invalid_body');
+
+  test('refuses a body that breaks off', async () => {
+    expect(await codeOf(post(breaking()))).toBe('invalid_body');
+  });
+
+  test('has a caller come back whose body breaks off because the process ends', async () => {
+    const { signal } = new AbortController();
+    expect(await codeOf(post(breaking()), LIMITS, signal)).toBe('invalid_body');
+    const ended = AbortSignal.abort();
+    expect(await codeOf(post(breaking()), LIMITS, ended)).toBe('unavailable');
+    expect(await codeOf(post('whole'), LIMITS, ended)).toBe('read');
   });
 
   test('holds over HTTP, with a length and in chunks', async () => {

@@ -18,18 +18,24 @@ export interface BodyLimits {
  *
  * Bytes are counted as they arrive and as they inflate; reading stops at a cap.
  *
+ * @param stopping Aborts when the process is told to end, on which Deno breaks off what is not read.
  * @returns The decoded bytes; none for a request without a body.
  * @throws {Refusal} `body_too_large` over a cap; `invalid_body` for another encoding, for
- *   compressed data that is cut short or corrupt, and for a body that breaks off.
+ *   compressed data that is cut short or corrupt, and for a body that breaks off; `unavailable` for
+ *   one that breaks off while the process ends.
  */
-export function readBody(request: Request, limits: BodyLimits): Promise<Bytes> {
+export function readBody(
+  request: Request,
+  limits: BodyLimits,
+  stopping?: AbortSignal,
+): Promise<Bytes> {
   const encoding = request.headers.get('content-encoding')?.trim().toLowerCase() || 'identity';
   const isPlain = encoding === 'identity';
   const decode = DECODERS.get(encoding);
   if (!isPlain && decode === undefined) throw unsupported(encoding);
   const { maxEncodedBytes, maxDecodedBytes } = limits;
   const cap = isPlain ? Math.min(maxEncodedBytes, maxDecodedBytes) : maxEncodedBytes;
-  const reading = readWhole(request, cap);
+  const reading = readWhole(request, cap, stopping);
   return decode ? reading.then((bytes) => decode(bytes, maxDecodedBytes)) : reading;
 }
 
@@ -41,7 +47,11 @@ const DECODERS: ReadonlyMap<string, Decode> = new Map<string, Decode>([
   ['zstd', decodeZstd],
 ]);
 
-async function readWhole(request: Request, maxBytes: number): Promise<Bytes> {
+async function readWhole(
+  request: Request,
+  maxBytes: number,
+  stopping: AbortSignal | undefined,
+): Promise<Bytes> {
   const declared = declaredBytes(request.headers);
   if (declared !== undefined && declared > maxBytes) throw tooLarge(maxBytes);
   try {
@@ -52,6 +62,7 @@ async function readWhole(request: Request, maxBytes: number): Promise<Bytes> {
     return bytes;
   } catch (cause) {
     if (cause instanceof Refusal) throw cause;
+    if (stopping?.aborted) throw new Refusal('unavailable', 'This server is ending; try again.');
     throw new Refusal('invalid_body', 'The request body broke off before its end.');
   }
 }

@@ -32,10 +32,10 @@ const NO_BYTES = new Uint8Array(0);
 /**
  * Reads the route, the body and the run's name.
  *
- * @throws {Refusal} `invalid_body`, `invalid_request`, `body_too_large`.
+ * @throws {Refusal} `invalid_body`, `invalid_request`, `body_too_large`, `unavailable`.
  */
 export async function readCall(caller: Caller): Promise<Call> {
-  const { request } = caller;
+  const { request, services } = caller;
   const { path, query, run } = splitUrl(request.url);
   const named = nameRun(request.headers, run && decodeRun(run), undefined);
   const found = findEndpoint(request.method, path, dialectOf(request));
@@ -45,7 +45,7 @@ export async function readCall(caller: Caller): Promise<Call> {
   try {
     refuseLong(request.headers);
     if (takesBody(endpoint)) {
-      bytes = await readBody(request, BODY_LIMITS);
+      bytes = await readBody(request, BODY_LIMITS, services.stopping.signal);
       body = parseBody(bytes, endpoint);
     }
   } catch (error) {
