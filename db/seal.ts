@@ -78,6 +78,8 @@ export interface MasterKeys {
 /** Secrets of 32 bytes, one per org, that no backup of the database holds. */
 export interface KeyShares {
   read(org: OrgId): Promise<Bytes | undefined>;
+  /** The orgs that have one. @throws when they can't be listed. */
+  list(): Promise<ReadonlySet<string>>;
   /** Keeps a secret, unless the org has one. @returns the one that is kept. */
   keep(org: OrgId, share: Bytes): Promise<Bytes>;
   /** Destroys the org's secret; one that isn't there is no error. */
@@ -270,6 +272,11 @@ async function wrapOrgKey(
   const box = await encrypt(await masterKey(master, keyId), 'org key', data, inner);
   bytes.fill(0);
   return formatBlob(keyId, idBytes, box);
+}
+
+/** Whether an org's key opens only with the share that it is wrapped under, too. @throws {SealError} */
+export function takesShare(wrapped: WrappedKey): boolean {
+  return isShared(parseBlob(wrapped).payload);
 }
 
 /** The platform itself is never erased. */

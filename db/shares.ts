@@ -1,6 +1,6 @@
 /** Shares of org keys: a file per org in a folder that backups of the database leave out. */
 
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isId, type OrgId } from '../schema/ids.ts';
 import { createWhole } from './files.ts';
@@ -22,6 +22,7 @@ export function openShares(folder: string): KeyShares {
   const read = (org: OrgId) => readShare(pathOf(org));
   return {
     read,
+    list: async () => new Set((await readdir(folder).catch(none)) ?? []),
     async keep(org, share) {
       await mkdir(folder, { recursive: true, mode: 0o700 });
       // Two processes that keep a share at once end with the same one.
@@ -36,14 +37,16 @@ export function openShares(folder: string): KeyShares {
 }
 
 async function readShare(path: string): Promise<Uint8Array<ArrayBuffer> | undefined> {
-  const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return undefined;
-    throw error;
-  });
+  const text = await readFile(path, 'utf8').catch(none);
   if (text === undefined) return undefined;
   try {
     const share = Uint8Array.fromBase64(text.trim());
     if (share.length === SHARE_BYTES) return share;
   } catch {}
   throw new SealError('corrupt', 'The file of a share does not hold one.');
+}
+
+/** What is not there is no error. */
+function none(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== 'ENOENT') throw error;
 }

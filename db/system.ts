@@ -2,7 +2,7 @@
 
 import type { OrgId, RunId, TokenId } from '../schema/ids.ts';
 import type { Database } from './client.ts';
-import { type MasterKeys, rewrapOrgKey } from './seal.ts';
+import { type MasterKeys, rewrapOrgKey, takesShare } from './seal.ts';
 import { rewrapSigningKeys } from './signing.ts';
 
 /** Proves that the database answers. @throws {DatabaseError} when it doesn't. */
@@ -95,6 +95,21 @@ export async function missingMasterKeys(db: Database, { keys }: MasterKeys): Pro
     [],
   );
   return rows.map(({ id }) => String(id)).filter((id) => !keys.has(id));
+}
+
+/**
+ * The orgs whose key is wrapped under a share that isn't there. One that is leaving is served no
+ * more, and can go without it.
+ */
+export async function missingShares(db: Database, { shares }: MasterKeys): Promise<OrgId[]> {
+  const rows = await db.read(
+    `select k.org_id, k.wrapped from org_keys k join orgs o on o.id = k.org_id
+     where o.deletion_requested_at is null order by k.org_id`,
+    [],
+  );
+  const sharing = rows.filter(({ wrapped }) => takesShare(String(wrapped)));
+  const kept = await shares?.list();
+  return sharing.map((row) => row.org_id as OrgId).filter((org) => !kept?.has(org));
 }
 
 /** How far a rotation has come. */

@@ -1,18 +1,17 @@
 /** Opens what a process needs, from its environment alone. */
 
 import process from 'node:process';
-import { type Database, openDatabase } from '../db/client.ts';
+import { openDatabase } from '../db/client.ts';
 import { Memo } from '../db/memo.ts';
 import { migrate } from '../db/migrate.ts';
 import { watchOutbox } from '../db/outbox.ts';
-import { keepOpened, type MasterKeys } from '../db/seal.ts';
-import { missingMasterKeys } from '../db/system.ts';
+import { keepOpened } from '../db/seal.ts';
 import { Catalogues } from './catalogues.ts';
-import { ConfigError, ledgerWarning, readConfig } from './config.ts';
+import { ledgerWarning, readConfig } from './config.ts';
 import { makeEgress } from './egress.ts';
 import { Deliveries } from './jobs/deliver.ts';
 import { replayDeletions } from './jobs/erase.ts';
-import { openKeys } from './keys.ts';
+import { openKeys, refuseMissingKeys, refuseMissingShares } from './keys.ts';
 import { makeLog } from './log.ts';
 import { Mailer } from './mail.ts';
 import { Flights } from './proxy/flight.ts';
@@ -32,7 +31,7 @@ export function emptyMemory(): Memory {
 /**
  * Reads the environment and opens the database, brought to the newest schema.
  *
- * @throws {ConfigError} naming every variable that is wrong, or a master key that is missing.
+ * @throws {ConfigError} naming every variable that is wrong, or a key or a share that is missing.
  * @throws {DatabaseError} when the database can't be opened.
  */
 export async function boot(
@@ -46,8 +45,14 @@ export async function boot(
   const opened = await openDatabase(config.database);
   const applied = await migrate(opened);
   if (applied.length > 0) log.info('migrated the database', { applied });
-  await refuseMissingKeys(opened, master);
-  await replayDeletions({ config, log, db: opened, master, now: Date.now });
+  try {
+    await refuseMissingKeys(opened, master);
+    await replayDeletions({ config, log, db: opened, master, now: Date.now });
+    await refuseMissingShares(opened, master, config);
+  } catch (error) {
+    await opened.close();
+    throw error;
+  }
   const secrets = keepOpened(master, () => performance.now());
   const egress = makeEgress({ allow: config.egressAllow });
   const deliveries = new Deliveries({
@@ -77,23 +82,14 @@ export async function boot(
   };
 }
 
-/** Without a key that it needs, a process would serve some orgs and fail others. */
-async function refuseMissingKeys(db: Database, master: MasterKeys): Promise<void> {
-  const missing = await missingMasterKeys(db, master);
-  if (missing.length === 0) return;
-  await db.close();
-  throw new ConfigError(
-    missing.map((id) => `RUNGATE_MASTER_KEYS lacks the key "${id}", by which keys are wrapped.`),
-  );
-}
-
 /** For the last bytes of what has been settled. */
 const LINGER_MS = 3_000;
 
 /**
  * Lets calls in flight end, for at most `limitMs`, then settles the rest and closes.
  *
- * @param drained Settles once a server that has stopped listening has sent everything.
+ * @param drained Settles once a server that has stopped listening has sent everything, and no tick
+ *   is under way.
  */
 export async function shutDown(
   { flights, deliveries, mailer, stopping, db }: Services,

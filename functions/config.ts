@@ -72,10 +72,25 @@ export class ConfigError extends Error {
   }
 }
 
+/**
+ * What to catch with where a file or a folder of the configuration is used.
+ *
+ * @param name The variable that says where it is, or words that have it.
+ * @throws {ConfigError} instead of what the file system said.
+ */
+export const unusable =
+  (name: string, path: string) =>
+  (cause: unknown): never => {
+    if (cause instanceof ConfigError) throw cause;
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new ConfigError([`${name} is ${JSON.stringify(path)}, which can't be used: ${reason}`]);
+  };
+
 const DEFAULT_HOST = '127.0.0.1';
 const DEFAULT_DATABASE = 'file:.rungate/rungate.db';
 const MISSING_KEYS =
   'RUNGATE_MASTER_KEYS is not set; wanted in production, or when HOST is not loopback: id:base64,….';
+const KEY_FILE = 'RUNGATE_MASTER_KEYS is not set, and the file of keys beside RUNGATE_DATABASE_URL';
 const MISSING_SENDER =
   'RUNGATE_MAIL_FROM is not set; wanted with RUNGATE_SMTP_URL: whom letters are from.';
 const ADMIN_REQUESTS_PER_MINUTE = 3_000;
@@ -273,7 +288,11 @@ export function ledgerWarning({ deletionLedger, isProduction }: Config): string 
 }
 
 function parseDatabaseUrl(text: string): string | undefined {
-  if (text.startsWith('file:')) return /^file:[^?#\s][^?#]*$/.test(text) ? text : undefined;
+  if (text.startsWith('file:')) {
+    // SQLite keeps the one in memory alone, and reads the other as a URL of its own.
+    const isElsewhere = /^(?::memory:$|file:)/.test(filePath(text));
+    return /^file:[^?#\s][^?#]*$/.test(text) && !isElsewhere ? text : undefined;
+  }
   return /^(https?|libsql):\/\/[^/\s]/.test(text) && URL.canParse(text) ? text : undefined;
 }
 
@@ -350,9 +369,15 @@ export async function developmentMasterKeys(path: string, log: Log): Promise<str
   return keys;
 }
 
-/** The configured master keys, or in development those of the key file. */
+/**
+ * The configured master keys, or in development those of the key file.
+ *
+ * @throws {ConfigError} when that file can't be used.
+ */
 export async function masterKeysOf(config: Config, log: Log): Promise<string> {
-  return config.masterKeys ?? developmentMasterKeys(developmentKeyPath(config.database.url), log);
+  if (config.masterKeys !== undefined) return config.masterKeys;
+  const path = developmentKeyPath(config.database.url);
+  return await developmentMasterKeys(path, log).catch(unusable(KEY_FILE, path));
 }
 
 async function readKeys(path: string): Promise<string | undefined> {

@@ -112,7 +112,11 @@ describe('readConfig()', () => {
     ['HOST', ['a b', 'http://a']],
     [
       'RUNGATE_DATABASE_URL',
-      ['rungate.db', 'file:', 'file:a.db?mode=ro', 'mysql://a', 'http://', 'wss://a'],
+      [
+        ...['rungate.db', 'file:', 'file:a.db?mode=ro', 'mysql://a', 'http://', 'wss://a'],
+        // A host of another machine, a path that can't be one, and what SQLite keeps in no file.
+        ...['file://otherhost/tmp/a.db', 'file:///a%2Fb.db', 'file::memory:', 'file:file:a.db'],
+      ],
     ],
     ['RUNGATE_DATABASE_SYNCHRONOUS', ['off', 'FULL']],
     [

@@ -1,16 +1,40 @@
 /** Leaving: an org that is deleted is gone from every table and file, and no backup brings it back. */
 
-import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from 'bun:test';
-import { copyFileSync, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import {
+  afterAll,
+  afterEach,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  setDefaultTimeout,
+  test,
+} from 'bun:test';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { auditEntry, MAX_ERASED } from '../db/audit.ts';
 import { compactFile, type Database, openDatabase, type Value } from '../db/client.ts';
 import { deleteOrg, deleteRows } from '../db/deletion.ts';
 import { acceptInvitation, invite } from '../db/invitations.ts';
-import { readLedgerFile } from '../db/ledger.ts';
+import { appendLedgerFile, readLedgerFile } from '../db/ledger.ts';
 import { removeMember } from '../db/members.ts';
 import { forOrg, type Org } from '../db/org.ts';
-import { cancelDeletion, DELETION_DELAY_MS, readAccount, requestDeletion } from '../db/orgs.ts';
+import {
+  cancelDeletion,
+  DELETION_DELAY_MS,
+  findOrg,
+  readAccount,
+  requestDeletion,
+} from '../db/orgs.ts';
 import {
   createProviderKey,
   holdsSecret,
@@ -21,7 +45,8 @@ import { type MasterKeys, open, openMasterKeys, type SealError } from '../db/sea
 import { openShares } from '../db/shares.ts';
 import { rotateOrgKeys } from '../db/system.ts';
 import { tenantTables } from '../db/tables.ts';
-import { readConfig } from '../functions/config.ts';
+import { boot, shutDown } from '../functions/boot.ts';
+import { ConfigError, readConfig } from '../functions/config.ts';
 import { type EraseParts, eraseLeaving, replayDeletions } from '../functions/jobs/erase.ts';
 import { openKeys } from '../functions/keys.ts';
 import { makeLog } from '../functions/log.ts';
@@ -410,6 +435,78 @@ async function runHere({ folder }: Deployment, env: Record<string, string>, args
   });
   return await finish(child);
 }
+
+describe('a folder of shares', () => {
+  let deployment: Deployment;
+  let shares: string;
+  beforeAll(async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'rungate-shares-'));
+    shares = join(folder, 'made', 'shares');
+    deployment = await deploy({ processes: 0, env: { RUNGATE_KEY_SHARES: shares } });
+    await deployment.cli('init', '--org', 'Other', '--email', 'other@example.com');
+  });
+  afterAll(async () => {
+    await deployment?.stop();
+    rmSync(join(shares, '../..'), { recursive: true, force: true });
+  });
+
+  const envOf = (folder: string | undefined) => ({
+    ...{ RUNGATE_DATABASE_URL: `file:${deployment.folder}/rungate.db`, RUNGATE_LOG: 'silent' },
+    ...(folder === undefined ? {} : { RUNGATE_KEY_SHARES: folder }),
+  });
+
+  /** Why a process does not start; undefined for one that does. */
+  async function refusal(folder: string | undefined): Promise<string | undefined> {
+    try {
+      await shutDown(await boot(envOf(folder)), 0);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof ConfigError)) throw error;
+      return error.problems.join();
+    }
+  }
+
+  test('is made by the first org that has a share, and from then on has to be there', async () => {
+    const orgs = readdirSync(shares);
+    expect(orgs).toHaveLength(2);
+    const [gone, empty, half] = ['gone', 'empty', 'half'].map((name) => `${shares}-${name}`);
+    mkdirSync(empty!);
+    mkdirSync(half!);
+    copyFileSync(join(shares, orgs[0]!), join(half!, orgs[0]!));
+    expect(await refusal(shares)).toBeUndefined();
+    for (const folder of [undefined, gone, empty, half]) {
+      const given = folder === undefined ? 'not set' : JSON.stringify(folder);
+      expect(await refusal(folder)).toStartWith(`RUNGATE_KEY_SHARES is ${given}; wanted: `);
+      for (const args of [
+        ['init', '--org', 'Third', '--email', 'third@example.com'],
+        ['platform', 'account', 'create', '--name', 'Third', '--email', 'third@example.com'],
+        ['keys', 'rotate'],
+      ]) {
+        const { code, stdout, stderr } = await runHere(deployment, envOf(folder), args);
+        expect([args[0], code, stdout]).toEqual([args[0], 2, '']);
+        expect(stderr).toContain(`RUNGATE_KEY_SHARES is ${given}`);
+      }
+    }
+    const left = [existsSync(gone!), readdirSync(empty!), readdirSync(half!)];
+    expect(left).toEqual([false, [], [orgs[0]!]]);
+  });
+
+  test('that has lost the share of an org is enough once that org is leaving, or has left', async () => {
+    const db = await deployment.database();
+    const other = await findOrg(db, 'other');
+    await db.close();
+    rmSync(join(shares, other!.id));
+    expect(await refusal(shares)).toContain(other!.id);
+    await deployment.cli('org', 'delete', '--org', 'other', '--confirm', 'other');
+    expect(await refusal(shares)).toBeUndefined();
+    await deployment.cli('org', 'keep', '--org', 'other');
+    expect(await refusal(shares)).toContain(other!.id);
+    // As where a backup has brought back an org that was deleted.
+    const deletions = new Map([[other!.id, Date.now()]]);
+    await appendLedgerFile(join(deployment.folder, 'deleted-orgs.jsonl'), deletions);
+    expect(await refusal(shares)).toBeUndefined();
+  });
+});
 
 test('a start in production warns that a database on a server has no ledger unless it is set', () => {
   const start = (env: Record<string, string>) => {

@@ -2,7 +2,7 @@
 
 import { afterAll, describe, expect, test } from 'bun:test';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -229,6 +229,38 @@ describe('a later start', () => {
   });
 });
 
+/** Values of variables that are well-formed, and lead to nothing that can be used. */
+const UNUSABLE: readonly [name: string, value: string][] = [
+  ['RUNGATE_DATABASE_URL', 'file://otherhost/tmp/x.db'],
+  ['RUNGATE_DATABASE_URL', 'file:a-file/x.db'],
+  ['RUNGATE_DATABASE_URL', 'file:/proc/x/x.db'],
+  ['RUNGATE_DATABASE_URL', 'file::memory:'],
+  ['RUNGATE_DELETION_LEDGER', 'a-folder'],
+  ['RUNGATE_DELETION_LEDGER', 'a-file'],
+  ['RUNGATE_DELETION_LEDGER', 'a-file/ledger.jsonl'],
+  ['RUNGATE_KEY_SHARES', 'a-file'],
+  ['RUNGATE_KEY_SHARES', 'a-file/shares'],
+];
+
+/** Runs a command in a folder that has a file and a folder. */
+async function misled(command: string[], name: string, value: string) {
+  const cwd = await makeFolder();
+  await writeFile(join(cwd, 'a-file'), 'not a ledger');
+  await mkdir(join(cwd, 'a-folder'));
+  const env = { ...process.env, ...CLEAN, RUNGATE_LOG: 'error', [name]: value };
+  return await finish(Bun.spawn(command, { cwd, env, stdout: 'pipe', stderr: 'pipe' }));
+}
+
+test.each(UNUSABLE)(
+  'the command line names %s where it can’t be used, as %s',
+  async (name, value) => {
+    const command = [process.execPath, MAIN, 'serve'];
+    const { code, stdout, stderr } = await misled(command, name, value);
+    expect([code, stdout]).toEqual([2, '']);
+    expect(stderr.trim().split('\n')).toEqual([expect.stringContaining(name)]);
+  },
+);
+
 describe.each(Object.entries(COMMANDS))('the entry for %s', (_, command) => {
   const KEYS = newMasterKey('first');
   const ending = async (env: Env) => {
@@ -253,6 +285,17 @@ describe.each(Object.entries(COMMANDS))('the entry for %s', (_, command) => {
     expect(stderr).not.toContain(keys.slice('first:'.length, 40));
     expect(stderr.trim().split('\n')).toHaveLength(2);
   });
+
+  test.each(UNUSABLE)(
+    'names %s where it can’t be used, as %s, and ends with 2',
+    async (name, value) => {
+      const { code, stdout, stderr } = await misled([...command], name, value);
+      expect([code, stdout]).toEqual([2, '']);
+      const [head, problem, ...rest] = stderr.trim().split('\n');
+      expect([head, rest]).toEqual(['rungate: The configuration is not valid:', []]);
+      expect(problem).toContain(name);
+    },
+  );
 
   test('says so of a database that can’t be opened, and ends with 1', async () => {
     const { code, stdout, stderr } = await ending({

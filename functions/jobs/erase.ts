@@ -12,12 +12,14 @@ import {
 import { forOrg, type Org } from '../../db/org.ts';
 import { tenantTables } from '../../db/tables.ts';
 import type { OrgId } from '../../schema/ids.ts';
+import { unusable } from '../config.ts';
 import type { Services } from '../services.ts';
 import { BATCH_ROWS, Budget } from './batches.ts';
 
 /** What erasing needs of the process. */
 export type EraseParts = Pick<Services, 'config' | 'db' | 'log' | 'master' | 'now'>;
 
+const LEDGER = 'RUNGATE_DELETION_LEDGER';
 const ORGS_PER_TICK = 10;
 /** Before a process serves, nobody waits for the database. */
 const REPLAY_BATCH_ROWS = 1_000;
@@ -75,7 +77,7 @@ async function finish({ config, db, log, master, now }: EraseParts, org: Org): P
  * Erases every org of the ledger that is there again, since the database came from a backup, and
  * brings the ledger's two copies to agree. Call it before anything is served.
  *
- * @throws {Error} when the ledger's file can't be read.
+ * @throws {ConfigError} when the ledger's file can't be used.
  */
 export async function replayDeletions(parts: EraseParts): Promise<void> {
   const { config, db, log } = parts;
@@ -88,13 +90,14 @@ export async function replayDeletions(parts: EraseParts): Promise<void> {
     log.warn('deleted an org again that a backup had brought back', { org: id });
   }
   await enterAll(db, without(filed, stored));
-  if (path !== undefined) await appendLedgerFile(path, without(stored, filed));
+  if (path === undefined) return;
+  await appendLedgerFile(path, without(stored, filed)).catch(unusable(LEDGER, path));
 }
 
 /**
  * Which orgs {@link replayDeletions} would delete; it takes no keys to know.
  *
- * @throws {Error} when the ledger's file can't be read.
+ * @throws {ConfigError} when the ledger's file can't be read.
  */
 export async function findReturned(parts: Pick<EraseParts, 'config' | 'db'>): Promise<OrgId[]> {
   const { stored, filed } = await readLedgers(parts);
@@ -105,7 +108,9 @@ async function readLedgers({ config, db }: Pick<EraseParts, 'config' | 'db'>) {
   const path = config.deletionLedger;
   const [stored, filed] = await Promise.all([
     readEntries(db),
-    path === undefined ? (new Map() as Deletions) : readLedgerFile(path),
+    path === undefined
+      ? (new Map() as Deletions)
+      : readLedgerFile(path).catch(unusable(LEDGER, path)),
   ]);
   return { stored, filed };
 }

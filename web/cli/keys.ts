@@ -7,7 +7,7 @@ import { EXIT_USAGE, Failure } from './failure.ts';
 import { addCommand, addGroup } from './options.ts';
 import { type OutputOptions, printJson, printResult } from './output.ts';
 import { showProgress } from './progress.ts';
-import { readMasterKeys, withCurrentDatabase } from './session.ts';
+import { readAllKeys, withCurrentDatabase } from './session.ts';
 
 /** Adds `keys rotate` and `keys generate`. */
 export function addKeyCommands(program: Command): void {
@@ -19,11 +19,13 @@ export function addKeyCommands(program: Command): void {
 }
 
 async function rotate(options: OutputOptions): Promise<void> {
-  const { total, rewrapped } = await withCurrentDatabase(async ({ config, db }) => {
-    const master = await readMasterKeys(config);
+  const { total, rewrapped } = await withCurrentDatabase(async (session) => {
+    const master = await readAllKeys(session);
     const progress = showProgress('orgs');
     try {
-      return await rotateOrgKeys(db, master, ({ done, total }) => progress.show(done, total));
+      return await rotateOrgKeys(session.db, master, ({ done, total }) =>
+        progress.show(done, total),
+      );
     } finally {
       progress.stop();
     }

@@ -13,7 +13,7 @@ import { addApiCommand, addCommand, addGroup, integerBetween, parseName } from '
 import { type OutputOptions, printJson, printResult } from './output.ts';
 import {
   OPERATOR,
-  readMasterKeys,
+  readAllKeys,
   type Session,
   withDatabase,
   withExistingDatabase,
@@ -130,9 +130,9 @@ async function init(options: InitOptions): Promise<void> {
   printJson({ org: { id, slug }, owner: { email }, adminToken }, options);
 }
 
-async function create({ db, config }: Session, name: string, email: string) {
+async function create(session: Session, name: string, email: string) {
   try {
-    return await createOrg(db, await readMasterKeys(config), OPERATOR, name, email);
+    return await createOrg(session.db, await readAllKeys(session), OPERATOR, name, email);
   } catch (error) {
     if (!(error instanceof DatabaseError && error.conflict)) throw error;
     throw new Failure(EXIT_FAILED, `Too many orgs are called "${name}": choose another name.`);

@@ -21,7 +21,7 @@ import { isId, type TokenId } from '../../schema/ids.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 import { addCommand, addGroup, parseLife, parseName } from './options.ts';
 import { type OutputOptions, printJson, printResult } from './output.ts';
-import { readMasterKeys, type Session, withCurrentDatabase } from './session.ts';
+import { readAllKeys, type Session, withCurrentDatabase } from './session.ts';
 import { alignTable } from './table.ts';
 
 interface TokenOptions extends OutputOptions {
@@ -128,8 +128,8 @@ function stateOf({ suspendedAt, deletesAt }: PlatformAccount): string {
 }
 
 async function createAccount({ name, email, ...options }: AccountOptions): Promise<void> {
-  const made = await withPlatform(async (platform, { config }) =>
-    platform.createAccount(await readMasterKeys(config), name, email),
+  const made = await withPlatform(async (platform, session) =>
+    platform.createAccount(await readAllKeys(session), name, email),
   );
   printJson(made, options);
 }

@@ -9,7 +9,7 @@ import { findOrg } from '../../db/orgs.ts';
 import type { MasterKeys } from '../../db/seal.ts';
 import { type Config, readConfig } from '../../functions/config.ts';
 import { findReturned, replayDeletions } from '../../functions/jobs/erase.ts';
-import { openKeys } from '../../functions/keys.ts';
+import { openKeys, refuseMissingShares } from '../../functions/keys.ts';
 import { makeLog } from '../../functions/log.ts';
 import { EXIT_FAILED, Failure } from './failure.ts';
 
@@ -81,7 +81,7 @@ export function emptyNote({ database: { url } }: Config): string {
  * a backup may not have been served since.
  *
  * @throws {Failure} when it is not up to date.
- * @throws {Error} when the deletion ledger can't be read.
+ * @throws {ConfigError} when the deletion ledger can't be read.
  */
 export async function withCurrentDatabase<T>(work: (session: Session) => Promise<T>): Promise<T> {
   return await withFilledDatabase(async (session) => {
@@ -124,4 +124,15 @@ export async function withOrg<T>(
  */
 export async function readMasterKeys(config: Config): Promise<MasterKeys> {
   return await openKeys(config, makeLog(config.logLevel));
+}
+
+/**
+ * As {@link readMasterKeys}, for who makes keys of orgs or moves them.
+ *
+ * @throws {ConfigError} also where shares are missing, so that no new ones are kept elsewhere.
+ */
+export async function readAllKeys({ config, db }: Session): Promise<MasterKeys> {
+  const master = await readMasterKeys(config);
+  await refuseMissingShares(db, master, config);
+  return master;
 }
