@@ -263,6 +263,8 @@ function connection(db: FileDatabase, reconnect: () => FileDatabase): Connection
       if (args.some(holdsNul)) throw unbindable('an argument holds a NUL', sql);
       return ready;
     },
+    // Statements of a closed connection go on to work, and nobody is told, so that none may be left;
+    // to ask a closed one whether it is `inTransaction` ends the process.
     lose() {
       db.close();
       cache.clear();
