@@ -1,8 +1,14 @@
 /** Every refusal makes exactly one request, and its sentence reaches the developer, in every SDK. */
 
 import { beforeAll, describe, expect, test } from 'bun:test';
+import { join } from 'node:path';
 import Anthropic from '@anthropic-ai/sdk';
 import OpenAI from 'openai';
+import { findOrg } from '../db/orgs.ts';
+import { createProviderKey } from '../db/provider-keys.ts';
+import { readConfig } from '../functions/config.ts';
+import { openKeys } from '../functions/keys.ts';
+import { makeLog } from '../functions/log.ts';
 import { formatToken, TOKEN_ENTROPY_BYTES } from '../schema/token.ts';
 import { type Ask, CLIENTS, type Client } from './clients.ts';
 import { type Deployment, readTrail } from './rungate.ts';
@@ -113,6 +119,20 @@ const CASES: readonly Case[] = [
     ...{ change: () => ({ model: 'unpriced-model' }), outcome: 'unpriced_model' },
   },
   {
+    terms: forbidden('denied'),
+    ...{
+      name: 'a built-in model that is off',
+      status: 403,
+      sentence: 'RUNGATE_DEMO=on turns it on',
+    },
+    ...{ change: () => ({ model: 'demo/demo-large' }), outcome: 'permission_denied' },
+  },
+  {
+    terms: forbidden('denied'),
+    ...{ name: 'an upstream behind a wall', status: 403, sentence: 'operator does not allow' },
+    change: () => ({ model: 'walled-model' }),
+  },
+  {
     terms: forbidden('route'),
     ...{ name: 'a route that is not forwarded', status: 403, sentence: 'could not be governed.' },
     ...{ change: ({ base }) => ({ base: `${base}/realtime` }), outcome: 'route_denied' },
@@ -217,6 +237,7 @@ const slug = (...names: string[]) => names.join(' ').replaceAll(/\W+/g, '-');
 
 /** What every deployment of this file has. */
 const WANTED = {
+  env: { RUNGATE_DEMO: 'off' },
   agents: ['tester', 'suspended', 'revoked'],
   policy: { models: { deny: ['*/denied-model'] }, budget: { run: '1.00' } },
   prices: ['openai/dear-model', 'anthropic/dear-model'].map((model) => ({
@@ -224,8 +245,31 @@ const WANTED = {
   })),
 };
 
+/** Upstreams that were allowed once, and are no more: one is not https, one at no public address. */
+async function wall({ database, folder, cli }: Deployment): Promise<void> {
+  const config = readConfig({ RUNGATE_DATABASE_URL: `file:${folder}/rungate.db` });
+  const db = await database();
+  const org = (await findOrg(db, 'acme'))!;
+  const master = await openKeys(config, makeLog('silent'));
+  for (const [provider, baseUrl] of [
+    ['openai', 'http://10.0.0.1/v1'],
+    ['anthropic', 'https://10.0.0.1/v1'],
+  ] as const) {
+    const key = { name: `walled-${provider}`, provider, baseUrl, secret: 'a-secret' };
+    await createProviderKey(org, master, 'operator', key);
+  }
+  await db.close();
+  const prices = ['openai', 'anthropic'].map((provider) => ({
+    ...{ model: `walled-${provider}/walled-model`, inputPerMillion: '1', outputPerMillion: '1' },
+  }));
+  await Bun.write(join(folder, 'prices.json'), JSON.stringify({ prices }));
+  const { code } = await cli('apply', join(folder, 'prices.json'), '--org', 'acme');
+  expect(code).toBe(0);
+}
+
 describe.each(stages(WANTED))('on $runtime', (stage) => {
   beforeAll(async () => {
+    await wall(stage.rungate);
     await stage.rungate.cli('agent', 'suspend', 'suspended', '--org', 'acme');
     await stage.rungate.cli('agent', 'token', 'revoke', 'revoked', '--org', 'acme');
   });

@@ -140,9 +140,6 @@ const urls = new Memo<URL>(1_000);
 
 /** The built-in upstream is in this very process: nothing leaves. */
 async function sendToDemo(call: Held, headers: Record<string, string>): Promise<EgressResponse> {
-  if (!call.services.config.isDemo) {
-    throw new EgressError('forbidden_url', 'the demo upstream is off; RUNGATE_DEMO=on turns it on');
-  }
   const { endpoint, resourceId } = call;
   const path = upstreamPath({
     endpoint,
@@ -199,7 +196,9 @@ function unanswered({ flight }: Held, { error, isSent }: Unanswered): End {
 export function refusalOf({ key, run }: Held, error: unknown): unknown {
   if (!(error instanceof EgressError)) return error;
   const message = `The upstream "${key.name}" ${FAILURES[error.code]}.`;
-  return new Refusal('upstream_failed', message, {
+  // What the operator does not allow stays so: to try again, as SDKs do after a 502, changes nothing.
+  const isForbidden = error.code === 'forbidden_url' || error.code === 'forbidden_address';
+  return new Refusal(isForbidden ? 'permission_denied' : 'upstream_failed', message, {
     rule: 'upstream',
     asked: key.name,
     runId: run.name,

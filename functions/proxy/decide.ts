@@ -205,10 +205,19 @@ function findTarget(
   const target =
     typeof asked === 'string' ? choose(call, candidates, settings, asked) : candidates[0];
   if (!target) return denyKey(call, endpoint, asked, settings);
+  if (isOff(call, target)) {
+    const message = 'The demo upstream is off; RUNGATE_DEMO=on turns it on.';
+    return denyRequest(call, 'permission_denied', message, { rule: 'demo', field: 'model', asked });
+  }
   const chosen = { ...target, model: typeof asked === 'string' ? bare(target.key, asked) : null };
   if (chosen.model === null) return chosen;
   const decision = decideModel(call.version.policy, `${chosen.key.name}/${chosen.model}`);
   return decision.effect === 'allow' ? chosen : denyByPolicy(call, decision);
+}
+
+/** The built-in upstream is there only where the operator has it. */
+function isOff({ services }: Governed, { provider }: Pick<Target, 'provider'>): boolean {
+  return provider.name === 'demo' && !services.config.isDemo;
 }
 
 type Candidate = Omit<Target, 'model' | 'rates'>;
@@ -327,8 +336,8 @@ const COUNTERPARTS: ReadonlyMap<string, string> = new Map([
 ]);
 
 /**
- * Where else the policy lets the call go. What is denied, has no price or speaks another dialect
- * that the call can't be said over to is left out, as is a key that the org doesn't have.
+ * Where else the policy lets the call go. What is denied, is off, has no price or speaks another
+ * dialect that the call can't be said over to is left out, as is a key that the org doesn't have.
  */
 function findFallbacks(call: Governed, first: Target, settings: Settings): readonly Target[] {
   const { failover } = call.version.policy;
@@ -350,7 +359,8 @@ function fallback(
 ): Target | undefined {
   const key = settings.keys.find((each) => name.startsWith(`${each.name}/`));
   const provider = key && findProvider(key.provider);
-  if (!provider || decideModel(call.version.policy, name).effect === 'deny') return undefined;
+  if (!provider || isOff(call, { provider })) return undefined;
+  if (decideModel(call.version.policy, name).effect === 'deny') return undefined;
   if (judgeTools(call, asked, provider)) return undefined;
   const endpoint = endpointAt(provider, asked);
   const model = bare(key, name);
