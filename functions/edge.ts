@@ -109,9 +109,10 @@ export function addressOf({ config }: Services, request: Request): string | unde
 const HOST = /^(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d{1,5})?$/i;
 
 /** A `Host` that is none leaves a URL that two readers could read as two paths (RFC 9112, 3.2). */
-function misaddressed({ url, headers }: Request): Response | undefined {
-  const host = headers.get('host');
-  if (URL.canParse(url) && (host === null || HOST.test(host))) return undefined;
+function misaddressed(request: Request): Response | undefined {
+  if (URL.canParse(request.url) && HOST.test(request.headers.get('host') ?? 'none')) {
+    return undefined;
+  }
   const error = { type: 'invalid_request_error', message: 'The Host header names no host.' };
   return respondJson({ error }, 400);
 }
