@@ -64,6 +64,8 @@ export interface Database {
 
 /** Codes of SQLite and of servers; 3091, a value of the wrong type, is one the driver can't name. */
 const REFUSALS = /^(SQLITE_(?!BUSY|LOCKED|IOERR|FULL)|SQL_|ARGS_|UNKNOWN_SQLITE_ERROR_3091$)/;
+const MISSING = 'ARGS_INVALID';
+const NUL = 'ARGS_NUL';
 
 /** A statement that the database refused, or a database that can't be reached. */
 export class DatabaseError extends Error {
@@ -75,6 +77,8 @@ export class DatabaseError extends Error {
    * database was busy or out of reach, and what a server made of a write is not known.
    */
   readonly refused: boolean;
+  /** Whether a text held a NUL, which is its author's fault. */
+  readonly isUnfit: boolean;
 
   constructor(cause: unknown) {
     const message = cause instanceof Error ? cause.message : String(cause);
@@ -82,6 +86,7 @@ export class DatabaseError extends Error {
     const code = String((cause as { code?: unknown } | null)?.code ?? '');
     this.conflict = /UNIQUE constraint failed/i.test(message);
     this.refused = REFUSALS.test(code);
+    this.isUnfit = code === NUL;
   }
 }
 
@@ -258,9 +263,9 @@ function connection(db: FileDatabase, reconnect: () => FileDatabase): Connection
         cache.set(sql, ready);
       }
       // A statement would run with what was bound to it before.
-      if (args.length < ready.parameters) throw unbindable('arguments are missing', sql);
+      if (args.length < ready.parameters) throw unbindable(MISSING, 'arguments are missing', sql);
       // Of such a text the driver gives back what comes before the NUL, as if that were all.
-      if (args.some(holdsNul)) throw unbindable('an argument holds a NUL', sql);
+      if (args.some(holdsNul)) throw unbindable(NUL, 'an argument holds a NUL', sql);
       return ready;
     },
     // Statements of a closed connection go on to work, and nobody is told, so that none may be left;
@@ -335,9 +340,8 @@ function readyStatement(db: FileDatabase, sql: string): Ready {
 
 const holdsNul = (value: Value): boolean => typeof value === 'string' && value.includes('\0');
 
-/** With the code that a server gives it. */
-function unbindable(problem: string, sql: string): Error {
-  return Object.assign(new RangeError(`${problem} for: ${sql}`), { code: 'ARGS_INVALID' });
+function unbindable(code: typeof MISSING | typeof NUL, problem: string, sql: string): Error {
+  return Object.assign(new RangeError(`${problem} for: ${sql}`), { code });
 }
 
 function toRow(columns: readonly string[], values: readonly Value[]): Row {

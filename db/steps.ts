@@ -50,7 +50,7 @@ export interface Terms {
   readonly bound: Bound;
   /** The version of the catalogue that was in force. */
   readonly catalogue: string;
-  /** The price that it was held by, where that is in no catalogue. */
+  /** The price that it was held by, which no catalogue may have any more by then. */
   readonly rates?: Rates | undefined;
 }
 

@@ -22,7 +22,7 @@ import { sendInvitation } from './invitations.ts';
 import { baseUrl } from './links.ts';
 import { requestIdOf } from './proxy/authenticate.ts';
 import { readBody } from './proxy/body.ts';
-import { refusalHeaders } from './refuse.ts';
+import { HOLDS_NUL, refusalHeaders } from './refuse.ts';
 import type { Services } from './services.ts';
 import { loadersFor, store } from './store.ts';
 
@@ -196,6 +196,9 @@ function explain(error: unknown): UserError | undefined {
   if (error instanceof InvalidCursor) return new UserError('INVALID', ['after'], error.message);
   if (error instanceof DatabaseError && error.conflict) {
     return new UserError('CONFLICT', ['input'], 'The name is taken, or it was changed meanwhile.');
+  }
+  if (error instanceof DatabaseError && error.isUnfit) {
+    return new UserError('INVALID', ['input'], HOLDS_NUL);
   }
   const code = error instanceof Refusal ? CODES[error.code] : undefined;
   if (!code || !(error instanceof Refusal)) return undefined;

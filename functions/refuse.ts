@@ -35,9 +35,15 @@ export function refusalHeaders(
   };
 }
 
+/** What the author of a text is told that can't be looked up or kept. */
+export const HOLDS_NUL = 'A text of the request holds a NUL character; leave it out.';
+
 /** What nobody meant to happen: logged with its cause, told without it. */
 function unexpected({ log }: Services, request: Request, error: unknown): Refusal {
   const requestId = requestIdOf(request);
+  if (error instanceof DatabaseError && error.isUnfit) {
+    return new Refusal('invalid_request', HOLDS_NUL);
+  }
   if (error instanceof DatabaseError) {
     log.error('the database failed', { requestId, error });
     return new Refusal('unavailable', 'Rungate cannot reach its database; try again shortly.');

@@ -645,7 +645,14 @@ describe('a response made in the background', () => {
     'has become dearer': costing(1_000),
     'has become cheaper': costing(0.001),
     'is gone': (model: string) => deletePrice(shop.org, ACTOR, model),
+    'was in a list that is not kept': () =>
+      editAsked(`json_set(asked, '$.terms.catalogue', 'old')`),
   };
+  /** Of what is in flight, as another version of Rungate would have left it. */
+  const editAsked = (asked: string) =>
+    shop.db.write([
+      { sql: `update steps set asked = ${asked} where settled_at is null`, args: [] },
+    ]);
 
   /** Makes a response on a run of its own and fetches it until it is final. */
   async function fetchAfter(change: () => Promise<unknown>, asked: string, script: Script) {
@@ -681,6 +688,26 @@ describe('a response made in the background', () => {
       });
     }
   }
+
+  test('by a version that kept no terms is charged today’s price, and no more than was held', async () => {
+    const asked = 'openai/made-before';
+    const script = { usage: { input_tokens: 1_000, output_tokens: 100, total_tokens: 1_100 } };
+    for (const [today, spent] of [
+      [1, 3_500_000],
+      [0.5, 1_750_000],
+      [1_000, undefined],
+    ] as const) {
+      await costing(1)(asked);
+      const change = async () => {
+        await editAsked(`json_remove(asked, '$.terms')`);
+        await costing(today)(asked);
+      };
+      const { step, heldNanos, run } = await fetchAfter(change, asked, script);
+      const spentNanos = spent ?? heldNanos;
+      expect(step).toMatchObject({ spentNanos, outcome: 'ok' });
+      expect(run).toMatchObject({ heldNanos: 0, spentNanos });
+    }
+  });
 });
 
 test('a call whose sending fails within Rungate is charged its bound: it may have been sent', async () => {

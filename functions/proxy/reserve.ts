@@ -194,8 +194,7 @@ function askedOf(call: Paced, bound: Bound, outputLimit: number | null): Asked {
 
 function termsOf(call: Paced, bound: Bound): Terms | undefined {
   if (!isBackground(call)) return undefined;
-  const own = call.rates?.catalogue === 'override' ? call.rates : undefined;
-  return { bound, catalogue: call.catalogue.version, rates: own };
+  return { bound, catalogue: call.catalogue.version, rates: call.rates ?? undefined };
 }
 
 /** Whether the answer may come before what it tells of is done. */

@@ -9,7 +9,7 @@ import { type Settlement, settlement } from '../../db/settlements.ts';
 import type { Answered, Maker } from '../../db/steps.ts';
 import type { StepId } from '../../schema/ids.ts';
 import { type Nanos, ZERO } from '../../schema/money.ts';
-import { isObject, isPossible } from '../../schema/rules/bound.ts';
+import { isObject, isPossible, NO_COST } from '../../schema/rules/bound.ts';
 import { findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
 import { costOf, pricesSearches } from '../../schema/rules/price.ts';
 import type { Usage } from '../../schema/usage.ts';
@@ -115,24 +115,37 @@ export async function settleKept(call: Held, maker: Maker, end: End): Promise<St
   return [settlement(org, kept.runId, kept.stepId, final)];
 }
 
-/** As if whoever made the response had waited for it; its hold where that can't be known any more. */
+/**
+ * As if whoever made the response had waited for it; its hold where that can't be known any more,
+ * and never more than that where an earlier version of Rungate has made it, which kept no terms.
+ */
 async function chargeForKept(call: Held, maker: Maker, reading: Reading): Promise<Charge> {
-  const { provider, key, services } = call;
+  const { provider, key, services, settings } = call;
   const { model, startedAt, terms } = maker;
   const heldNanos = maker.heldNanos as Nanos;
-  const catalogue = terms && (await services.catalogues.find(terms.catalogue));
-  if (!terms || !catalogue) return { spentNanos: heldNanos, estimated: true };
-  const prices = pricesAt(call, `${key.name}/${model}`, terms.rates);
-  const common = { provider, key, model, startedAt, heldNanos, catalogue, bound: terms.bound };
-  const rates = terms.rates ?? findListed(common, model ?? '') ?? null;
-  return chargeAt({ ...common, settings: { prices }, rates }, reading, 0);
+  const version = terms?.catalogue ?? maker.catalogue ?? '';
+  const kept = UNDATED.has(version) ? call.catalogue : await services.catalogues.find(version);
+  if (!kept && !terms?.rates) return { spentNanos: heldNanos, estimated: true };
+  const name = `${key.name}/${model}`;
+  const prices = terms ? pricesAt(call, name, terms.rates) : settings.prices;
+  const catalogue = kept ?? call.catalogue;
+  const bound = terms?.bound ?? NO_COST;
+  const common = { provider, key, model, startedAt, heldNanos, catalogue, bound };
+  const rates = terms?.rates ?? prices.get(name)?.rates ?? findListed(common, model ?? '') ?? null;
+  const charge = chargeAt({ ...common, settings: { prices }, rates }, reading, 0);
+  if (terms) return charge;
+  return { ...charge, spentNanos: Math.min(charge.spentNanos, heldNanos) as Nanos };
 }
+
+/** Prices that are in no catalogue. */
+const UNDATED: ReadonlySet<string> = new Set(['', 'override', 'demo']);
 
 /** The org's own prices, but that of one model as it was when a call was held by it, if it was. */
 function pricesAt({ settings }: Held, name: string, rates: Rates | undefined): Settings['prices'] {
   const prices = new Map(settings.prices);
   prices.delete(name);
-  return rates ? prices.set(name, { rates, hasWindow: true }) : prices;
+  const isOwn = rates?.catalogue === 'override';
+  return isOwn ? prices.set(name, { rates, hasWindow: true }) : prices;
 }
 
 /** @param heldBy Where the price is from that the hold was made by, as the step has it. */

@@ -201,7 +201,8 @@ function compileRule({ tool, name, when }: WrittenRule, path: string): Rule {
   const globs = [tool, `*/${tool}`];
   return {
     path,
-    label: name ?? path,
+    // As whoever is asked is shown it; see NUL.
+    label: (name ?? path).replaceAll(NUL, '\ufffd'),
     globs,
     folded: globs.map(foldName),
     condition: when === undefined ? undefined : compileCondition(when),

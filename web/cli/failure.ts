@@ -42,6 +42,9 @@ export function explain(error: unknown): Explanation {
   const message = error instanceof Error ? error.message : String(error);
   if (error instanceof Failure) return { line: oneLine(message), exitCode: error.exitCode };
   if (error instanceof SealError) return { line: oneLine(message), exitCode: sealExit(error) };
+  if (error instanceof DatabaseError && error.isUnfit) {
+    return { line: 'A text holds a NUL character; leave it out.', exitCode: EXIT_USAGE };
+  }
   if (error instanceof DatabaseError) {
     return { line: oneLine(`The database refused: ${message}`), exitCode: EXIT_FAILED };
   }
