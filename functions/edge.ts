@@ -82,7 +82,8 @@ export function respondJson(
  * loopback; and probes for health. Anything else is redirected (308) to the public URL, or refused.
  */
 export function secure(services: Services, answer: Fetch): Fetch {
-  return (request, connection) => {
+  return (received, connection) => {
+    const request = probeOf(received) ?? received;
     sockets.set(request, connection.address);
     return (
       misaddressed(request) ??
@@ -91,6 +92,15 @@ export function secure(services: Services, answer: Fetch): Fetch {
     );
   };
 }
+
+/** A probe that names no host, as those of HTTP/1.0 do, has a target without one for its URL. */
+function probeOf({ method, url, headers }: Request): Request | undefined {
+  const isProbing =
+    url === HEALTH && (method === 'GET' || method === 'HEAD') && !headers.get('host');
+  return isProbing ? new Request(`http://localhost${HEALTH}`, { method }) : undefined;
+}
+
+const HEALTH = '/healthz';
 
 /** The socket's address of each request that is being answered. */
 const sockets = new WeakMap<Request, string | undefined>();
@@ -106,7 +116,7 @@ export function addressOf({ config }: Services, request: Request): string | unde
 }
 
 /** A host and perhaps a port, as RFC 9110, 7.2 has them, and nothing that a path could begin with. */
-const HOST = /^(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d{1,5})?$/i;
+const HOST = /^(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d{0,5})?$/i;
 
 /** A `Host` that is none leaves a URL that two readers could read as two paths (RFC 9112, 3.2). */
 function misaddressed(request: Request): Response | undefined {
@@ -137,7 +147,7 @@ function redirect(
 
 /** Probes come from anywhere and speak plain http; they bring nothing, and are told nothing else. */
 function isProbe({ method, url }: Request): boolean {
-  return (method === 'GET' || method === 'HEAD') && new URL(url).pathname === '/healthz';
+  return (method === 'GET' || method === 'HEAD') && new URL(url).pathname === HEALTH;
 }
 
 function isPrivate(

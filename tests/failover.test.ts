@@ -7,7 +7,7 @@ import { findAgent, resumeAgent, suspendAgent } from '../db/agents.ts';
 import type { Database } from '../db/client.ts';
 import type { Org } from '../db/org.ts';
 import { findOrg } from '../db/orgs.ts';
-import { setPrice } from '../db/prices.ts';
+import { deletePrice, setPrice } from '../db/prices.ts';
 import { nanos } from '../schema/money.ts';
 import { decideRetry, type Failure, MAX_ATTEMPTS, readRetryAfter } from '../schema/rules/retry.ts';
 import { type Deployment, deploy, readSettled, readTrail } from './rungate.ts';
@@ -25,6 +25,8 @@ const MODELS = [
   'openai/only-model',
   'openai/near-model',
   'openai/small-model',
+  'openai/listed-model',
+  'openai/gone-model',
 ];
 
 /** The first upstream, and where its calls go when it fails: the same dialect or the other one. */
@@ -34,6 +36,7 @@ const FAILOVER = [
   { model: 'anthropic/far-model', to: ['openai/test-model'] },
   { model: 'openai/near-model', to: [DEAR.model] },
   { model: 'openai/small-model', to: ['anthropic/claude-3-haiku-20240307'] },
+  { model: 'openai/listed-model', to: ['openai/gone-model', 'anthropic/test-model'] },
 ];
 
 const ROUTES = {
@@ -82,14 +85,15 @@ afterAll(async () => {
   await upstream?.stop();
 });
 
+const HELLO = { max_tokens: 50, messages: [{ role: 'user', content: 'Say hello.' }] };
+
 function ask(route: Route, members: object = {}, run = `run-${++runs}`, signal?: AbortSignal) {
   const headers = {
     authorization: `Bearer ${rungate.token}`,
     'anthropic-version': '2023-06-01',
     'x-rungate-run-id': run,
   };
-  const messages = [{ role: 'user', content: 'Say hello.' }];
-  const body = JSON.stringify({ model: route.model, max_tokens: 50, messages, ...members });
+  const body = JSON.stringify({ ...HELLO, model: route.model, ...members });
   const sent = fetch(`${rungate.url}/v1/${route.path}`, {
     method: 'POST',
     headers,
@@ -207,6 +211,46 @@ describe('a call whose first upstream', () => {
       const steps = await readSettled(rungate, run, 2);
       expect(steps.map(({ kind }) => kind)).toEqual(['model_call', 'retry']);
       expect(steps[1]?.spentNanos).toBeGreaterThan(5_000_000);
+    });
+
+    test('the next one’s price, which is gone, goes to the one after that', async () => {
+      const change = () => deletePrice(org, 'operator', 'openai/gone-model');
+      const route = { ...ROUTES['chat to messages'], model: 'openai/listed-model' };
+      const { run, response } = await changing({ error: 503 }, change, route);
+      expect(response.status).toBe(200);
+      const steps = await readSettled(rungate, run, 2);
+      expect(steps.map(({ kind, model }) => [kind, model])).toEqual([
+        ['model_call', 'listed-model'],
+        ['failover', 'test-model'],
+      ]);
+    });
+
+    test('the price of the last one, which is gone, is to be asked again', async () => {
+      const change = () => deletePrice(org, 'operator', 'openai/other-model');
+      const { response } = await changing({ error: 503 }, change, ROUTES['chat to chat']);
+      await price('openai/other-model');
+      expect(response.status).toBe(503);
+      expect(await response.text()).toContain('openai/other-model');
+      await expectSound();
+    });
+
+    test('its window, is to be asked again and not for a run that it has named', async () => {
+      const headers = { authorization: `Bearer ${rungate.token}` };
+      const body = JSON.stringify({ ...HELLO, model: 'openai/test-model' });
+      const send = (more = {}) =>
+        fetch(`${rungate.url}/v1/chat/completions`, {
+          method: 'POST',
+          headers: { ...headers, ...more },
+          body,
+        });
+      const before = upstream.requests.length;
+      upstream.script({ error: 503, delayMs: 200 });
+      const going = send();
+      while (upstream.requests.length === before) await Bun.sleep(1);
+      expect((await send({ 'x-rungate-new-run': 'true' })).status).toBe(200);
+      expect((await going).status).toBe(503);
+      expect((await send()).status).toBe(200);
+      await expectSound();
     });
 
     test('the agent, which is suspended, is told so and not that money is held', async () => {

@@ -696,6 +696,15 @@ describe('a signed link', () => {
     }
   });
 
+  test('decides nothing for a reason that holds a NUL', async () => {
+    const { path, id } = await linkTo('link-nul');
+    const body = new URLSearchParams('decision=reject&reason=a%00b');
+    expect((await fetch(rungate.url + path, { method: 'POST', body })).status).toBe(400);
+    expect(await org.first('select status from gates where org_id = ?1 and id = ?2', id)).toEqual({
+      status: 'pending',
+    });
+  });
+
   test('decides nothing by a form that says both', async () => {
     const { path, id } = await linkTo('link-both');
     for (const both of [
@@ -924,6 +933,25 @@ describe('a policy that refuses such results', () => {
       await own.stop();
     }
   });
+});
+
+test('a rule whose name holds a NUL asks and settles as any other', async () => {
+  const requireApproval = [{ tool: 'look_up', name: 'look\0up' }];
+  const own = await deploy({ upstreamUrl: upstream.url, policy: { tools: { requireApproval } } });
+  try {
+    const refused = await call({ rungate: own }, 'chat', asking('chat', 'nul', 'call look_up {}'));
+    expect((await refusedOf(refused)).rungate).toMatchObject({ code: 'approval_pending' });
+    const [step] = await readTrail(own, 'nul');
+    expect(step).toMatchObject({ outcome: 'ok', estimated: false });
+    const asked = await fetch(`${own.url}/v1/runs/nul/tools`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${own.token}` },
+      body: JSON.stringify({ name: 'look_up', arguments: {} }),
+    });
+    expect(await asked.json()).toMatchObject({ decision: 'ask' });
+  } finally {
+    await own.stop();
+  }
 });
 
 describe('a policy that does nothing but refuse such results', () => {

@@ -70,6 +70,20 @@ const nest = (depth: number) => {
 const repeat = (times: number, make: (at: number) => string) =>
   Array.from({ length: times }, (_, at) => make(at)).join(' ');
 
+test('a text with a NUL is told to be its author’s fault, wherever it is looked up or kept', async () => {
+  const asking = [
+    'query ($text: String!) { agentByName(name: $text) { id } }',
+    'query ($text: String!) { policyByName(name: $text) { id } }',
+    'query ($text: String!) { providerKeyByName(name: $text) { id } }',
+    'mutation ($text: String!) { webhookCreate(input: { url: "https://hooks.example.com", events: ["run.started"], description: $text }) { errors { code } } }',
+  ];
+  for (const query of asking) {
+    const { status, text } = await post(JSON.stringify({ query, variables: { text: 'a\0b' } }));
+    expect([status, text]).toEqual([200, expect.stringContaining('"code":"INVALID"')]);
+    expect(text).not.toMatch(/INTERNAL|"id":/);
+  }
+});
+
 /** Documents that are too much, by what of them is. */
 const ABUSES: Readonly<Record<string, string>> = {
   deep: nest(12),

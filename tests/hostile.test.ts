@@ -171,8 +171,17 @@ const join = (...parts: Uint8Array[]): Uint8Array<ArrayBuffer> =>
 /** What is no host, and in part would make another path of whatever comes after it. */
 const HOSTS = [
   ...['a/v1/models?', 'a/v1/chat/completions?', 'a/graphql?', 'a#', 'a/..', 'a\\b', 'a b'],
-  ...['u:p@evil', 'u@x', '[::1', '%00', 'a:99999', 'a:'],
+  ...['u:p@evil', 'u@x', '[::1', '%00', 'a:99999'],
 ];
+
+/** Probes of HTTP/1.0 name no host. */
+async function expectProbed(): Promise<void> {
+  for (const request of ['GET /healthz HTTP/1.0\r\n', 'GET /healthz HTTP/1.1\r\nHost:\r\n']) {
+    expect(statusesIn(await exchange(`${request}\r\n`))).toEqual([200]);
+    const forged = request.replace('/healthz', '/v1/models');
+    expect(statusesIn(await exchange(`${forged}\r\n`))).toEqual([400]);
+  }
+}
 
 /** Each is refused where its target is a route, where it would become one, and where neither is. */
 async function expectHostsStopped(): Promise<void> {
@@ -705,6 +714,21 @@ const TARGETS = [
 ] as const;
 
 describe('routes', () => {
+  test('by a name that holds a NUL are refused as what they are, and no outage', async () => {
+    for (const [method, path] of [
+      ['GET', '/v1/runs/a%00b'],
+      ['GET', '/v1/runs/a%00b/steps'],
+      ['POST', '/v1/runs/a%00b/complete'],
+      ['GET', '/v1/responses/resp_%00'],
+    ] as const) {
+      const { status } = await ask(path, null, {}, method);
+      expect([path, [400, 403, 404].includes(status)]).toEqual([path, true]);
+    }
+    const body = bodyOf('/v1/responses', { previous_response_id: 'resp_\0' });
+    expect((await ask('/v1/responses', body)).status).toBe(400);
+    expect(deployment.logs()).not.toContain('the database failed');
+  });
+
   test('that are not served as they stand are refused in the right dialect', async () => {
     for (const target of TARGETS) {
       const answer = await expectStopped(rawCall({ target }));
@@ -729,6 +753,7 @@ describe('routes', () => {
 
   test('a Host that is none is refused, whatever the target', async () => {
     await expectHostsStopped();
+    await expectProbed();
     await expectStopped(rawCall({ host: '' }));
   });
 

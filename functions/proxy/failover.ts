@@ -100,14 +100,18 @@ export async function renew(journey: Journey, { call }: Leg): Promise<Leg> {
   const targets: readonly Target[] = [decided, ...decided.fallbacks];
   const find = ({ key, model }: Target) =>
     targets.find((target) => target.key.name === key.name && target.model === model);
-  const target = find(call);
-  if (!target) {
-    const message = `The upstream "${call.key.name}" was taken away meanwhile; try again.`;
-    throw new Refusal('unavailable', message, { rule: 'failover', asked: call.key.name });
-  }
   journey.first = { ...journey.first, ...caller, settings: decided.settings };
   journey.rest = journey.rest.flatMap((next) => find(next) ?? []);
-  return departing(legTo(journey.first, target), { stepKind, startedAt });
+  const target = find(call);
+  if (target) return departing(legTo(journey.first, target), { stepKind, startedAt });
+  const next = nextLeg(journey);
+  if (!next) {
+    const asked = `${call.key.name}/${call.model}`;
+    const message = `The upstream "${asked}" was taken away meanwhile; try again.`;
+    throw new Refusal('unavailable', message, { rule: 'failover', asked });
+  }
+  journey.rest.shift();
+  return departing(next, { stepKind: 'failover', startedAt });
 }
 
 /** The next upstream that the call can be said to; those before it are passed over. */

@@ -235,6 +235,8 @@ async function refit(
   pace: Pace | undefined,
 ): Promise<Attempt> {
   const run = await readRun(call.org, call.run.id);
+  // Who has named no run goes on in the window that comes after it.
+  if (run?.status === 'completed' && call.windowSince !== null) throw new Outdated();
   if (run && run.status !== 'open') return refuseClosed(call, run);
   const unfit = pace && unfitOf(pace);
   if (unfit?.stop) return stopRun(call, unfit.charge.limit);
@@ -263,13 +265,17 @@ async function refit(
   return stop(call, scope, windows, attempt);
 }
 
+/** What a completion without a limit gets at OpenAI, so that a lowered limit raises none. */
+const COMPLETION_TOKENS = 16;
+
 /** The highest output limit that can be sent, tokens per choice. */
 export function mostOutput(
-  { model, rates, version }: Pick<Paced, 'model' | 'rates' | 'version'>,
+  { endpoint, model, rates, version }: Pick<Paced, 'endpoint' | 'model' | 'rates' | 'version'>,
   bound: Bound,
 ): number {
   const most = Math.floor(bound.outputTokens / bound.choices);
   if (!bound.isOutputUnset) return most;
+  if (endpoint.name === 'completions') return Math.min(most, COMPLETION_TOKENS);
   const { minOutputTokens } = version.policy.budget;
   return Math.min(most, outputUnset(model ?? '', rates?.contextWindow, minOutputTokens));
 }
