@@ -6,7 +6,7 @@ import { findEndpoint } from '../functions/providers/endpoints.ts';
 import { mostOutput } from '../functions/proxy/reserve.ts';
 import { MAX_NANOS, type Nanos } from '../schema/money.ts';
 import { policySchema } from '../schema/policy.ts';
-import { type Bound, NO_COST, NO_COST } from '../schema/rules/bound.ts';
+import { type Bound, NO_COST } from '../schema/rules/bound.ts';
 import { roomOf, type Scope, tightest, windowsOf } from '../schema/rules/budget.ts';
 import { overrideRates } from '../schema/rules/catalogue.ts';
 import { acceptedOutput, outputUnset } from '../schema/rules/output.ts';
@@ -190,7 +190,7 @@ test('a completion that sets no limit is lowered to no more than it gets at Open
   const version = { policy: policySchema.parse({ budget: { minOutputTokens: 1_000 } }) };
   const call = { endpoint, model: 'gpt-3.5-turbo-instruct', rates: null, version };
   for (const outputTokens of [4, 16, 4_000]) {
-    const unset = { ...NO_COST, outputTokens, isOutputUnset: true };
+    const unset = { ...NO_COST, outputTokens, isOutputUnset: true as const };
     expect(mostOutput(call as never, unset)).toBe(Math.min(outputTokens, 16));
     expect(mostOutput(call as never, { ...NO_COST, outputTokens })).toBe(outputTokens);
   }
