@@ -22,6 +22,9 @@ import {
   RULES,
 } from './proposals.ts';
 
+// biome-ignore lint/suspicious/noExplicitAny: chunks are spoilt wherever that matters.
+type Loose = any;
+
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 const endpointOf = (name: string): Endpoint => ENDPOINTS.find((each) => each.name === name)!;
@@ -286,6 +289,91 @@ describe('whatever stands in place of a member of a stream', () => {
       }
     },
   );
+});
+
+/** Members for which some client drops a chunk, and its calls with it. */
+const ODDS: readonly (readonly [at: 'chunk' | 'delta' | 'call', members: JsonObject])[] = [
+  ...['', 'x', null].map((object) => ['chunk', { object }] as const),
+  ['chunk', { created: 'x' }],
+  ['chunk', { usage: { prompt_tokens: 1 } }],
+  ['chunk', { usage: { prompt_cache_hit_tokens: 'x' } }],
+  ...[5, { usage: 5 }].map((x_groq) => ['chunk', { x_groq }] as const),
+  ...['user', ''].map((role) => ['delta', { role }] as const),
+  ['delta', { content: [{ type: 'text', text: 'x' }] }],
+  ['delta', { reasoning: 5 }],
+  ['delta', { reasoning_content: 5 }],
+  ['call', { type: '' }],
+  ['call', { extra_content: 5 }],
+];
+
+function spoil(chunk: Loose, [at, members]: (typeof ODDS)[number]): void {
+  const { delta } = chunk.choices[0];
+  Object.assign({ chunk, delta, call: delta.tool_calls[0] }[at], members);
+}
+
+/** Chunks without a call that change how some client reads those after them, or before. */
+const BETWEEN: readonly object[] = [
+  ...['user', 'assistant', ''].map((role) => ({ delta: { role } })),
+  { delta: {}, message: { role: 'assistant', content: null } },
+  {
+    delta: {},
+    message: { tool_calls: [{ id: 'a', function: { name: 'b', arguments: '{"n":1' } }] },
+  },
+  { delta: { content: 'hi' } },
+];
+
+describe('the parts of a call', () => {
+  const chunkOf = (choice: object): Loose => ({
+    ...{ id: 'c', object: 'chat.completion.chunk', created: 1, model: 'm' },
+    choices: [{ index: 0, finish_reason: null, ...choice }],
+  });
+  const part = fc.record({
+    name: fc.constantFrom(undefined, '', 'a', 'b'),
+    id: fc.constantFrom(undefined, '', 'a'),
+    args: fc.constantFrom('', '{"n":1', '0', 'e-9', ',"x":1', '}', '{"n":5}'),
+    odds: fc.array(fc.nat(ODDS.length - 1), { maxLength: 2 }),
+    between: fc.option(fc.nat(BETWEEN.length - 1), { freq: 3 }),
+  });
+
+  test('are decided on as clients put them together that drop other chunks, or keep the answer from passing', () => {
+    let read = 0;
+    fc.assert(
+      fc.property(
+        fc.boolean(),
+        fc.array(part, { minLength: 2, maxLength: 5 }),
+        (hasRole, parts) => {
+          const told = parts.flatMap(({ name, id, args, odds, between }) => {
+            const call = { index: 0, ...(id !== undefined && { id }) };
+            const holder = { ...(name !== undefined && { name }), arguments: args };
+            const chunk = chunkOf({ delta: { tool_calls: [{ ...call, function: holder }] } });
+            for (const odd of odds) spoil(chunk, ODDS[odd]!);
+            return between === null ? [chunk] : [chunkOf(BETWEEN[between]!), chunk];
+          });
+          const lead = hasRole ? [chunkOf({ delta: { role: 'assistant', content: null } })] : [];
+          const events = [...lead, ...told].map((data) => ({ event: undefined, data }));
+          expect(unjudged('chat.completions', events)).toEqual([]);
+          if (judgedBy('chat.completions', events).fault === undefined) read += 1;
+        },
+      ),
+      { numRuns: 5_000 },
+    );
+    expect(read).toBeGreaterThan(1_000);
+  });
+
+  test('are held back as soon as some client could have a name of them that is not allowed', () => {
+    const policy = policySchema.parse({ tools: { deny: ['drop_table'] } });
+    for (const odd of ODDS) {
+      const chunks = ['drop_', 'x_', 'table'].map((name, at) => {
+        const call = { index: 0, id: 'a', function: { name, arguments: '' } };
+        const chunk = chunkOf({ delta: { role: 'assistant', tool_calls: [call] } });
+        if (at === 1) spoil(chunk, odd);
+        return `data: ${JSON.stringify(chunk)}\n\n`;
+      });
+      const screen = new Screen(readerOf('chat.completions'), (name) => judgeName(policy, name));
+      const passed = chunks.map((text) => decoder.decode(screen.push(encoder.encode(text))));
+      expect(passed).toEqual([...chunks.slice(0, 2), '']);
+    }
+  });
 });
 
 /** An event of each dialect that says a piece of text, given as the JSON of a string. */

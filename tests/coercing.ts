@@ -48,8 +48,10 @@ interface ChatWay {
   readonly isFirstName: boolean;
   /** Whether another id is another call. */
   readonly byId: boolean;
-  /** Whether chunks with members of other types are passed over. */
-  readonly isStrict: boolean;
+  /** What chunks are passed over, by themselves and by whose words they are. */
+  readonly isDropped: (chunk: Loose, role: Loose) => boolean;
+  /** Whether a message takes the place of what the deltas made. */
+  readonly isReplaced: boolean;
 }
 
 const isTextOrNone = (value: Loose) =>
@@ -66,6 +68,33 @@ function fits(chunk: Loose): boolean {
   return isCountOrNone && [chunk.id, chunk.model, ...texts].every(isTextOrNone);
 }
 
+const deltasOf = (chunk: Loose) => listOf(chunk.choices).map((choice) => choice?.delta ?? {});
+const isNone = (value: Loose) => (value ?? null) === null;
+
+/** What some client looks at, beside calls, before it takes a chunk. */
+const DROPS: readonly ChatWay['isDropped'][] = [
+  () => false,
+  (chunk) => !fits(chunk),
+  ({ object }) => object !== 'chat.completion.chunk',
+  (chunk, role) =>
+    role !== 'assistant' || deltasOf(chunk).some(({ content }) => !isTextOrNone(content)),
+  (chunk) => deltasOf(chunk).some(({ role }) => !isNone(role) && role !== 'assistant'),
+  (chunk) => deltasOf(chunk).some(({ reasoning }) => !isTextOrNone(reasoning)),
+  (chunk) => deltasOf(chunk).some(({ reasoning_content }) => !isTextOrNone(reasoning_content)),
+  (chunk) =>
+    deltasOf(chunk).some(({ tool_calls }) => listOf(tool_calls).some((call) => call?.type === '')),
+  (chunk) =>
+    deltasOf(chunk).some(({ tool_calls }) =>
+      listOf(tool_calls).some((call) => Number(call?.extra_content) > 0),
+    ),
+  ({ x_groq }) =>
+    !isNone(x_groq) &&
+    !listOf([x_groq]).every(({ usage }) => isNone(usage) || usage === Object(usage)),
+  ({ x_groq }) => !isNone(x_groq) && x_groq !== Object(x_groq),
+  ({ usage }) => !isTextOrNone(usage) && typeof (usage.prompt_cache_hit_tokens ?? 0) !== 'number',
+  ({ usage }) => !isNone(usage) && typeof usage.total_tokens !== 'number',
+];
+
 function readChat(events: readonly Told[], way: ChatWay): Coerced[] {
   const calls: Pieces[] = [];
   const add = (key: string, id: string | undefined, holder: Loose) => {
@@ -79,11 +108,19 @@ function readChat(events: readonly Told[], way: ChatWay): Coerced[] {
     if (!way.isFirstName || call.name === '') call.name += text(holder?.name);
     call.args += text(holder?.arguments);
   };
+  let role: Loose;
   for (const { data } of events) {
-    if (way.isStrict && !fits(data)) continue;
+    role = deltasOf(data)[0]?.role ?? role;
+    if (way.isDropped(data, role)) continue;
     for (const [position, choice] of listOf(data.choices).entries()) {
       const key = way.choice(choice, position);
       if (key === undefined) continue;
+      if (way.isReplaced && !isNone(choice?.message)) {
+        calls.splice(0, calls.length, ...calls.filter((call) => !call.key?.startsWith(`${key}/`)));
+        for (const [at, call] of listOf(choice.message.tool_calls).entries()) {
+          add(`${key}/${at}`, text(call?.id), call?.function);
+        }
+      }
       for (const call of listOf(choice?.delta?.tool_calls)) {
         add(`${key}/${call?.index}`, text(call?.id), call?.function);
       }
@@ -101,13 +138,23 @@ const CHOICES: readonly ChatWay['choice'][] = [
   () => 'all',
 ];
 const FLAGS = [true, false];
-const CHAT_WAYS = CHOICES.flatMap((choice) =>
-  FLAGS.flatMap((isFirstName) =>
+const [byIndex] = CHOICES;
+const CHAT_WAYS = FLAGS.flatMap((isFirstName) => [
+  ...CHOICES.flatMap((choice) =>
     FLAGS.flatMap((byId) =>
-      FLAGS.map((isStrict): ChatWay => ({ choice, isFirstName, byId, isStrict })),
+      DROPS.slice(0, 2).map(
+        (isDropped): ChatWay => ({ choice, isFirstName, byId, isDropped, isReplaced: false }),
+      ),
     ),
   ),
-);
+  ...DROPS.flatMap((isDropped) =>
+    FLAGS.map(
+      (isReplaced): ChatWay => ({
+        ...{ choice: byIndex!, isFirstName, byId: false, isDropped, isReplaced },
+      }),
+    ),
+  ),
+]);
 
 /** How a reader of a message finds the block that a delta belongs to. */
 interface MessageWay {

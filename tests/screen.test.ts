@@ -408,6 +408,10 @@ const completed = (...output: object[]) =>
   data({ type: 'response.completed', response: { output } });
 const WHOLE_ITEM = item({ arguments: '{"n":1}', status: 'completed' });
 
+const ODD_MEMBERS = [{ created: 'x' }, { object: 'x' }, { x_groq: 5 }, { usage: 5 }];
+const MESSAGE = chunkOf([{ index: 0, delta: {}, message: { role: 'assistant', content: null } }]);
+const ROLE = chunkOf([{ index: 0, delta: { role: 'user' } }]);
+
 const AMBIGUOUS: readonly (readonly [what: string, Form['endpoint'], ...string[]])[] = [
   ['a choice nobody asked for', 'chat.completions', BEGUN, chunkOf([delta(1, part(0, '0'))])],
   ['one with a call', 'chat.completions', BEGUN, chunkOf([delta(1, pay(0, '00'))]), ENDED],
@@ -449,17 +453,27 @@ const AMBIGUOUS: readonly (readonly [what: string, Form['endpoint'], ...string[]
     chunkOf([delta(0, { index: 0, function: { name: 'pay', arguments: '{}', input: '{}' } })]),
   ],
   [
-    'a chunk that some clients drop',
+    'chunks that clients drop for many things',
     'chat.completions',
     BEGUN,
-    chunkOf([delta(0, part(0, '0'))], { created: 'x' }),
+    ...ODD_MEMBERS.map((more) => chunkOf([delta(0, part(0, '0'))], more)),
+    ENDED,
+  ],
+  ['a message behind its deltas', 'chat.completions', BEGUN, MESSAGE, ENDED],
+  ['a message before its deltas', 'chat.completions', MESSAGE, BEGUN, ENDED],
+  [
+    'a role in an event that some clients skip',
+    'chat.completions',
+    BEGUN,
+    `event: thread.x\n${chunkOf([{ index: 0, delta: { role: 'assistant' } }])}`,
+    ROLE,
     ENDED,
   ],
   [
-    'a call of a type that some drop',
+    'a role in a line of an event',
     'chat.completions',
     BEGUN,
-    one(part(0, '0', { type: '' })),
+    `data: {"x":\n${ROLE.trim()}\ndata: }\n\n`,
     ENDED,
   ],
   [
@@ -621,6 +635,51 @@ describe('what hosts send passes:', () => {
       encoder.encode(text),
     );
     expect(run('chat.completions', chunks, POLICIES.open, 2).fault).toBeString();
+  });
+});
+
+describe('a call is decided on in each way that clients read it:', () => {
+  const odd = (more: object, of: object = {}) =>
+    chunkOf([{ index: 0, delta: { tool_calls: [part(0, '0', more as JsonObject)] } }], of);
+  const PAY = part(0, '0');
+  const ways: readonly (readonly [what: string, events: string[], args: string[]])[] = [
+    ['a chunk that some drop', [odd({}, { created: 'x' })], ['{"n":10}', '{"n":1}']],
+    ['a call of a type that some drop', [odd({ type: '' })], ['{"n":10}', '{"n":1}']],
+    [
+      'a role that holds for the chunks after it',
+      [ROLE, one(PAY), chunkOf([{ index: 0, delta: { role: 'assistant' } }])],
+      ['{"n":10}', '{"n":1}'],
+    ],
+    [
+      'chunks that are dropped for two things',
+      [odd({}, { created: 'x' }), odd({ type: '' }, { created: 'x' })],
+      ['{"n":100}', '{"n":10}', '{"n":1}'],
+    ],
+  ];
+  test.each(ways)('%s', (_, events, args) => {
+    const lead = chunkOf([{ index: 0, delta: { role: 'assistant' } }]);
+    const text = [lead, BEGUN, ...events, ENDED].join('');
+    const { calls, fault } = runText('chat.completions', text, POLICIES.open);
+    expect(fault).toBeUndefined();
+    const told = calls.map(({ name, argsText }) => `${name} ${argsText}`);
+    expect(told.sort()).toEqual(args.map((each) => `pay ${each}`).sort());
+  });
+
+  test('a part that is a call by itself', () => {
+    const parts = ['{"x":', '{"n":9}', '}'].map((args) => one(pay(0, args)));
+    const { calls } = runText('chat.completions', parts.join(''), POLICIES.open);
+    expect(calls.map(({ argsText }) => argsText)).toContain('{"n":9}');
+  });
+
+  test('a name in pieces under the second id of an index', () => {
+    const names = [
+      part(0, '', { id: 'a', name: 'lookup' }),
+      part(0, '', { id: 'b', name: 'drop_' }),
+      part(0, '', { id: 'b', name: 'table' }),
+    ].map((each) => one(each));
+    const deny = policySchema.parse({ tools: { deny: ['drop_table'] } });
+    const { passed, isStopped } = runText('chat.completions', names.join(''), deny);
+    expect([decoder.decode(passed).includes('"table"'), isStopped]).toEqual([false, true]);
   });
 });
 

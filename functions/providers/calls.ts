@@ -43,6 +43,14 @@ export interface Gatherer {
    * case, for some decoders ignore the case of keys.
    */
   readonly hint: RegExp;
+  /** What an event holds that may change how clients read the calls of others. */
+  readonly nearby?: RegExp;
+  /**
+   * Looks at such an event; what is wrong with it counts where there are calls.
+   *
+   * @throws {Unreadable}
+   */
+  glance?(passage: Passage): void;
   /**
    * Takes a passage; returns names as {@link CallReader.event} does.
    *
@@ -107,6 +115,7 @@ const NONE: readonly string[] = [];
 const DONE = '[DONE]';
 /** A number that is more than digits, as the value of some member. */
 const ODD_NUMBER = /:\s*(?:-|\d+[.e])/i;
+const SPLIT = 'an event has several lines, one of which is an event by itself';
 const encoder = new TextEncoder();
 const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
 
@@ -114,6 +123,9 @@ const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
 export class StrictReader implements CallReader {
   readonly #gatherer: Gatherer;
   #fault: string | undefined;
+  /** A fault if there are calls. */
+  #doubt: string | undefined;
+  #hasCalls = false;
   #isDone = false;
 
   constructor(gatherer: Gatherer) {
@@ -121,7 +133,7 @@ export class StrictReader implements CallReader {
   }
 
   get fault(): string | undefined {
-    return this.#fault;
+    return this.#fault ?? (this.#hasCalls ? this.#doubt : undefined);
   }
 
   body(bytes: Uint8Array): readonly ProposedCall[] {
@@ -133,9 +145,13 @@ export class StrictReader implements CallReader {
   event({ event, data }: SseEvent): readonly string[] {
     if (data.startsWith(DONE)) this.#isDone = true;
     const name = event === 'message' || event === '' ? undefined : event;
-    if (!this.#mayHold(data) && !(name && this.#gatherer.hint.test(name))) return NONE;
-    if (data.includes('\n')) this.#refuseLines(data);
+    if (!this.#mayHold(data) && !(name && this.#gatherer.hint.test(name))) {
+      this.#glance(data, name);
+      return NONE;
+    }
+    if (isSplit(data, (line) => this.#mayHold(line))) this.#fault ??= SPLIT;
     const names = this.#take(encoder.encode(data), name);
+    this.#hasCalls ||= names.length > 0;
     if (this.#isDone && names.length > 0) this.#fault ??= 'a call goes on after the end';
     return names;
   }
@@ -168,10 +184,16 @@ export class StrictReader implements CallReader {
     return this.#attempt(() => this.#gatherer.take(readPassage(bytes, event, hint))) ?? NONE;
   }
 
-  /** Some clients take each `data` line for an event of its own. */
-  #refuseLines(data: string): void {
-    const isEvent = data.split('\n').some((line) => this.#mayHold(line) && parseEvent(line));
-    if (isEvent) this.#fault ??= 'an event has several lines, one of which is an event by itself';
+  #glance(data: string, event: string | undefined): void {
+    const { hint, nearby } = this.#gatherer;
+    if (!nearby?.test(data)) return;
+    try {
+      if (isSplit(data, (line) => nearby.test(line))) throw new Unreadable(SPLIT);
+      this.#gatherer.glance?.(readPassage(encoder.encode(data), event, hint));
+    } catch (error) {
+      if (!(error instanceof Unreadable)) throw error;
+      this.#doubt ??= error.message;
+    }
   }
 
   #attempt<Result>(read: () => Result): Result | undefined {
@@ -183,6 +205,12 @@ export class StrictReader implements CallReader {
       return undefined;
     }
   }
+}
+
+/** Whether some clients, which take each `data` line for an event of its own, look at one. */
+function isSplit(data: string, isLookedAt: (line: string) => boolean): boolean {
+  if (!data.includes('\n')) return false;
+  return data.split('\n').some((line) => isLookedAt(line) && parseEvent(line) !== undefined);
 }
 
 function readPassage(bytes: Uint8Array, event: string | undefined, hint: RegExp): Passage {
