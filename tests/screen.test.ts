@@ -394,6 +394,7 @@ const input = (index: unknown, partial_json: unknown) =>
   });
 const begin = (...content: unknown[]) => data({ type: 'message_start', message: { content } });
 const PLAIN = { type: 'text', text: '' };
+const hosted = { type: 'server_tool_use', id: 's', name: 'web_search', input: {} };
 
 const item = (more: object) => ({ type: 'function_call', id: 'i', name: 'pay', ...more });
 const added = (more: object, at: object = { output_index: 0 }) =>
@@ -508,6 +509,12 @@ const AMBIGUOUS: readonly (readonly [what: string, Form['endpoint'], ...string[]
   ['an input of a call that stood there', 'messages', begin(use({ n: 1 })), input(0, '{"n":9}')],
   ['a call behind a text that stood there', 'messages', begin(PLAIN), block(0, use({}))],
   ['a message that begins again', 'messages', begin(), block(0, use({})), begin()],
+  ['a message that begins again before a call', 'messages', begin(), begin(), block(0, use({}))],
+  [
+    'a call behind an index that came back',
+    'messages',
+    ...[begin(), block(0, hosted), block(1, PLAIN), block(1, PLAIN), block(2, use({}))],
+  ],
   [
     'a block in an event of another type',
     'messages',
@@ -622,7 +629,118 @@ const USUAL: readonly (readonly [
   ],
 ];
 
+const go = (members: object, more: object = {}) =>
+  chunkOf([{ index: 0, delta: members, finish_reason: null }], {
+    ...{ id: 'c', object: 'chat.completion.chunk', created: 1, model: 'm', ...more },
+  });
+const calling = (call: object, more: object = {}, top: object = {}) =>
+  go({ tool_calls: [{ index: 0, ...call }], ...more }, top);
+const fun = (args: string, name?: string) => ({
+  function: { ...(name !== undefined && { name }), arguments: args },
+});
+const LED = go({ role: 'assistant', content: null });
+const START = calling({ id: 'a', type: 'function', ...fun('{"n":', 'pay') });
+const REST = calling(fun('1}'));
+const SIGNED = { extra_content: { google: { thought_signature: 'x' } } };
+const NO_FORMER = [{}, { name: '', arguments: '' }, { name: null, arguments: null }];
+const llama = { type: 'function_call', call_id: 'fc_x', name: 'pay', status: 'in_progress' };
+
+/** Forms of hosts that a client reads as they were meant. */
+const HONEST: readonly (readonly [what: string, Form['endpoint'], ...string[]])[] = [
+  [
+    'an empty type, id and name in every later part',
+    'chat.completions',
+    ...[LED, START, calling({ id: '', type: '', ...fun('1', '') })],
+    calling({ id: '', type: '', ...fun('}', '') }),
+  ],
+  [
+    'an empty role in some chunks',
+    'chat.completions',
+    ...[LED, START, calling(fun('1'), { role: '', content: '' }), calling(fun('}'))],
+  ],
+  ['a signature alone behind a call', 'chat.completions', LED, START, REST, calling(SIGNED)],
+  [
+    'a signature alone before a call',
+    'chat.completions',
+    ...[calling({ id: 'a', ...SIGNED }), LED, START, REST],
+  ],
+  [
+    'a name in each of many parts',
+    'chat.completions',
+    ...[LED, START, ...Array.from({ length: 200 }, () => calling(fun('1', 'pay')))],
+    calling(fun('}', 'pay')),
+  ],
+  ...NO_FORMER.map((function_call) => {
+    const text = go({ content: 'hi', function_call });
+    return [`no former call: ${JSON.stringify(function_call)}`, 'chat.completions', text] as const;
+  }),
+  ...NO_FORMER.map((function_call) => {
+    const parts = [LED, START, calling(fun('1}'), { function_call })];
+    const what = `no former call beside one: ${JSON.stringify(function_call)}`;
+    return [what, 'chat.completions', ...parts] as const;
+  }),
+  ...[{ usage: [] }, { error: '' }, { usage: { total_tokens: '1' } }].map((top) => {
+    const parts = [LED, START, calling(fun('1}'), {}, top)];
+    return [`${JSON.stringify(top)} in one chunk`, 'chat.completions', ...parts] as const;
+  }),
+  [
+    'a part without its function',
+    'chat.completions',
+    LED,
+    START,
+    REST,
+    calling({ function: null }),
+  ],
+  ['an empty list of content', 'chat.completions', LED, START, calling(fun('1}'), { content: [] })],
+  [
+    'a message in chunks of text alone',
+    'chat.completions',
+    chunkOf([{ index: 0, delta: { content: 'hi' }, message: { content: 'hi' } }]),
+  ],
+  [
+    'an item that its deltas name by the id of its call',
+    'responses.create',
+    data({ type: 'response.output_item.added', item: { ...llama, arguments: '' } }),
+    ...['{"n":', '1}'].map((text) => goesOn(text, { item_id: 'fc_x' })),
+    data({ type: 'response.output_item.done', item: { ...llama, arguments: '{"n":1}' } }),
+    completed({ ...llama, arguments: '{"n":1}', status: 'completed' }),
+  ],
+  ['a message of text that begins twice', 'messages', begin(), begin(), block(0, PLAIN)],
+  [
+    'an index that comes back behind what ran upstream',
+    'messages',
+    ...[begin(), block(0, hosted), input(0, '{}'), data({ type: 'content_block_stop', index: 0 })],
+    ...[block(1, { type: 'web_search_tool_result', content: [] }), block(1, PLAIN)],
+  ],
+];
+
 describe('what hosts send passes:', () => {
+  test.each(HONEST)('%s (%s)', (_, endpoint, ...events) => {
+    const text = events.join('');
+    const asked = policySchema.parse({
+      tools: { allow: ['*'], requireApproval: [{ tool: 'drop_table' }] },
+    });
+    const { fault, passed, withheld, isStopped, calls } = runText(endpoint, text, asked);
+    expect([fault, isStopped]).toEqual([undefined, false]);
+    expect(decoder.decode(Buffer.concat([passed, withheld]))).toBe(text);
+    const said = events.length > 3 && endpoint !== 'messages' ? ['pay'] : [];
+    expect([...new Set(calls.map(({ name }) => name))]).toEqual(expect.arrayContaining(said));
+  });
+
+  test('whole answers with an empty former call', () => {
+    for (const function_call of NO_FORMER) {
+      const tool_calls = [{ id: 'a', type: 'function', ...fun('{}', 'pay') }];
+      for (const [message, names] of [
+        [{ content: 'hi', function_call }, []],
+        [{ content: null, function_call, tool_calls }, ['pay']],
+      ] as const) {
+        const reader = readerOf('chat.completions');
+        const calls = reader.body(encoder.encode(JSON.stringify({ choices: [{ message }] })));
+        expect([reader.fault, calls.map(({ name }) => name)]).toEqual([undefined, [...names]]);
+      }
+    }
+  });
+
   test.each(USUAL)('%s', (_, choices, events, told) => {
     const chunks = [encoder.encode(events.join(''))];
     const { fault, calls, withheld } = run('chat.completions', chunks, POLICIES.open, choices);

@@ -64,6 +64,8 @@ class MessageGatherer implements Gatherer {
   /** Whether blocks stand in the message that a stream begins with. */
   #isPrefilled = false;
   #started = 0;
+  /** What is wrong with the order, which counts where a call of the caller's stands in it. */
+  #disorder: string | undefined;
   #chars = 0;
 
   take(passage: Passage): string[] {
@@ -81,6 +83,9 @@ class MessageGatherer implements Gatherer {
     const isInput = /json/i.test(plainText(delta, 'type')) || 'partial_json' in delta;
     if (isInput) names.push(...this.#continue(type, delta, passage));
     if (type === 'message_stop') this.#phase = 'over';
+    if (this.#disorder !== undefined && this.#blocks.length > 0) {
+      throw new Unreadable(this.#disorder);
+    }
     return names;
   }
 
@@ -89,9 +94,9 @@ class MessageGatherer implements Gatherer {
   }
 
   #begin(isPrefilled: boolean): void {
-    if (this.#phase !== 'ahead') throw new Unreadable('its message begins twice');
+    if (this.#phase !== 'ahead') this.#disorder ??= 'its message begins twice';
     this.#phase = 'open';
-    this.#isPrefilled = isPrefilled;
+    this.#isPrefilled ||= isPrefilled;
   }
 
   #see(block: JsonObject, passage: Passage): Block | undefined {
@@ -123,7 +128,7 @@ class MessageGatherer implements Gatherer {
     // Text alone reads the same in any order.
     if (isUse || this.#hasUse()) {
       this.#require(passage);
-      if (!isInOrder) throw new Unreadable('the indexes of its blocks are not in order');
+      if (!isInOrder) this.#disorder ??= 'the indexes of its blocks are not in order';
     }
     if (typeof index === 'number') this.#streamed.set(index, { block: seen, isUse, isOpen: true });
     return seen ? [seen.name] : [];

@@ -167,10 +167,11 @@ class ResponseGatherer implements Gatherer {
 
   /**
    * The place of an item in a list says less than its id, for a list may leave items out. Two of
-   * one list are never the same, whatever their ids say.
+   * one list are never the same, whatever their ids say. What streams without either goes by its
+   * call's id, which the events after it name as the item's.
    */
   #slotOf(item: JsonObject, { place, others }: Standing): Slot {
-    const id = plainText(item, 'id');
+    const id = plainText(item, 'id') || (place === undefined ? plainText(item, 'call_id') : '');
     const key = id === '' ? undefined : `i${id}`;
     const atPlace = place === undefined ? undefined : this.#byPlace.get(place);
     const withId = key === undefined ? undefined : this.#byPlace.get(key);
