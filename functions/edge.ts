@@ -95,12 +95,14 @@ export function secure(services: Services, answer: Fetch): Fetch {
 
 /** A probe that names no host, as those of HTTP/1.0 do, has a target without one for its URL. */
 function probeOf({ method, url, headers }: Request): Request | undefined {
-  const isProbing =
-    url === HEALTH && (method === 'GET' || method === 'HEAD') && !headers.get('host');
+  const isProbing = url === HEALTH && isSafe(method) && !headers.get('host');
   return isProbing ? new Request(`http://localhost${HEALTH}`, { method }) : undefined;
 }
 
 const HEALTH = '/healthz';
+
+/** Of the methods that change nothing (RFC 9110, 9.2.1) those that are served here. */
+const isSafe = (method: string): boolean => method === 'GET' || method === 'HEAD';
 
 /** The socket's address of each request that is being answered. */
 const sockets = new WeakMap<Request, string | undefined>();
@@ -134,8 +136,7 @@ function redirect(
 ): Response | undefined {
   if (address === undefined || isPrivate(config.trustedProxies, request, address)) return undefined;
   if (isProbe(request)) return undefined;
-  const isSafe = request.method === 'GET' || request.method === 'HEAD';
-  if (isSafe && config.publicUrl?.startsWith('https:')) {
+  if (isSafe(request.method) && config.publicUrl?.startsWith('https:')) {
     const { pathname, search } = new URL(request.url);
     const location = `${config.publicUrl}${pathname}${search}`;
     return respond(null, 308, { location });
@@ -147,7 +148,7 @@ function redirect(
 
 /** Probes come from anywhere and speak plain http; they bring nothing, and are told nothing else. */
 function isProbe({ method, url }: Request): boolean {
-  return (method === 'GET' || method === 'HEAD') && new URL(url).pathname === HEALTH;
+  return isSafe(method) && new URL(url).pathname === HEALTH;
 }
 
 function isPrivate(

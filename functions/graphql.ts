@@ -15,13 +15,12 @@ import { type ErrorCode, Refusal } from '../schema/errors.ts';
 import type { Context } from '../schema/graphql/context.ts';
 import { UserError, type UserErrorCode } from '../schema/graphql/errors.ts';
 import { schema } from '../schema/graphql/index.ts';
-import { InvalidJson, parseStrict } from '../schema/json.ts';
 import { type Admin, identifyAdmin } from './admin.ts';
 import { respond, respondJson } from './edge.ts';
 import { sendInvitation } from './invitations.ts';
 import { baseUrl } from './links.ts';
 import { requestIdOf } from './proxy/authenticate.ts';
-import { readBody } from './proxy/body.ts';
+import { readBody, strictBody } from './proxy/body.ts';
 import { HOLDS_NUL, refusalHeaders } from './refuse.ts';
 import type { Services } from './services.ts';
 import { loadersFor, store } from './store.ts';
@@ -67,7 +66,8 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
     refuseOtherKinds(request);
     const context = contextOf(services, admin);
     const body = await readBody(request, BODY_LIMITS, services.stopping.signal);
-    refuseAmbiguous(body);
+    // A key that repeats would have a document saved that lacks what its author reads in it.
+    strictBody(body, BODY_KEYS);
     const { headers, url } = request;
     const response = await yoga.fetch(
       new Request(url, { method: 'POST', headers: plain(headers), body }),
@@ -99,16 +99,6 @@ function tell(request: Request, error: unknown): Response {
 }
 
 const BODY_KEYS: ReadonlySet<string> = new Set(['query', 'variables', 'operationName']);
-
-/** A key that repeats would have a document saved that lacks what its author reads in it. */
-function refuseAmbiguous(body: Uint8Array): void {
-  try {
-    parseStrict(body, BODY_KEYS);
-  } catch (error) {
-    if (error instanceof InvalidJson) throw new Refusal('invalid_body', error.message);
-    throw error;
-  }
-}
 
 /** Only JSON by POST: a form or a link on another site can send neither with a session's cookie. */
 function refuseOtherKinds(request: Request): void {

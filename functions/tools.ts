@@ -32,7 +32,7 @@ import { nameRun } from '../schema/rules/identity.ts';
 import { type Ask, decideTool } from '../schema/rules/tools.ts';
 import { respondJson } from './edge.ts';
 import { authenticate, type Caller } from './proxy/authenticate.ts';
-import { readBody } from './proxy/body.ts';
+import { readBody, strictBody } from './proxy/body.ts';
 import type { Call } from './proxy/call.ts';
 import type { Governed } from './proxy/deny.ts';
 import { gateUrl } from './proxy/park.ts';
@@ -90,15 +90,6 @@ function parseBody<T>(bytes: Uint8Array, schema: z.ZodType<T>): { body: StrictBo
   throw new Refusal('invalid_request', `${field}: ${problem?.message ?? 'is not valid'}.`, {
     field,
   });
-}
-
-function strictBody(bytes: Uint8Array, keys: ReadonlySet<string>): StrictBody {
-  try {
-    return parseStrict(bytes, keys);
-  } catch (error) {
-    if (error instanceof InvalidJson) throw new Refusal('invalid_body', error.message);
-    throw error;
-  }
 }
 
 /** A request about a run, as a call of it: the run is joined or opened just so. */

@@ -4,11 +4,10 @@ import type { z } from 'zod';
 import { rotateWebhookSecret } from '../db/webhooks.ts';
 import { Refusal } from '../schema/errors.ts';
 import { isId } from '../schema/ids.ts';
-import { InvalidJson, parseStrict } from '../schema/json.ts';
 import { MAX_GRACE_S, rotationSchema } from '../schema/webhook.ts';
 import { authenticateAdmin } from './admin.ts';
 import { respondJson } from './edge.ts';
-import { readBody } from './proxy/body.ts';
+import { readBody, strictBody } from './proxy/body.ts';
 import type { Services } from './services.ts';
 
 const MAX_BODY_BYTES = 4_096;
@@ -46,12 +45,7 @@ async function readRotation(
   const limits = { maxEncodedBytes: MAX_BODY_BYTES, maxDecodedBytes: MAX_BODY_BYTES };
   const bytes = await readBody(request, limits, stopping.signal);
   if (bytes.length === 0) return rotationSchema.parse({});
-  try {
-    const parsed = rotationSchema.safeParse(parseStrict(bytes, new Set(['graceS'])).value);
-    if (parsed.success) return parsed.data;
-  } catch (error) {
-    if (!(error instanceof InvalidJson)) throw error;
-    throw new Refusal('invalid_body', error.message);
-  }
+  const parsed = rotationSchema.safeParse(strictBody(bytes, new Set(['graceS'])).value);
+  if (parsed.success) return parsed.data;
   throw new Refusal('invalid_request', GRACE, { field: 'graceS' });
 }

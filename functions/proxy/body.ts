@@ -3,6 +3,7 @@
 import { constants, gunzip, type ZlibOptions, type ZstdOptions, zstdDecompress } from 'node:zlib';
 import { concat } from '../../schema/bytes.ts';
 import { Refusal } from '../../schema/errors.ts';
+import { InvalidJson, parseStrict, type StrictBody } from '../../schema/json.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -37,6 +38,21 @@ export function readBody(
   const cap = isPlain ? Math.min(maxEncodedBytes, maxDecodedBytes) : maxEncodedBytes;
   const reading = readWhole(request, cap, stopping);
   return decode ? reading.then((bytes) => decode(bytes, maxDecodedBytes)) : reading;
+}
+
+/**
+ * Reads the JSON object of a body, which every reader reads alike.
+ *
+ * @param keys As {@link parseStrict} takes them: those that mean something here.
+ * @throws {Refusal} `invalid_body`.
+ */
+export function strictBody(bytes: Uint8Array, keys: ReadonlySet<string>): StrictBody {
+  try {
+    return parseStrict(bytes, keys);
+  } catch (error) {
+    if (error instanceof InvalidJson) throw new Refusal('invalid_body', error.message);
+    throw error;
+  }
 }
 
 type Decode = (bytes: Bytes, maxBytes: number) => Bytes | Promise<Bytes>;

@@ -2,13 +2,13 @@
 
 import { digest } from '../../db/seal.ts';
 import { Refusal } from '../../schema/errors.ts';
-import { InvalidJson, parseStrict, type StrictBody } from '../../schema/json.ts';
+import type { StrictBody } from '../../schema/json.ts';
 import { nameFromBody, nameRun, type RunName } from '../../schema/rules/identity.ts';
 import type { Endpoint } from '../providers/contract.ts';
 import { findEndpoint } from '../providers/endpoints.ts';
 import { refuseVariants } from '../providers/variants.ts';
 import { type Caller, dialectOf } from './authenticate.ts';
-import { readBody } from './body.ts';
+import { readBody, strictBody } from './body.ts';
 
 /** A call that has been read. */
 export interface Call extends Caller {
@@ -119,12 +119,7 @@ function takesBody(endpoint: Endpoint | undefined): endpoint is Endpoint {
 }
 
 function parseBody(bytes: Uint8Array, endpoint: Endpoint): StrictBody {
-  try {
-    const body = parseStrict(bytes, endpoint.readKeys);
-    refuseVariants(endpoint, body.value);
-    return body;
-  } catch (error) {
-    if (error instanceof InvalidJson) throw new Refusal('invalid_body', error.message);
-    throw error;
-  }
+  const body = strictBody(bytes, endpoint.readKeys);
+  refuseVariants(endpoint, body.value);
+  return body;
 }
