@@ -289,6 +289,20 @@ describe('whatever stands in place of a member of a stream', () => {
       }
     },
   );
+
+  test.each([[undefined], [null], [false], [''], [[]]])(
+    'a block that begins as %p is a block',
+    (nothing) => {
+      const form = STREAMED.find(({ endpoint }) => endpoint === 'messages')!;
+      const events = eventsOf(framesOf(form.endpoint, proposalsOf(form, 1, 0)));
+      const at = events.findIndex(({ event }) => event === 'content_block_start');
+      const { event, data } = structuredClone(events[at]!);
+      delete data.content_block;
+      if (nothing !== undefined) data.content_block = nothing;
+      expect(unjudged(form.endpoint, events.toSpliced(at, 0, { event, data }))).toEqual([]);
+      expect(judgedBy(form.endpoint, events.toSpliced(at, 1, { event, data })).fault).toBeDefined();
+    },
+  );
 });
 
 /** Members for which some client drops a chunk, and its calls with it. */

@@ -77,6 +77,7 @@ class MessageGatherer implements Gatherer {
     const names = blocks.flatMap((block) => this.#see(block, passage)?.name ?? []);
     if (type === 'message_start') this.#begin(isGiven(message.content));
     if (isGiven(value.content_block)) names.push(...this.#start(type, passage));
+    else if (type === 'content_block_start') this.#disorder ??= 'a block begins as nothing';
     if (type === 'content_block_stop') this.#stop(passage);
     const delta = memberOf(value, 'delta');
     refuseVariants(delta);
