@@ -132,22 +132,17 @@ describe('arguments shown to an approver', () => {
     expect(indentJson(text)).toBe(shown);
   });
 
-  /** What shows nothing, or changes how the rest is read. */
-  const isHidden = (character: string) =>
-    character !== ' ' && /[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}]/u.test(character);
+  /** What shows nothing, or changes how the rest is read; the last are blank, yet no spaces. */
+  const HIDDEN =
+    /[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800\u{13441}\u{13442}\u{16fe4}\u{1d159}]/u;
 
   test('show every character that could be there unseen, and no other, as an escape', () => {
     for (let point = 0; point <= 0x10ffff; point++) {
       const character = String.fromCodePoint(point);
-      if (!isHidden(character)) continue;
-      if (visible(character) !== `\\u{${point.toString(16)}}`) expect(character).toBe('shown');
+      const isHidden = character !== ' ' && HIDDEN.test(character);
+      const shown = isHidden ? `\\u{${point.toString(16)}}` : character;
+      if (visible(character) !== shown) expect(visible(character)).toBe(shown);
     }
-    const text = fc.string({ unit: 'grapheme' }).filter((given) => ![...given].some(isHidden));
-    fc.assert(
-      fc.property(text, (given) => {
-        expect(visible(given)).toBe(given);
-      }),
-    );
   });
 
   test.each([
