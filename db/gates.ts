@@ -50,6 +50,8 @@ export interface Gate extends GateStand {
   readonly createdAt: number;
   readonly decidedAt: number | null;
   readonly decidedBy: string | null;
+  /** Where the tool's MCP server is, as far as that was declared. */
+  readonly server: string | null;
   /** Sealed: see {@link openArgs}. */
   readonly args: string;
 }
@@ -101,10 +103,10 @@ export function gateOpening(org: Org, gate: NewGate, now: number): Statement[] {
     org.statement(
       `insert into gates (
          org_id, id, agent_id, run_id, policy_version_id, step_id, parked_id, token_id, caused_by,
-         tool, args, digest, rule, rule_name, reason, approvals, created_at, expires_at
+         tool, args, digest, rule, rule_name, reason, approvals, created_at, expires_at, server
        ) select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
          coalesce((select created_by from tokens where org_id = ?1 and id = ?8), ''),
-         ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17
+         ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18
        where iif(?7 is null, (
          select count(*) from gates where org_id = ?1 and status = 'pending' and agent_id = ?3
            and parked_id is null and expires_at > ?16
@@ -126,6 +128,7 @@ export function gateOpening(org: Org, gate: NewGate, now: number): Statement[] {
       gate.approvals,
       now,
       gate.expiresAt,
+      subject.server,
     ),
     gateStep(org, gate.id, 'approval_pending', now),
     // A run that idles out while a person decides would give the same request another run.
@@ -721,5 +724,6 @@ function toGate(row: Row): Gate {
     decidedAt: row.decided_at as number | null,
     decidedBy: row.decided_by as string | null,
     args: String(row.args),
+    server: row.server as string | null,
   };
 }

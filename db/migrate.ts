@@ -32,6 +32,7 @@ const MIGRATIONS = [
   '0023_ended_calls.sql',
   '0024_counted_calls.sql',
   '0025_changed_ceilings.sql',
+  '0026_approved_servers.sql',
 ] as const;
 
 /**

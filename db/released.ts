@@ -38,10 +38,31 @@ export function releasedCalls(
   ];
 }
 
-/** A call that a run was given. */
-export interface ReleasedCall {
-  /** What people approved; `null` where nobody was asked. */
+/** What people were asked about a call, where they were. */
+interface AskedAbout {
+  /** What they approved; `null` where nobody was asked. */
   readonly digest: string | null;
+  /** The tool; `null` where nobody was asked. */
+  readonly tool: string | null;
+  /** Where its MCP server is; `null` where that is not known. */
+  readonly server: string | null;
+}
+
+/** From the gates on a call: all that have one digest say the same. */
+const ASKED_ABOUT = `c.digest,
+  (select tool from gates g where g.org_id = ?1 and g.digest = c.digest) as tool,
+  (select server from gates g where g.org_id = ?1 and g.digest = c.digest) as server`;
+
+function toAskedAbout({ digest, tool, server }: Row): AskedAbout {
+  return {
+    digest: digest as string | null,
+    tool: tool as string | null,
+    server: server as string | null,
+  };
+}
+
+/** A call that a run was given. */
+export interface ReleasedCall extends AskedAbout {
   /** Whether what they approved has been sent to run. */
   readonly isUsed: boolean;
 }
@@ -53,9 +74,9 @@ export async function findReleased(
   callIds: readonly string[],
 ): Promise<ReadonlyMap<string, ReleasedCall>> {
   const rows = await org.read(
-    `select call_id, digest, used_by from released_calls
-     where org_id = ?1 and run_id = ?2 and was_released = 1
-       and call_id in (select value from json_each(?3))`,
+    `select c.call_id, c.used_by, ${ASKED_ABOUT} from released_calls c
+     where c.org_id = ?1 and c.run_id = ?2 and c.was_released = 1
+       and c.call_id in (select value from json_each(?3))`,
     run,
     JSON.stringify(callIds),
   );
@@ -63,7 +84,7 @@ export async function findReleased(
 }
 
 function toReleased(row: Row): ReleasedCall {
-  return { digest: row.digest as string | null, isUsed: row.used_by !== null };
+  return { ...toAskedAbout(row), isUsed: row.used_by !== null };
 }
 
 /**
@@ -102,11 +123,9 @@ export function returnApprovals(org: Org, run: RunId, step: StepId): Statement {
 }
 
 /** A call that an agent was given, and by which of its runs and under which policy. */
-export interface ReleasedBefore {
+export interface ReleasedBefore extends AskedAbout {
   readonly run: { readonly id: RunId };
   readonly version: { readonly id: PolicyVersionId };
-  /** What people approved; `null` where nobody was asked. */
-  readonly digest: string | null;
 }
 
 /**
@@ -119,7 +138,7 @@ export async function findReleasedBefore(
   callIds: readonly string[],
 ): Promise<ReadonlyMap<string, ReleasedBefore>> {
   const rows = await org.read(
-    `select c.call_id, c.digest, r.id as run_id, r.policy_version_id
+    `select c.call_id, r.id as run_id, r.policy_version_id, ${ASKED_ABOUT}
      from json_each(?3)
      join responses p on p.org_id = ?1 and p.agent_id = ?2 and p.response_id = value
      join runs r on r.org_id = ?1 and r.id = p.run_id
@@ -136,7 +155,7 @@ function toReleasedBefore(row: Row): ReleasedBefore {
   return {
     run: { id: row.run_id as RunId },
     version: { id: row.policy_version_id as PolicyVersionId },
-    digest: row.digest as string | null,
+    ...toAskedAbout(row),
   };
 }
 

@@ -10,13 +10,19 @@ export interface KeptResponse {
   readonly stepId: StepId;
   /** The name of the provider key that it was made with. */
   readonly providerKey: string;
+  /**
+   * Where the MCP servers are that its request declared, by their labels; absent where its policy
+   * governed no tools, and for what an earlier version of Rungate has bound.
+   */
+  readonly servers?: ReadonlyMap<string, string>;
 }
 
 /**
  * The statement that binds a response and its items to their agent; put it into the settling
  * transaction.
  *
- * @param ids The response's id and those of its output items, all of which can be named again.
+ * @param ids The response's id, first, and those of its output items, all of which can be named
+ *   again.
  */
 export function keptResponse(
   org: Org,
@@ -27,8 +33,9 @@ export function keptResponse(
 ): Statement {
   return org.statement(
     `insert into responses (
-       org_id, agent_id, response_id, run_id, step_id, provider_key, created_at
-     ) select ?1, ?2, value, ?4, ?5, ?6, ?7 from json_each(?3) where true
+       org_id, agent_id, response_id, run_id, step_id, provider_key, created_at, servers
+     ) select ?1, ?2, value, ?4, ?5, ?6, ?7, iif(key = 0, ?8, null) from json_each(?3)
+     where true
      on conflict do nothing`,
     agent,
     JSON.stringify(ids),
@@ -36,6 +43,7 @@ export function keptResponse(
     kept.stepId,
     kept.providerKey,
     now,
+    kept.servers ? JSON.stringify([...kept.servers]) : null,
   );
 }
 
@@ -62,16 +70,17 @@ export async function findResponse(
   responseId: string,
 ): Promise<KeptResponse | undefined> {
   const row = await org.first(
-    `select run_id, step_id, provider_key from responses
+    `select run_id, step_id, provider_key, servers from responses
      where org_id = ?1 and agent_id = ?2 and response_id = ?3`,
     agent,
     responseId,
   );
-  return (
-    row && {
-      runId: row.run_id as RunId,
-      stepId: row.step_id as StepId,
-      providerKey: String(row.provider_key),
-    }
-  );
+  if (!row) return undefined;
+  const { servers } = row;
+  return {
+    runId: row.run_id as RunId,
+    stepId: row.step_id as StepId,
+    providerKey: String(row.provider_key),
+    ...(servers === null ? {} : { servers: new Map(JSON.parse(String(servers))) }),
+  };
 }

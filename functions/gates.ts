@@ -90,6 +90,7 @@ async function factsOf({ org, vault }: Link, gate: Gate, status: string): Promis
   ]);
   const entries = [
     ['Tool', gate.tool],
+    ...(gate.server === null ? [] : [['Server', gate.server]]),
     ['Agent', names.get(gate.agentId) ?? gate.agentId],
     ['Run', run?.name ?? gate.runId],
     ['Rule', gate.ruleName === gate.rule ? gate.rule : `${gate.ruleName} (${gate.rule})`],

@@ -131,7 +131,7 @@ export async function askTool(
   const { name } = value;
   const subject = {
     ...{ orgId: call.org.id, agentId: call.agent.id, runId: call.run.id },
-    ...{ policyVersionId: call.version.id, tool: name, argsText },
+    ...{ policyVersionId: call.version.id, tool: name, argsText, server: null },
   };
   const question = { call, name, subject };
   const decision = decideTool(call.version.policy, { name, args, argsText });

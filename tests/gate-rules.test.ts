@@ -66,7 +66,7 @@ test('two different calls are never bound to the same text', () => {
   const text = fc.string({ unit: 'binary', maxLength: 6 });
   const subject = fc.record({
     ...{ orgId: text, agentId: text, runId: text, policyVersionId: text, tool: text },
-    argsText: text,
+    ...{ argsText: text, server: fc.option(text) },
   }) as unknown as fc.Arbitrary<GateSubject>;
   fc.assert(
     fc.property(subject, subject, (one, two) => {

@@ -612,7 +612,7 @@ describe('a gate without a parked answer', () => {
         runId: run.id as Gate['runId'],
       },
       policyVersionId: run.policy_version_id as Gate['policyVersionId'],
-      ...{ tool: 'issue_refund', argsText: '{"a":"\\ud800"}' },
+      ...{ tool: 'issue_refund', argsText: '{"a":"\\ud800"}', server: null },
     };
     const now = Date.now();
     const rule = { rule: 'tools.requireApproval[0]', ruleName: 'refund', reason: 'Ask.' };

@@ -534,6 +534,101 @@ describe('what people approved', () => {
   });
 });
 
+describe('a call that people approved of one server', () => {
+  const ELSEWHERE: Readonly<Record<string, readonly Item[]>> = {
+    'at another host': [{ ...SERVER, server_url: 'https://evil.example.com' }],
+    'on another path': [{ ...SERVER, server_url: 'https://crm.example.com/v2' }],
+    'without TLS': [{ ...SERVER, server_url: 'http://crm.example.com' }],
+    'of a connector': [{ type: 'mcp', server_label: 'crm', connector_id: 'connector_gmail' }],
+    'under another label': [{ ...SERVER, server_label: 'CRM' }],
+    'that is not declared': [],
+  };
+
+  test.each(Object.entries(ELSEWHERE))('runs on none %s', async (name, tools) => {
+    const run = `elsewhere-${name.replaceAll(' ', '-')}`;
+    const id = `mcpr_${run}`;
+    const response = await release(run, requestFor(id));
+    const before = upstream.requests.length;
+    for (const members of Object.values(REFERRING)) {
+      const refused = await send(run, { ...members(id, response), tools });
+      expect(refused.status).toBe(403);
+      const { rungate: told } = await refusedOf(refused);
+      expect(told).toMatchObject({ code: 'permission_denied', asked: id });
+    }
+    expect(upstream.requests.length).toBe(before);
+    upstream.script(answering(false, [ranFor(id), said]));
+    expect((await send(run, REFERRING['the response before']!(id, response))).status).toBe(200);
+  });
+
+  test('is shown with where that is, on the command line and by the link', async () => {
+    upstream.script(answering(false, [requestFor('mcpr_shown')]));
+    expect((await send('where', {})).status).toBe(403);
+    const [gate] = await gatesOf('where');
+    const shown = await rungate.cli('gates', 'show', gate!.id, '--org', 'acme');
+    expect(shown.stdout).toContain('server   https://crm.example.com/\n');
+    const [, path] = /(\/approvals\/\S+)/.exec(shown.stdout)!;
+    const page = await (await fetch(rungate.url + path)).text();
+    expect(page).toContain('<dt>Server</dt><dd>https://crm.example.com/</dd>');
+  });
+
+  test('runs there, however its URL is spelled', async () => {
+    const response = await release('spelled', requestFor('mcpr_spelled'));
+    upstream.script(answering(false, [ranFor('mcpr_spelled'), said]));
+    const tools = [{ ...SERVER, server_url: 'HTTPS://CRM.example.com:443' }];
+    const members = { previous_response_id: response, input: [approvalOf('mcpr_spelled')], tools };
+    expect((await send('spelled', members)).status).toBe(200);
+    expect(await gatesOf('spelled')).toHaveLength(1);
+  });
+
+  test('has run, whatever the requests after it declare', async () => {
+    await release('over', requestFor('mcpr_over'));
+    const input = [requestFor('mcpr_over'), approvalOf('mcpr_over')];
+    upstream.script(answering(false, [ranFor('mcpr_over'), said]));
+    expect((await send('over', { input })).status).toBe(200);
+    upstream.script(answering(false, [said]));
+    const later = { input: [...input, ranFor('mcpr_over'), said], tools: [] };
+    expect((await send('over', later)).status).toBe(200);
+  });
+
+  test('is held to the server of its request where it is fetched later', async () => {
+    const headers = { authorization: `Bearer ${rungate.token}` };
+    const get = () => fetch(`${rungate.url}/r/fetched/v1/responses/resp_fetched`, { headers });
+    const proposed = answering(false, [requestFor('mcpr_fetched')], 'resp_fetched');
+    upstream.script(answering(false, [said], 'resp_fetched'));
+    expect((await send('fetched', { background: true })).status).toBe(200);
+    upstream.script(proposed);
+    expect((await get()).status).toBe(403);
+    expect((await gatesOf('fetched')).map(({ server }) => server)).toEqual([
+      'https://crm.example.com/',
+    ]);
+    await decide('fetched');
+    expect((await get()).status).toBe(200);
+    const members = { previous_response_id: 'resp_fetched', input: [approvalOf('mcpr_fetched')] };
+    const tools = [{ ...SERVER, server_url: 'https://evil.example.com' }];
+    expect((await send('fetched', { ...members, tools })).status).toBe(403);
+    upstream.script(answering(false, [ranFor('mcpr_fetched'), said]));
+    expect((await send('fetched', members)).status).toBe(200);
+  });
+
+  test.each<[string, readonly Item[], string]>([
+    ['stands for two servers', [SERVER, { ...SERVER, server_url: 'https://b.example.com' }], '1'],
+    ['says two places', [{ ...SERVER, connector_id: 'connector_gmail' }], '0'],
+    ['holds a slash', [{ ...SERVER, server_label: 'crm/v2' }], '0'],
+    [
+      'is that of one server too many',
+      Array.from({ length: 65 }, (_, nth) => ({ ...SERVER, server_label: `crm-${nth}` })),
+      '64',
+    ],
+  ])('is not asked about where a label %s', async (_, tools, at) => {
+    const before = upstream.requests.length;
+    const refused = await send('labels', { tools });
+    expect(refused.status).toBe(403);
+    const { rungate: told } = await refusedOf(refused);
+    expect(told).toMatchObject({ rule: 'tools', field: `tools[${at}].server_label` });
+    expect(upstream.requests.length).toBe(before);
+  });
+});
+
 describe('an approval passes', () => {
   const sent = async (run: string, members: Item) => {
     const before = upstream.requests.length;

@@ -437,7 +437,8 @@ async function park({ master }: Ground, { org }: Omit<Side, 'agentToken'>): Prom
     const parked = parkedId ? await parking(org, vault, parkedId, place, answer, now) : [];
     const gates = tools.map((tool, nth) => {
       const policyVersionId = asked!.policy_version_id as PolicyVersionId;
-      const subject = { orgId: org.id, agentId, runId, policyVersionId, tool, argsText: '{}' };
+      const place = { orgId: org.id, agentId, runId, policyVersionId };
+      const subject = { ...place, tool, argsText: '{}', server: null };
       const tokenId = asked!.token_id as TokenId;
       const id = newId('gate', now + nth);
       return { ...rule, id, subject, stepId, parkedId, tokenId, approvals: 1, expiresAt };

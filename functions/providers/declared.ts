@@ -2,7 +2,7 @@
 
 import { fold, type Json, type JsonObject } from '../../schema/json.ts';
 import { isGiven, isObject, readList } from '../../schema/rules/bound.ts';
-import { ANY, type HostedTool, type Unasked } from '../../schema/rules/hosted.ts';
+import { ANY, type HostedTool, placeOf, type Unasked } from '../../schema/rules/hosted.ts';
 import { memberOf } from './reading.ts';
 
 /** A tool that a request declares or names. */
@@ -46,6 +46,19 @@ const LOADING_ITEMS = new Set(['tool_search_output', 'additional_tools']);
  */
 export function declaredTools(endpoint: string, body: JsonObject): readonly Declared[] {
   return READERS.get(endpoint)?.(body) ?? [];
+}
+
+/**
+ * Where the MCP servers of a request are, by their labels: their URLs, or the ids of connectors.
+ *
+ * @throws {Refusal} as {@link declaredTools} does.
+ */
+export function declaredServers(endpoint: string, body: JsonObject): ReadonlyMap<string, string> {
+  const servers = declaredTools(endpoint, body).flatMap(({ hosted }) => {
+    const { label, place } = hosted ?? {};
+    return label === undefined || place === undefined ? [] : [[label, placeOf(place)] as const];
+  });
+  return new Map(servers);
 }
 
 function declaredInChat(body: JsonObject): Declared[] {

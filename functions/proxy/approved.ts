@@ -5,6 +5,7 @@ import { digestText } from '../../db/seal.ts';
 import { type GateSubject, subjectText } from '../../schema/rules/gate.ts';
 import { judgeName } from '../../schema/rules/tools.ts';
 import type { ProposedCall } from '../providers/contract.ts';
+import { declaredServers } from '../providers/declared.ts';
 import type { Permitted } from './decide.ts';
 
 /** The call that a run is on, as far as gates are bound to it. */
@@ -13,20 +14,35 @@ interface Place extends Pick<Permitted, 'org' | 'agent'> {
   readonly version: Pick<Permitted['version'], 'id'>;
 }
 
+/** A call, and the MCP server that it is of. */
+type OfServer = Pick<ProposedCall, 'name' | 'argsText'> & Pick<GateSubject, 'server'>;
+
 /** What a gate on a proposed call is bound to. */
 export function subjectOf(
   { org, agent, run, version }: Place,
-  { name, argsText }: Pick<ProposedCall, 'name' | 'argsText'>,
+  { name, argsText, server }: OfServer,
 ): GateSubject {
   return {
     ...{ orgId: org.id, agentId: agent.id, runId: run.id, policyVersionId: version.id },
-    ...{ tool: name, argsText },
+    ...{ tool: name, argsText, server },
   };
 }
 
 /** The digest that such a gate has. */
-export function digestOf(place: Place, call: Pick<ProposedCall, 'name' | 'argsText'>): string {
+export function digestOf(place: Place, call: OfServer): string {
   return digestText(subjectText(subjectOf(place, call)));
+}
+
+/**
+ * Where the MCP server of a tool is, which is called `label/name`; `null` where neither the request
+ * nor that of the kept response which it fetches has declared the label.
+ */
+export function serverOf(
+  { endpoint, body, kept }: Pick<Permitted, 'endpoint' | 'body' | 'kept'>,
+  tool: string,
+): string | null {
+  const servers = body ? declaredServers(endpoint.name, body.value) : kept?.servers;
+  return servers?.get(tool.slice(0, tool.indexOf('/'))) ?? null;
 }
 
 /** What a caller is told who would have an approved call run a second time. */
@@ -50,7 +66,10 @@ export async function findApproved(
   const ids = [...new Set(asking.map(({ approvalId }) => approvalId!))];
   const released = await findReleased(place.org, place.run.id, ids);
   return new Set(
-    asking.filter((call) => released.get(call.approvalId!)?.digest === digestOf(place, call)),
+    asking.filter((call) => {
+      const { digest, server = null } = released.get(call.approvalId!) ?? {};
+      return digest === digestOf(place, { ...call, server });
+    }),
   );
 }
 

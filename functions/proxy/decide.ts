@@ -15,7 +15,7 @@ import {
   type Rates,
 } from '../../schema/rules/catalogue.ts';
 import { type Denial, decideModel } from '../../schema/rules/decide.ts';
-import { decideHosted, decideUnasked } from '../../schema/rules/hosted.ts';
+import { decideHosted, decideLabel, decideUnasked } from '../../schema/rules/hosted.ts';
 import { denyName, governsTools } from '../../schema/rules/tools.ts';
 import type { Endpoint } from '../providers/contract.ts';
 import { type Declared, declaredTools } from '../providers/declared.ts';
@@ -86,8 +86,9 @@ function judgeTools(
   if (isGiven(body.prompt) && endpoint.name === 'responses.create') {
     return denyPrompt(isGoverned ? 'tools' : 'hostedTools');
   }
+  const places = new Map<string, string>();
   for (const tool of declaredTools(endpoint.name, body)) {
-    const denial = judgeDeclared(policy, tool, provider);
+    const denial = judgeDeclared(policy, tool, provider, isGoverned ? places : undefined);
     if (denial) return denial;
   }
   return undefined;
@@ -97,11 +98,14 @@ function judgeDeclared(
   policy: Policy,
   { field, name, hosted }: Declared,
   { asksApproval = false }: Provider,
+  places: Map<string, string> | undefined,
 ): Denial | undefined {
   const denial = hosted ? decideHosted(policy, hosted) : denyName(policy, name ?? '');
   if (denial) return { ...denial, field };
-  const unasked = hosted && decideUnasked(policy, hosted, asksApproval);
-  return unasked && { ...unasked, field: `${field}.${unasked.field}` };
+  if (!hosted) return undefined;
+  const unclear = places && decideLabel(hosted, places);
+  const refused = unclear ?? decideUnasked(policy, hosted, asksApproval);
+  return refused && { ...refused, field: `${field}.${refused.field}` };
 }
 
 /** A stored prompt may declare any tool, and nobody here can read it. */

@@ -11,7 +11,7 @@ import { Inquiry } from '../../schema/rules/condition.ts';
 import type { Denial } from '../../schema/rules/decide.ts';
 import { type Ask, decideTool } from '../../schema/rules/tools.ts';
 import type { ProposedCall } from '../providers/contract.ts';
-import { digestOf, findApproved, subjectOf } from './approved.ts';
+import { digestOf, findApproved, serverOf, subjectOf } from './approved.ts';
 import type { Answer } from './forward.ts';
 import { placeOf } from './park.ts';
 
@@ -176,7 +176,13 @@ export async function parkingOf(
 /** A call that comes back as one that ran, and is known by its digest then. */
 function approvable(answer: Answer, call: ProposedCall): (readonly [id: string, digest: string])[] {
   if (call.kind !== 'mcp_approval_request' || call.id === null) return [];
-  return [[call.id, digestOf(answer, call)]];
+  return [[call.id, digestOf(answer, withServer(answer, call))]];
+}
+
+/** A call with where its MCP server is, if it is of one. */
+function withServer(answer: Answer, call: ProposedCall) {
+  const isOfServer = call.kind.startsWith('mcp_');
+  return { ...call, server: isOfServer ? serverOf(answer, call.name) : null };
 }
 
 /** What is true of the moment alone is told anew when the answer is released. */
@@ -197,7 +203,7 @@ async function opening(
   const id = newId('gate', now);
   const gate = {
     ...{ id, stepId, ...place, tokenId: credential.tokenId },
-    subject: subjectOf(answer, call),
+    subject: subjectOf(answer, withServer(answer, call)),
     ...{ rule: ask.rule, ruleName: ask.ruleName, reason: ask.reason, approvals: ask.approvals },
     args: await sealArgs(vault, id, call.argsText),
   };

@@ -19,7 +19,7 @@ import {
   type ShownCall,
 } from '../providers/approvals.ts';
 import { toolResults } from '../providers/results.ts';
-import { digestOf, usedUp } from './approved.ts';
+import { digestOf, serverOf, usedUp } from './approved.ts';
 import { Outdated } from './authenticate.ts';
 import { extend } from './call.ts';
 import type { Permitted } from './decide.ts';
@@ -123,12 +123,22 @@ function judgeApproval(
       return { ...decision, effect: 'deny', reason, field: shown.field };
     }
   }
-  if (isToRun(approval, given) && given.here.get(id)?.isUsed) {
-    return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason: usedUp(id) };
-  }
+  const refused = isToRun(approval, given) ? whyNotRun(call, id, given.here.get(id)!) : undefined;
+  if (refused) return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason: refused };
   if (!approval.isReferring || isKnown(call, id, given)) return undefined;
   const reason = `This run was given no call "${id.slice(0, 100)}" to approve; leave the approval out and let the call be proposed.`;
   return { effect: 'deny', rule, field, asked: id.slice(0, 256), reason };
+}
+
+/** Why a call that people approved may not run: it has before, or elsewhere than they were shown. */
+function whyNotRun(
+  call: Permitted,
+  id: string,
+  { isUsed, tool, server }: ReleasedCall,
+): string | undefined {
+  if (isUsed) return usedUp(id);
+  if (server === null || server === serverOf(call, tool ?? '')) return undefined;
+  return `People approved "${(tool ?? '').slice(0, 100)}" of the server at ${server.slice(0, 200)}, which this request doesn't declare under that label; declare it as it was.`;
 }
 
 /** What another run had approved may be shown where it has run, but does not run again. */
@@ -140,8 +150,8 @@ function isApproved(
 ): boolean {
   if (argsText === undefined) return false;
   const earlier = hasRun ? before.get(id) : undefined;
-  const digest = here.get(id)?.digest ?? earlier?.digest;
-  return digest === digestOf({ ...call, ...earlier }, { name, argsText });
+  const { digest, server = null } = here.get(id) ?? earlier ?? {};
+  return digest === digestOf({ ...call, ...earlier }, { name, argsText, server });
 }
 
 /** Whether the policy has let the call pass under its id: for the run, or without asking. */

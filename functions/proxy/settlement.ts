@@ -12,9 +12,11 @@ import { type Nanos, ZERO } from '../../schema/money.ts';
 import { isObject, isPossible, NO_COST } from '../../schema/rules/bound.ts';
 import { findRates, type Rates, undated } from '../../schema/rules/catalogue.ts';
 import { costOf, pricesSearches } from '../../schema/rules/price.ts';
+import { governsTools } from '../../schema/rules/tools.ts';
 import type { Usage } from '../../schema/usage.ts';
 import { type EgressErrorCode, NOT_SENT } from '../egress.ts';
 import type { Reading } from '../providers/contract.ts';
+import { declaredServers } from '../providers/declared.ts';
 import { captured, keepsBodies, keepsDigests } from './capture.ts';
 import type { Held } from './reserve.ts';
 
@@ -96,7 +98,11 @@ export function bindResponse(call: Held, reading: Reading): Statement[] {
   // One made in the background has its items only once it is fetched.
   const isMaker = endpoint.name === 'responses.create' || endpoint.name === 'responses.get';
   if (!isMaker || reading.responseId === undefined) return [];
-  const made = { runId: call.run.id, stepId: call.stepId, providerKey: call.key.name };
+  const isGoverned = governsTools(call.version.policy) && call.body !== undefined;
+  const made = {
+    ...{ runId: call.run.id, stepId: call.stepId, providerKey: call.key.name },
+    ...(isGoverned ? { servers: declaredServers(endpoint.name, call.body.value) } : {}),
+  };
   const ids = [reading.responseId, ...(reading.itemIds ?? [])];
   const kept = endpoint.name === 'responses.get' ? (call.kept ?? made) : made;
   return [keptResponse(org, agent.id, ids, kept, call.services.now())];

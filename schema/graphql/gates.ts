@@ -68,6 +68,10 @@ builder.objectType(GateType, {
       resolve: (gate, _args, { now }) => statusAt(gate, now),
     }),
     tool: t.exposeString('tool', { ...READ, description: 'The tool that is to be called.' }),
+    server: t.exposeString('server', {
+      ...READ,
+      description: 'Where the MCP server of the tool is: its URL, or the id of a connector.',
+    }),
     args: t.string({
       ...READ,
       description: 'The exact text of the arguments that an approval lets through.',

@@ -19,12 +19,15 @@ export interface GateSubject {
   readonly tool: string;
   /** The exact text of the arguments. */
   readonly argsText: string;
+  /** Where the tool's MCP server is: its URL, or the id of a connector; `null` for other tools. */
+  readonly server: string | null;
 }
 
 /** The text whose SHA-256 a gate is bound to; no two subjects share one. */
 export function subjectText(subject: GateSubject): string {
-  const { orgId, agentId, runId, policyVersionId, tool, argsText } = subject;
-  return JSON.stringify([orgId, agentId, runId, policyVersionId, tool, argsText]);
+  const { orgId, agentId, runId, policyVersionId, tool, argsText, server } = subject;
+  const place = server === null ? [] : [server];
+  return JSON.stringify([orgId, agentId, runId, policyVersionId, tool, argsText, ...place]);
 }
 
 /** What of a gate decides on the answer behind it. */

@@ -30,6 +30,8 @@ export const ANY: Unasked = {};
 const VERSION = /_20\d{2}(?:\d{4}|_\d{2}_\d{2})$/;
 const MAX_SHOWN_CHARS = 200;
 const MAX_NAME_LENGTH = 2_048;
+/** The most MCP servers that the tools of one request may be of. */
+const MAX_SERVERS = 64;
 
 /**
  * Decides on a hosted tool: a deny list wins; a list of what is allowed denies everything else.
@@ -80,8 +82,35 @@ function namesOf({ type, label, place }: HostedTool): readonly string[] {
 }
 
 /** A URL as it is called, whatever its case, its default port and its dots. */
-function placeOf(place: string): string {
+export function placeOf(place: string): string {
   return URL.canParse(place) ? new URL(place).href : place;
+}
+
+/**
+ * Refuses what leaves open which MCP server the name of a tool, `label/name`, is of: a label that
+ * holds a slash, or that stands for two places; and more servers than can be kept in mind.
+ *
+ * @param places Where the servers are that stand before it, by their labels; its own is added.
+ */
+export function decideLabel(
+  { label, place }: HostedTool,
+  places: Map<string, string>,
+): Denial | undefined {
+  if (label === undefined) return undefined;
+  const where = placeOf(place ?? '');
+  const isOther = where !== '' && (places.get(label) ?? where) !== where;
+  if (where !== '') places.set(label, where);
+  const why = whyUnclear(label, isOther, places.size);
+  if (why === undefined) return undefined;
+  const asked = label.slice(0, MAX_SHOWN_CHARS);
+  const reason = `The policy governs tools, and the label "${asked}" of an MCP server ${why}: whose tools are called by it has to be plain.`;
+  return { effect: 'deny', rule: 'tools', field: 'server_label', asked, reason };
+}
+
+function whyUnclear(label: string, isOther: boolean, servers: number): string | undefined {
+  if (isOther) return 'stands for two servers';
+  if (label.includes('/')) return 'holds a slash';
+  return servers > MAX_SERVERS ? `is that of one server too many (${MAX_SERVERS})` : undefined;
 }
 
 /**

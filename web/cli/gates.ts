@@ -49,6 +49,7 @@ interface Gate {
   readonly id: GateId;
   readonly status: string;
   readonly tool: string;
+  readonly server: string | null;
   readonly args: string;
   readonly rule: string;
   readonly ruleName: string;
@@ -65,7 +66,7 @@ interface Gate {
   readonly step: { readonly id: string } | null;
 }
 
-const GATE = `id status tool args rule ruleName reason digest approvalsNeeded approvalsGiven
+const GATE = `id status tool server args rule ruleName reason digest approvalsNeeded approvalsGiven
   createdAt expiresAt decidedAt decidedBy run { id name } agent { id name } step { id }`;
 
 const LIST = `query Gates($filter: GateFilter, $first: Int, $after: String) {
@@ -176,6 +177,7 @@ function gateLines(gate: Shown): string[] {
     ['agent', gate.agent],
     ['run', gate.runId],
     ['tool', gate.tool],
+    ...(gate.server === null ? [] : [['server', gate.server]]),
     ['rule', gate.ruleName === gate.rule ? gate.rule : `${gate.ruleName} (${gate.rule})`],
     ['expires', gate.expiresAt],
     ...(gate.decidedBy === null ? [] : [['decided', `${gate.decidedAt} by ${gate.decidedBy}`]]),
