@@ -33,6 +33,7 @@ const MIGRATIONS = [
   '0024_counted_calls.sql',
   '0025_changed_ceilings.sql',
   '0026_approved_servers.sql',
+  '0027_key_tiers.sql',
 ] as const;
 
 /**

@@ -1,5 +1,6 @@
 /** Provider keys: sealed under the org's key and bound to their provider and host. */
 
+import { isDeepStrictEqual } from 'node:util';
 import type { OrgId, ProviderKeyId } from '../schema/ids.ts';
 import { type Actor, auditEntry } from './audit.ts';
 import type { Row, Statement } from './client.ts';
@@ -22,6 +23,8 @@ export interface ProviderKey {
   readonly name: string;
   readonly provider: string;
   readonly baseUrl: string;
+  /** The tier of service of calls that ask for none; `default` for the standard one. */
+  readonly serviceTier: string;
   /** Sealed. */
   readonly secret: string;
 }
@@ -31,6 +34,8 @@ export interface NewProviderKey {
   readonly name: string;
   readonly provider: string;
   readonly baseUrl: string;
+  /** As in {@link ProviderKey}. */
+  readonly serviceTier: string;
   /** The provider's own credential, in clear. */
   readonly secret: string;
 }
@@ -54,12 +59,11 @@ const hosts = new Memo<string>(1_000);
 
 const hostOf = (url: string): string => (url === '' ? '' : new URL(url).host);
 
+const SELECT = 'select id, name, provider, base_url, service_tier, secret from provider_keys';
+
 /** Every key of an org, the oldest first. */
 export async function readProviderKeys(org: Org): Promise<ProviderKey[]> {
-  const rows = await org.read(
-    `select id, name, provider, base_url, secret from provider_keys
-     where org_id = ?1 order by created_at, id`,
-  );
+  const rows = await org.read(`${SELECT} where org_id = ?1 order by created_at, id`);
   return rows.map(toKey);
 }
 
@@ -68,19 +72,13 @@ export async function readProviderKey(
   org: Org,
   id: ProviderKeyId,
 ): Promise<ProviderKey | undefined> {
-  const row = await org.first(
-    'select id, name, provider, base_url, secret from provider_keys where org_id = ?1 and id = ?2',
-    id,
-  );
+  const row = await org.first(`${SELECT} where org_id = ?1 and id = ?2`, id);
   return row && toKey(row);
 }
 
 /** The key of this name. */
 async function findProviderKey(org: Org, name: string): Promise<ProviderKey | undefined> {
-  const row = await org.first(
-    'select id, name, provider, base_url, secret from provider_keys where org_id = ?1 and name = ?2',
-    name,
-  );
+  const row = await org.first(`${SELECT} where org_id = ?1 and name = ?2`, name);
   return row && toKey(row);
 }
 
@@ -90,6 +88,7 @@ function toKey(row: Row): ProviderKey {
     name: String(row.name),
     provider: String(row.provider),
     baseUrl: String(row.base_url),
+    serviceTier: String(row.service_tier),
     secret: String(row.secret),
   };
 }
@@ -101,7 +100,8 @@ export interface ShownKey extends Omit<ProviderKey, 'secret'> {
   readonly createdAt: number;
 }
 
-const SHOWN = 'select id, name, provider, base_url, last_four, created_at from provider_keys';
+const SHOWN =
+  'select id, name, provider, base_url, service_tier, last_four, created_at from provider_keys';
 
 /** The provider keys of an org by name. */
 export function listProviderKeys(
@@ -131,6 +131,7 @@ function toShown(row: Row): ShownKey {
     name: String(row.name),
     provider: String(row.provider),
     baseUrl: String(row.base_url),
+    serviceTier: String(row.service_tier),
     lastFour: String(row.last_four),
     createdAt: Number(row.created_at),
   };
@@ -166,29 +167,30 @@ export async function createProviderKey(
   key: NewProviderKey,
 ): Promise<ProviderKeyId> {
   const id = newId('providerKey');
-  const { name, provider, baseUrl, secret } = key;
+  const { name, provider, baseUrl, serviceTier, secret } = key;
   const sealed = await sealFor(org, master, { ...key, id });
   await org.write(
     sealCount(org),
     org.statement(
       `insert into provider_keys (
-         org_id, id, name, provider, base_url, secret, last_four, created_at
-       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)`,
+         org_id, id, name, provider, base_url, service_tier, secret, last_four, created_at
+       ) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)`,
       id,
       name,
       provider,
       baseUrl,
+      serviceTier,
       sealed,
       lastFourOf(secret),
       Date.now(),
     ),
-    auditEntry(org, actor, 'provider_key.create', id, { name, provider, baseUrl }),
+    auditEntry(org, actor, 'provider_key.create', id, { name, provider, baseUrl, serviceTier }),
   );
   return id;
 }
 
 /**
- * Replaces a key's provider, URL and secret together, so that a stored secret never goes to
+ * Replaces a key's provider, URL, tier and secret together, so that a stored secret never goes to
  * another host. Nothing is written when all of them are the same.
  *
  * @returns whether there was anything to change.
@@ -199,30 +201,38 @@ export async function replaceProviderKey(
   master: MasterKeys,
   actor: Actor,
   present: ProviderKey,
-  { provider, baseUrl, secret }: Omit<NewProviderKey, 'name'>,
+  wanted: Omit<NewProviderKey, 'name'>,
 ): Promise<boolean> {
   const { id, name } = present;
-  const isSame = present.provider === provider && present.baseUrl === baseUrl;
+  const { secret, ...terms } = wanted;
+  const { provider, baseUrl, serviceTier } = terms;
+  const before = {
+    ...{ provider: present.provider, baseUrl: present.baseUrl },
+    serviceTier: present.serviceTier,
+  };
+  const isSame = isDeepStrictEqual(before, { provider, baseUrl, serviceTier });
   if (isSame && (await holdsSecret(org, master, present, secret))) return false;
-  const sealed = await sealFor(org, master, { id, name, provider, baseUrl, secret });
+  const sealed = await sealFor(org, master, { ...wanted, id, name });
   const [, replaced] = await org.write(
     sealCount(org),
     org.statement(
-      `update provider_keys set provider = ?3, base_url = ?4, secret = ?5, last_four = ?6
+      `update provider_keys
+       set provider = ?3, base_url = ?4, secret = ?5, last_four = ?6, service_tier = ?7
        where org_id = ?1 and id = ?2`,
       id,
       provider,
       baseUrl,
       sealed,
       lastFourOf(secret),
+      serviceTier,
     ),
     auditEntry(
       org,
       actor,
       'provider_key.update',
       id,
-      { name, provider, baseUrl },
-      { before: { provider: present.provider, baseUrl: present.baseUrl }, ifChanged: true },
+      { name, ...terms },
+      { before, ifChanged: true },
     ),
   );
   return replaced!.changes > 0;
@@ -243,11 +253,11 @@ export async function putProviderKey(
 
 /** Deletes a key: calls to its models are refused from then on. @returns false without such a key. */
 export async function deleteProviderKey(org: Org, actor: Actor, key: ShownKey): Promise<boolean> {
-  const { id, name, provider, baseUrl } = key;
+  const { id, name, provider, baseUrl, serviceTier } = key;
   const [deleted] = await org.write(
     org.statement('delete from provider_keys where org_id = ?1 and id = ?2', id),
     auditEntry(org, actor, 'provider_key.delete', id, undefined, {
-      before: { name, provider, baseUrl },
+      before: { name, provider, baseUrl, serviceTier },
       ifChanged: true,
     }),
   );

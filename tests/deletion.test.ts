@@ -300,7 +300,7 @@ describe('a backup from before', () => {
     const made = await makeOrg({ ...home, master });
     await createProviderKey(made.org, master, 'operator', {
       ...{ name: 'openai', provider: 'openai', baseUrl: 'https://api.example.com/v1' },
-      secret: 'sk-secret-of-a-provider',
+      ...{ serviceTier: 'default', secret: 'sk-secret-of-a-provider' },
     });
     await compactFile(home.url);
     const backup = join(home.folder, 'backup.db');
@@ -329,7 +329,7 @@ describe('a backup from before', () => {
     const { org } = await makeOrg(home);
     const id = await createProviderKey(org, home.master, 'operator', {
       ...{ name: 'openai', provider: 'openai', baseUrl: 'https://api.example.com/v1' },
-      secret: 'sk-secret-of-a-provider',
+      ...{ serviceTier: 'default', secret: 'sk-secret-of-a-provider' },
     });
     const master = openMasterKeys(home.masterText, openShares(join(home.folder, 'shares')));
     const counts = [];

@@ -623,6 +623,44 @@ const IN_BACKGROUND = {
   },
 } as const;
 
+describe('a tier of service that a provider gives by itself', () => {
+  const ASKED = [undefined, null, 'auto', 'default', 'priority'];
+  const PERCENT: Readonly<Record<string, number>> = { default: 100, priority: 250, ultrafast: 600 };
+
+  test.each(Object.keys(PERCENT))('is held for where the key says %s', async (tier) => {
+    const wanted = tier === 'default' ? {} : { serviceTier: tier };
+    const deployment = await deploy({ upstreamUrl: upstream.url, ...wanted });
+    const db = await deployment.database();
+    try {
+      for (const asked of ASKED) {
+        const isOpen = (asked ?? 'auto') === 'auto';
+        const percent = PERCENT[isOpen ? tier : asked!]!;
+        const body = bodyOf(asked === undefined ? {} : { service_tier: asked });
+        const served = isOpen ? tier : asked;
+        const answer = { id: 'c', object: 'chat.completion', model: 'test-model', choices: [] };
+        const script = {
+          body: JSON.stringify({ ...answer, usage: USAGE, service_tier: served }),
+        };
+        const run = `asks-${asked}`;
+        const ask = { token: deployment.token, run, body, script };
+        expect((await fetch(requestOf(deployment.url, ask))).status).toBe(200);
+        const [step] = await db.read(
+          `select steps.held_nanos, steps.spent_nanos from steps join runs on runs.id = steps.run_id
+           where runs.name = ?1`,
+          [run],
+        );
+        const { bound } = findEndpoint('POST', CHAT, 'openai')!.endpoint;
+        const { serviceTier: _, ...inputs } = bound(JSON.parse(body), body.length, RATES);
+        const heldNanos = (worstCaseOf(inputs, RATES) * percent) / 100;
+        expect(step).toEqual({ held_nanos: heldNanos, spent_nanos: (COST * percent) / 100 });
+      }
+    } finally {
+      await db.close();
+      await deployment.stop();
+    }
+  });
+});
+
 describe('a response made in the background', () => {
   let shop: Workshop;
   beforeAll(async () => {

@@ -256,7 +256,7 @@ async function wall({ database, folder, cli }: Deployment): Promise<void> {
     ['anthropic', 'https://10.0.0.1/v1'],
   ] as const) {
     const key = { name: `walled-${provider}`, provider, baseUrl, secret: 'a-secret' };
-    await createProviderKey(org, master, 'operator', key);
+    await createProviderKey(org, master, 'operator', { ...key, serviceTier: 'default' });
   }
   await db.close();
   const prices = ['openai', 'anthropic'].map((provider) => ({

@@ -31,6 +31,8 @@ export interface Wanted {
   readonly agents?: readonly string[];
   /** Prices beside those of `test-model`, as a manifest has them. */
   readonly prices?: readonly Price[];
+  /** The tier of service that calls with its keys get which ask for none. */
+  readonly serviceTier?: string;
   readonly env?: Readonly<Record<string, string>>;
   /** How many processes serve the same database. */
   readonly processes?: number;
@@ -175,12 +177,13 @@ export async function readSettled(deployment: Deployment, run: string, count = 1
 async function furnish(
   cli: Deployment['cli'],
   folder: string,
-  { upstreamUrl, policy = {}, agents = ['tester'], prices = [] }: Wanted,
+  { upstreamUrl, policy = {}, agents = ['tester'], prices = [], serviceTier }: Wanted,
 ): Promise<Pick<Deployment, 'tokens' | 'adminToken'>> {
   const key = (name: string, provider: string) => ({
     name,
     provider,
     baseUrl: `${upstreamUrl}/v1`,
+    ...(serviceTier === undefined ? {} : { serviceTier }),
     secret: { env: 'UPSTREAM_KEY' },
   });
   const keys = upstreamUrl ? [key('openai', 'openai'), key('anthropic', 'anthropic')] : [];

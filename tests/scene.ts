@@ -374,7 +374,7 @@ const onPeople: Readonly<Record<string, Act['run']>> = {
 const onSettings: Readonly<Record<string, Act['run']>> = {
   async replaceProviderKey({ ground }, org) {
     const [present] = await readProviderKeys(org);
-    const key = { provider: 'demo', baseUrl: present!.baseUrl, secret: 'another secret' };
+    const key = { ...present!, provider: 'demo', secret: 'another secret' };
     await replaceProviderKey(org, ground.master, 'operator', present!, key);
   },
   agentNames: (_, org) => agentNames(org),

@@ -343,6 +343,7 @@ async function furnish(
     name: 'demo',
     provider: 'demo',
     baseUrl,
+    serviceTier: 'default',
     secret: name,
   });
   const document = JSON.stringify(POLICY);

@@ -81,7 +81,8 @@ export async function reserveBudget(call: Paced): Promise<Held> {
 function firstAttempt(call: Paced): Attempt | Promise<never> {
   const { endpoint, body, rates } = call;
   if (!rates || !body) return { bound: NO_COST, outputLimit: null };
-  const bound = endpoint.bound(body.value, call.bytes.length, rates);
+  const asked = endpoint.bound(body.value, call.bytes.length, rates);
+  const bound = inTierOf(call.key, asked);
   if (bound.unbounded !== undefined || !pricesSearches(bound, rates)) {
     const field = bound.unbounded ?? 'tools';
     return denyRequest(
@@ -92,6 +93,12 @@ function firstAttempt(call: Paced): Attempt | Promise<never> {
     );
   }
   return { bound, outputLimit: null };
+}
+
+/** Which tier a call gets that leaves it open is set at the provider, and known by the key. */
+function inTierOf({ serviceTier }: Paced['key'], bound: Bound): Bound {
+  const isOpen = (bound.serviceTier ?? 'auto') === 'auto';
+  return isOpen && serviceTier !== 'default' ? { ...bound, serviceTier } : bound;
 }
 
 /** The ceilings of a policy beside the run's own. */

@@ -3,7 +3,8 @@
 import type { ProviderKeyId } from '../ids.ts';
 import { nameSchema } from '../names.ts';
 import { provider as findProvider, PROVIDERS } from '../providers.ts';
-import { baseUrlOf, judgeBaseUrl, judgeSecret } from '../rules/provider-key.ts';
+import { SERVICE_TIERS } from '../rules/price.ts';
+import { baseUrlOf, judgeBaseUrl, judgeSecret, judgeServiceTier } from '../rules/provider-key.ts';
 import { builder } from './builder.ts';
 import { connect, costOf } from './connection.ts';
 import type { Context, ShownKey } from './context.ts';
@@ -14,6 +15,9 @@ import './scalars.ts';
 
 const READ = { action: 'provider_key.read', nullable: true } as const;
 const KEY = { type: 'ProviderKeyID', required: true, description: 'The key.' } as const;
+
+const SERVICE_TIER =
+  'The tier of service that calls get which ask for none, or for auto: their money is held at its price.';
 
 /** A sealed credential of a provider. */
 const ProviderKeyType = builder.objectRef<ShownKey>('ProviderKey');
@@ -34,6 +38,7 @@ builder.objectType(ProviderKeyType, {
       ...READ,
       description: 'Where calls go; empty for a provider that is built in.',
     }),
+    serviceTier: t.exposeString('serviceTier', { ...READ, description: SERVICE_TIER }),
     lastFour: t.exposeString('lastFour', {
       ...READ,
       description: 'The end of its secret; empty for a short one.',
@@ -84,11 +89,13 @@ async function present({ org, store }: Context, id: ProviderKeyId): Promise<Show
 interface TermsInput {
   readonly provider: string;
   readonly baseUrl: string | undefined;
+  readonly serviceTier: string;
   readonly secret: string | undefined;
 }
 
 /** Checks and completes what a key is to be. */
-function checkTerms({ egressAllow }: Context, { provider: name, baseUrl, secret }: TermsInput) {
+function checkTerms({ egressAllow }: Context, input: TermsInput) {
+  const { provider: name, baseUrl, serviceTier, secret } = input;
   const provider = findProvider(name);
   if (!provider) {
     const known = PROVIDERS.map((row) => row.name).join(', ');
@@ -97,13 +104,17 @@ function checkTerms({ egressAllow }: Context, { provider: name, baseUrl, secret 
   const wrong = (field: string, message: string | undefined) =>
     rejectProblems(message === undefined ? [] : [{ path: [], message }], field);
   wrong('baseUrl', provider && judgeBaseUrl(provider, baseUrl, egressAllow));
+  wrong('serviceTier', judgeServiceTier(serviceTier));
   wrong('secret', provider && judgeSecret(provider, secret));
-  return { provider: name, baseUrl: baseUrlOf(provider, baseUrl), secret: secret ?? '' };
+  const url = baseUrlOf(provider, baseUrl);
+  return { provider: name, baseUrl: url, serviceTier, secret: secret ?? '' };
 }
 
 const SECRET = "The provider's own key, 1 to 4096 visible ASCII characters. It is sealed at once.";
 const BASE_URL =
   "Where calls go, with its version and by https; the provider's own unless given. A host that is not public takes the operator's leave.";
+
+const TIERS = SERVICE_TIERS.join(', ');
 
 builder.relayMutationField(
   'providerKeyCreate',
@@ -115,6 +126,7 @@ builder.relayMutationField(
         description: `Whose key it is, of ${PROVIDERS.map((row) => row.name).join(', ')}.`,
       }),
       baseUrl: t.string({ description: BASE_URL }),
+      serviceTier: t.string({ description: `${SERVICE_TIER} One of ${TIERS}.` }),
       secret: t.string({ description: `${SECRET} Only the provider demo takes none.` }),
     }),
   },
@@ -124,9 +136,10 @@ builder.relayMutationField(
     resolve: (_root, { input }, context) =>
       attempt(context, async ({ org, actor, master, store }) => {
         const name = parseInput(nameSchema, input.name, 'name');
-        const { provider, baseUrl, secret } = input;
+        const { provider, baseUrl, serviceTier, secret } = input;
         const terms = checkTerms(context, {
           ...{ provider, baseUrl: baseUrl ?? undefined, secret: secret ?? undefined },
+          serviceTier: serviceTier ?? 'default',
         });
         const id = await store.providerKeys.createProviderKey(org, master, actor, {
           name,
@@ -147,6 +160,9 @@ builder.relayMutationField(
       providerKeyId: t.field(KEY),
       provider: t.string({ description: 'Whose key it is; as it is unless given.' }),
       baseUrl: t.string({ description: 'Where calls go; as it is unless given.' }),
+      serviceTier: t.string({
+        description: `The tier of calls that ask for none, of ${TIERS}; as it is unless given.`,
+      }),
       secret: t.string({
         description: `${SECRET} Always given: a stored secret never follows to another host.`,
       }),
@@ -155,7 +171,7 @@ builder.relayMutationField(
   {
     action: 'provider_key.update',
     description:
-      'Replaces a provider key: its secret, and with it its provider or URL. The same secret, provider and URL change nothing.',
+      'Replaces a provider key: its secret, and with it its provider, URL or tier. Where all of them are the same, nothing changes.',
     resolve: (_root, { input }, context) =>
       attempt(context, async ({ org, actor, master, store }) => {
         const key = await store.providerKeys.readProviderKey(org, input.providerKeyId);
@@ -164,6 +180,7 @@ builder.relayMutationField(
         const kept = provider === key.provider && key.baseUrl !== '' ? key.baseUrl : undefined;
         const terms = checkTerms(context, {
           ...{ provider, baseUrl: input.baseUrl ?? kept, secret: input.secret ?? undefined },
+          serviceTier: input.serviceTier ?? key.serviceTier,
         });
         const changed = await store.providerKeys.replaceProviderKey(org, master, actor, key, terms);
         return { providerKey: await present(context, key.id), changed };

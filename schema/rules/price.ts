@@ -28,6 +28,9 @@ const TIER_PERCENT: ReadonlyMap<string, number> = new Map([
   ['regional', 110],
 ]);
 
+/** Tiers of service that a provider may give to a call by itself. */
+export const SERVICE_TIERS: readonly string[] = ['default', 'priority', 'fast', 'ultrafast'];
+
 /** For a tier nobody has heard of: the dearest one known. */
 const UNKNOWN_TIER_PERCENT = 600;
 

@@ -2,6 +2,7 @@
 
 import { type AllowList, judgeUrl } from '../address.ts';
 import { authHeaders, type Provider } from '../providers.ts';
+import { SERVICE_TIERS } from './price.ts';
 
 const MAX_URL_CHARS = 1_000;
 const MAX_SECRET_CHARS = 4_096;
@@ -27,6 +28,15 @@ export function judgeBaseUrl(
 /** The base URL of a key, without a slash at the end; empty for a provider that is built in. */
 export function baseUrlOf(provider: Provider | undefined, text: string | undefined): string {
   return (text ?? provider?.baseUrl ?? '').replace(/\/+$/, '');
+}
+
+/**
+ * Judges the tier of service that calls with a key get which ask for none.
+ *
+ * @returns what is wrong, as a clause after the field's name; undefined when nothing is.
+ */
+export function judgeServiceTier(tier: string): string | undefined {
+  return SERVICE_TIERS.includes(tier) ? undefined : `must be one of ${SERVICE_TIERS.join(', ')}`;
 }
 
 /**

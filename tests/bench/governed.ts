@@ -106,6 +106,7 @@ async function furnish(
     name: 'upstream',
     provider: 'openai-compatible',
     baseUrl: `${upstream.origin}/v1`,
+    serviceTier: 'default',
     secret: 'upstream-key',
   });
   for (const model of ['demo-small', 'demo-large']) {

@@ -12,6 +12,7 @@ import { choiceSchema, modelSchema, nameSchema } from '../../schema/names.ts';
 import { dollars, judgePolicy, type PolicyDocument } from '../../schema/policy.ts';
 import { formatPlace, type Problem, problemsOf } from '../../schema/problems.ts';
 import { provider as findProvider, PROVIDERS, type Provider } from '../../schema/providers.ts';
+import { SERVICE_TIERS } from '../../schema/rules/price.ts';
 import { baseUrlOf, judgeBaseUrl, judgeSecret } from '../../schema/rules/provider-key.ts';
 import { EXIT_USAGE, Failure } from './failure.ts';
 
@@ -41,6 +42,8 @@ const providerKey = z.strictObject({
   name: nameSchema,
   provider: providerName,
   baseUrl: z.string().optional(),
+  /** The tier of service that calls get which ask for none. */
+  serviceTier: z.enum(SERVICE_TIERS).default('default'),
   secret: secretSource.optional(),
 });
 
@@ -90,6 +93,7 @@ export interface WantedKey {
   readonly provider: string;
   /** Without a slash at the end; empty for a provider that is built in. */
   readonly baseUrl: string;
+  readonly serviceTier: string;
   /** In clear; empty for a provider that takes none. */
   readonly secret: string;
 }
@@ -213,7 +217,8 @@ function completeKey(
   const secretProblem = provider && judgeSource(provider, key.secret, secret);
   if (secretProblem) report(`.secret${secretProblem}`);
   const baseUrl = baseUrlOf(provider, key.baseUrl);
-  return { name: key.name, provider: key.provider, baseUrl, secret: secret ?? '' };
+  const { name, provider: providerName, serviceTier } = key;
+  return { name, provider: providerName, baseUrl, serviceTier, secret: secret ?? '' };
 }
 
 function allowHostOf(url: string): AllowList {

@@ -100,8 +100,8 @@ const UPDATE_KEY = `mutation UpdateKey($input: ProviderKeyUpdateInput!) {
 
 /** A secret can't be read back: whether it differs is known once the key is written again. */
 function planKey(api: Api, wanted: WantedKey, present: PresentKey | undefined): Due {
-  const { name, provider, baseUrl, secret } = wanted;
-  const terms = { provider, baseUrl: baseUrl || null, secret: secret || null };
+  const { name, provider, baseUrl, serviceTier, secret } = wanted;
+  const terms = { provider, baseUrl: baseUrl || null, serviceTier, secret: secret || null };
   const change: Change = {
     kind: 'providerKey',
     name,

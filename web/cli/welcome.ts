@@ -44,6 +44,7 @@ export async function seedDemo({ config, db, master }: Services): Promise<Demo |
     name: 'demo',
     provider: 'demo',
     baseUrl: '',
+    serviceTier: 'default',
     secret: '',
   });
   const { id } = await addPolicyVersion(org, OPERATOR, POLICY_NAME, JSON.stringify(POLICY));
