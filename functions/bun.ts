@@ -35,6 +35,8 @@ function open(services: Services) {
     port: config.port,
     maxRequestBodySize: MAX_BODY_BYTES,
     idleTimeout: IDLE_S,
+    // In its own mode of development, Bun writes of each stream that breaks off beside our log.
+    development: false,
     async fetch(request, server) {
       let isWaiting = false;
       // A model may think for minutes without sending a byte; the proxy has time-outs of its own.

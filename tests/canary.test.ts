@@ -302,6 +302,15 @@ describe('the log', () => {
     }
     await expectSilence();
   });
+
+  test('is lines of JSON and nothing beside, also when streams break off', async () => {
+    const headers = { 'x-rungate-run-id': 'torn' };
+    upstream.script({ breakAfterBytes: 40 });
+    await call({ headers, more: { stream: true } }).catch(() => 0);
+    expect(await linesOf('torn')).toMatchObject([{ level: 'warn', outcome: 'broken' }]);
+    const others = deployment.logs().split('\n');
+    expect(others.filter((line) => line !== '' && !line.startsWith('{'))).toEqual([]);
+  });
 });
 
 describe('the search itself', () => {
