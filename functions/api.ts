@@ -5,6 +5,7 @@ import { readPolicyVersion } from '../db/policies.ts';
 import { completeRun, findRun, type Run, readRun } from '../db/runs.ts';
 import { listSteps } from '../db/steps.ts';
 import { Refusal } from '../schema/errors.ts';
+import { isId } from '../schema/ids.ts';
 import { formatDollars } from '../schema/money.ts';
 import { respondJson } from './edge.ts';
 import { authenticate, type Caller } from './proxy/authenticate.ts';
@@ -15,8 +16,16 @@ const MAX_PAGE = 200;
 /** The query of a page of a run's trail. */
 export const stepsQuery = z.object({
   limit: z.coerce.number().int().min(1).max(MAX_PAGE).default(50),
-  after: z.string().max(64).default(''),
+  after: z
+    .string()
+    .refine((text) => text === '' || isId('step', text))
+    .default(''),
 });
+
+const WANTED = {
+  limit: `limit must be a whole number from 1 to ${MAX_PAGE}.`,
+  after: 'after must be the id of a step, as "next" of the page before names it.',
+} as const;
 
 /** A run of the calling agent: its state and its money. */
 export async function showRun(
@@ -28,7 +37,10 @@ export async function showRun(
   return respondJson(await describeRun(caller, await ownRun(caller, name)));
 }
 
-/** A page of a run's trail: `?limit=` (1 to 200) and `?after=` the last step of the page before. */
+/**
+ * A page of a run's trail: `?limit=` (1 to 200) and `?after=` the last step of the page before. A
+ * position that is none is refused: the empty page that it gave would read as the trail's end.
+ */
 export async function showSteps(
   services: Services,
   request: Request,
@@ -38,9 +50,8 @@ export async function showSteps(
   const run = await ownRun(caller, name);
   const query = stepsQuery.safeParse(Object.fromEntries(new URL(request.url).searchParams));
   if (!query.success) {
-    throw new Refusal('invalid_request', `limit must be a whole number from 1 to ${MAX_PAGE}.`, {
-      field: 'limit',
-    });
+    const field = query.error.issues[0]?.path[0] === 'after' ? 'after' : 'limit';
+    throw new Refusal('invalid_request', WANTED[field], { field });
   }
   const { limit, after } = query.data;
   const steps = await listSteps(caller.org, run.id, limit + 1, after);

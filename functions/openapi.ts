@@ -60,7 +60,8 @@ export const OPERATIONS: readonly Operation[] = [
   {
     ...{ method: 'get', path: '/v1/runs/{id}/steps', id: 'showSteps' },
     ...{ by: 'agent', action: 'run.read', query: stepsQuery },
-    summary: 'A page of a run’s trail.',
+    summary:
+      'A page of a run’s trail, in the order that its steps began in; while calls go on side by side, one may yet be written ahead of the last.',
     answers: { 200: stepsSchema },
     refusals: [...AGENT, 'invalid_request'],
   },

@@ -310,6 +310,30 @@ describe.each(stages({ agents: AGENTS, policy: { run: { idleTimeoutS: IDLE_S } }
       });
     });
 
+    describe('a page of a trail', () => {
+      test('goes on after the last step of the page before, and says where the next one does', async () => {
+        for (let count = 0; count < 3; count++) await runOf(stage, { run: 'paged' });
+        const ids = (await readTrail(stage.rungate, 'paged')).map(({ id }) => id);
+        const idsOf = ({ body }: Awaited<ReturnType<typeof askRun>>) =>
+          (body.steps as { id: string }[]).map(({ id }) => id);
+        const first = await askRun(stage, 'GET', 'paged/steps?limit=2');
+        const last = await askRun(stage, 'GET', `paged/steps?limit=2&after=${first.body.next}`);
+        expect([first.body.next, last.body.next]).toEqual([idsOf(first)[1], null]);
+        expect([...idsOf(first), ...idsOf(last)].sort()).toEqual(ids.sort());
+      });
+
+      for (const [field, value] of [
+        ...['zzz', 'stp_', `stp_${'0'.repeat(25)}u`, 'a'.repeat(65)].map((text) => ['after', text]),
+        ...['0', '201', '1.5', ''].map((text) => ['limit', text]),
+      ]) {
+        test(`is none for ${field}=${value!.slice(0, 40)}, which is told by its name`, async () => {
+          await runOf(stage, { run: 'unpaged' });
+          const { status, body } = await askRun(stage, 'GET', `unpaged/steps?${field}=${value}`);
+          expect([status, (body.error as { param: unknown }).param]).toEqual([400, field]);
+        });
+      }
+    });
+
     describe('completing a run', () => {
       test('may be done twice, and ends it for good', async () => {
         await runOf(stage, { run: 'done' });
