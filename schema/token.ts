@@ -73,6 +73,15 @@ export function readToken(text: string): Token | undefined {
   return sound && worst < BASE ? { kind, lastFour: lastFour(text) } : undefined;
 }
 
+const ANYWHERE = new RegExp(
+  `(?:${Object.values(PREFIXES).join('|')})[0-9A-Za-z]{${RANDOM_CHARS + CHECK_CHARS}}`,
+);
+
+/** Whether what looks like a token stands anywhere in a text. */
+export function holdsToken(text: string): boolean {
+  return ANYWHERE.test(text);
+}
+
 /** The four characters by which people tell tokens apart, taken from the checksum. */
 export function lastFour(token: string): string {
   return token.slice(-4);

@@ -974,6 +974,19 @@ describe('hops', () => {
     expect(received?.path).toBe(CHAT);
   });
 
+  test("the caller's token isn't passed on, whatever header it stands in too", async () => {
+    const headers = {
+      'x-auth-token': deployment.token,
+      'x-access-key': `Token ${deployment.token}`,
+      'x-trace': 'rg_agt_ is how tokens begin',
+    };
+    const told = await ask(CHAT, bodyOf(CHAT), headers);
+    expect([told.status, told.forwarded]).toEqual([200, 1]);
+    const received = upstream.requests.at(-1);
+    const passed = Object.keys(headers).filter((name) => received?.header(name) !== undefined);
+    expect(passed).toEqual(['x-trace']);
+  });
+
   test('a Connection that names our own headers takes none of them away', async () => {
     const named =
       'Connection: close, Authorization, Content-Length, Accept-Encoding, X-Api-Key\r\n';

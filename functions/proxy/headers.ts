@@ -1,6 +1,7 @@
 /** Which headers pass in either direction; everything that identifies or routes is ours to set. */
 
 import { Memo } from '../../db/memo.ts';
+import { holdsToken } from '../../schema/token.ts';
 
 /** Hop-by-hop headers (RFC 9110, section 7.6.1) and those that frame or encode a message. */
 const HOP_BY_HOP = [
@@ -106,9 +107,10 @@ function passing(
 const passesUpstream = passing(NOT_UPSTREAM, NOT_UPSTREAM_PREFIXES);
 const passesDownstream = passing(NOT_DOWNSTREAM, NOT_DOWNSTREAM_PREFIXES);
 
-/** The headers that go upstream, credentials not yet among them. */
+/** The headers that go upstream, credentials not yet among them; none that repeats a token of ours. */
 export function upstreamHeaders(headers: Headers): Record<string, string> {
   const sent = filtered(headers, passesUpstream);
+  for (const name in sent) if (holdsToken(sent[name]!)) delete sent[name];
   sent['accept-encoding'] = 'identity';
   return sent;
 }
