@@ -637,6 +637,28 @@ describe.each(stages(WANTED))('on $runtime', (stage) => {
     expect(told).toContain('"inputTokens":1000000000000');
   });
 
+  test('a cost above what was held, by which a ceiling may be passed, is told in the log', async () => {
+    for (const [run, tokens] of [
+      ['costlier', 1_000_000],
+      ['as-costly', 1],
+    ] as const) {
+      stage.upstream.script({ usage: { prompt_tokens: tokens, completion_tokens: 1 } });
+      await (await call(stage, 'chat', { run })).bytes();
+      const [step] = await readTrail(stage.rungate, run);
+      const told = stage.rungate
+        .logs()
+        .split('\n')
+        .filter((line) => line.includes(step!.id) && line.includes('"level":"warn"'));
+      expect(told.length).toBe(tokens > 1 ? 1 : 0);
+      for (const line of told) {
+        expect(JSON.parse(line)).toMatchObject({
+          message: 'a call cost more than was held for it; a ceiling may be passed',
+          ...{ heldNanos: boundNanos('chat', {}), spentNanos: step!.spentNanos },
+        });
+      }
+    }
+  });
+
   test('usage above the bound is charged as it is while a call can have it', async () => {
     const usage = { prompt_tokens: 1_000_000, completion_tokens: 200_000 };
     stage.upstream.script({ usage });

@@ -53,7 +53,7 @@ export function settleHold(call: Held, end: End, ...also: Statement[]): Promise<
   const charge = chargeFor(call, end);
   const final = settlementOf(call, end, charge, call.startedAt, call.rates?.catalogue);
   tell(call, end, final);
-  tellDisbelief(call, call.stepId, charge);
+  tellOdd(call, call, charge);
   if (call.approving && isUnrun(end))
     also.push(returnApprovals(call.org, call.run.id, call.stepId));
   if (!keepsBodies(call.version.policy)) return call.flight.settle(final, ...also);
@@ -80,11 +80,22 @@ function tell(call: Held, { outcome }: End, { spentNanos, answered }: Settlement
   else log.debug('a call has ended', fields);
 }
 
-/** Puts a report that can't be true into the log. */
-function tellDisbelief({ services, key }: Held, step: StepId, { disbelieved }: Charge): void {
-  if (!disbelieved) return;
-  const message = 'an upstream reported more than a call can use; the call is charged at its bound';
-  services.log.warn(message, { step, upstream: key.name, usage: withoutZeros(disbelieved) });
+/** A step and what it held. */
+type Holding = { readonly stepId: StepId; readonly heldNanos: number };
+
+/** Puts a report that can't be true into the log, and a cost that no hold has kept under a ceiling. */
+function tellOdd({ services, key }: Held, { stepId, heldNanos }: Holding, charge: Charge): void {
+  const { disbelieved, spentNanos } = charge;
+  const fields = { step: stepId, upstream: key.name };
+  if (disbelieved) {
+    const message =
+      'an upstream reported more than a call can use; the call is charged at its bound';
+    services.log.warn(message, { ...fields, usage: withoutZeros(disbelieved) });
+  }
+  if (spentNanos > heldNanos) {
+    const message = 'a call cost more than was held for it; a ceiling may be passed';
+    services.log.warn(message, { ...fields, heldNanos, spentNanos });
+  }
 }
 
 /** Whether nothing of a call can have run: it was not sent, or refused for what it is. */
@@ -116,7 +127,7 @@ export async function settleKept(call: Held, maker: Maker, end: End): Promise<St
   const { kept, org } = call;
   if (!kept || maker.settledAt !== null || end.isFree || !end.reading?.complete) return [];
   const charge = await chargeForKept(call, maker, end.reading);
-  tellDisbelief(call, kept.stepId, charge);
+  tellOdd(call, { stepId: kept.stepId, heldNanos: maker.heldNanos }, charge);
   const final = settlementOf(call, end, charge, maker.startedAt, maker.catalogue);
   return [settlement(org, kept.runId, kept.stepId, final)];
 }
