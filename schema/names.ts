@@ -20,11 +20,14 @@ export const titleSchema = z
   .trim()
   .regex(LINE, 'must be a name of 1 to 100 characters on one line');
 
-/** A model below the provider key that it is asked for with: `openai/gpt-5`. */
+/** A model below the provider key that it is asked for with: `openai/gpt-5`; a glob is none. */
 export const modelSchema = z
   .string()
   .max(256)
-  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\/[\x21-\x7e]+$/, 'must be written key/model');
+  .regex(
+    /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\/[\x21-\x29\x2b-\x7e]+$/,
+    'must be written key/model, and name one model without a *',
+  );
 
 /** A word of a caller's own that is kept as it is, so that whoever is shown it sees all of it. */
 export const wordSchema = (maxChars: number) =>

@@ -340,6 +340,11 @@ describe.concurrent('apply refuses', () => {
       'prices[0].model: must be written key/model',
     ],
     [
+      'a price of all models of a key',
+      { prices: [{ model: 'gpt/*', inputPerMillion: '1', outputPerMillion: '1' }] },
+      'prices[0].model: must be written key/model, and name one model without a *',
+    ],
+    [
       'a price that is a number',
       { prices: [{ model: 'a/b', inputPerMillion: 0.1, outputPerMillion: '1' }] },
       'prices[0].inputPerMillion: ',

@@ -769,7 +769,7 @@ describe('a price', () => {
 
   test('is refused for what is no model and no window', async () => {
     const price = { inputPerMillion: '1.00', outputPerMillion: '1.00' };
-    for (const model of ['gpt', '/gpt', 'a b/gpt', `a/${'x'.repeat(300)}`]) {
+    for (const model of ['gpt', '/gpt', 'openai/*', 'a b/gpt', `a/${'x'.repeat(300)}`]) {
       expect(await fail('priceSet', { model, ...price })).toEqual([['INVALID', 'model']]);
     }
     const input = { model: 'openai/x', ...price, contextWindow: 0 };
