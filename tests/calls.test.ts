@@ -305,6 +305,28 @@ describe('whatever stands in place of a member of a stream', () => {
   );
 });
 
+describe('a client may run a call', () => {
+  test('by what its name was before a part that ends it for some', () => {
+    const part = (call: object): Told => {
+      const choice = {
+        index: 0,
+        delta: { role: 'assistant', tool_calls: [{ index: 0, ...call }] },
+      };
+      return { event: undefined, data: { choices: [choice] } as unknown as JsonObject };
+    };
+    const named = (name: string, args = '') => ({ function: { name, arguments: args } });
+    const begun = [part({ id: 'a', ...named('drop_') }), part(named('table', '{}'))];
+    const other = part({ ...named('lookup', '{}'), index: 1, id: 'b' });
+    for (const rest of [[part({ type: 'custom', ...named('x') })], [other]]) {
+      const events = [...begun, ...rest, part(named('y'))];
+      expect(unjudged('chat.completions', events)).toEqual([]);
+      const { calls, fault } = judgedBy('chat.completions', events);
+      expect(fault).toBeUndefined();
+      expect(calls.map(({ name }) => name)).toContain('drop_table');
+    }
+  });
+});
+
 /** Members for which some client drops a chunk, and its calls with it. */
 const ODDS: readonly (readonly [at: 'chunk' | 'delta' | 'call', members: JsonObject])[] = [
   ...['', 'x', null].map((object) => ['chunk', { object }] as const),
@@ -316,7 +338,7 @@ const ODDS: readonly (readonly [at: 'chunk' | 'delta' | 'call', members: JsonObj
   ['delta', { content: [{ type: 'text', text: 'x' }] }],
   ['delta', { reasoning: 5 }],
   ['delta', { reasoning_content: 5 }],
-  ['call', { type: '' }],
+  ...['', null, 'custom'].map((type) => ['call', { type }] as const),
   ['call', { extra_content: 5 }],
 ];
 

@@ -81,8 +81,12 @@ const DROPS: readonly ChatWay['isDropped'][] = [
   (chunk) => deltasOf(chunk).some(({ role }) => !isNone(role) && role !== 'assistant'),
   (chunk) => deltasOf(chunk).some(({ reasoning }) => !isTextOrNone(reasoning)),
   (chunk) => deltasOf(chunk).some(({ reasoning_content }) => !isTextOrNone(reasoning_content)),
-  (chunk) =>
-    deltasOf(chunk).some(({ tool_calls }) => listOf(tool_calls).some((call) => call?.type === '')),
+  ...['', null, 'custom'].map(
+    (type) => (chunk: Loose) =>
+      deltasOf(chunk).some(({ tool_calls }) =>
+        listOf(tool_calls).some((call) => call?.type === type),
+      ),
+  ),
   (chunk) =>
     deltasOf(chunk).some(({ tool_calls }) =>
       listOf(tool_calls).some((call) => Number(call?.extra_content) > 0),
@@ -108,8 +112,12 @@ function readChat(events: readonly Told[], way: ChatWay): Coerced[] {
     if (!way.isFirstName || call.name === '') call.name += text(holder?.name);
     call.args += text(holder?.arguments);
   };
+  // Some run a call as soon as another begins or a chunk says that it ends, or stop reading it.
+  const early: Coerced[] = [];
+  const isEarly = way.choice === byIndex && !way.byId && !way.isReplaced;
   let role: Loose;
   for (const { data } of events) {
+    if (isEarly) early.push(...finished(calls));
     role = deltasOf(data)[0]?.role ?? role;
     if (way.isDropped(data, role)) continue;
     for (const [position, choice] of listOf(data.choices).entries()) {
@@ -128,7 +136,7 @@ function readChat(events: readonly Told[], way: ChatWay): Coerced[] {
       if (former) add(`${key}/former`, undefined, former);
     }
   }
-  return finished(calls);
+  return [...early, ...finished(calls)];
 }
 
 const CHOICES: readonly ChatWay['choice'][] = [

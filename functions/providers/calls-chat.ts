@@ -42,6 +42,8 @@ interface Segment {
    * one of them.
    */
   joined: string;
+  /** What that was after each of them: some clients pass over all that comes behind something. */
+  readonly heads: Set<string>;
   readonly names: Set<string>;
   args: string;
 }
@@ -337,12 +339,13 @@ function wholeOf({ readings }: Slot): Reading {
 }
 
 function newSegment(id: string | null): Segment {
-  return { id, joined: '', names: new Set(), args: '' };
+  return { id, joined: '', heads: new Set(), names: new Set(), args: '' };
 }
 
 function add(segment: Segment, { name, args }: Piece): void {
   if (segment.joined.length <= MAX_NAME_CHARS) segment.joined += name;
   if (name !== '') segment.names.add(name);
+  if (segment.joined !== '') segment.heads.add(segment.joined);
   segment.args += args;
 }
 
@@ -440,8 +443,8 @@ function callsOf(kind: CallKind, { ids, parts }: Reading, all: Reading): Propose
     const several = segments.length > 1 ? [...segments, ...first] : [];
     const named = [whole, join(null, all.parts.get(form)!.segments)];
     return [whole, ...several, ...alone].flatMap((segment) => {
-      const { joined, names } = [segment, ...named].find((each) => each.joined !== '') ?? segment;
-      return proposals(kind, form, { ...segment, joined, names });
+      const namer = [segment, ...named].find(({ joined }) => joined !== '') ?? segment;
+      return proposals(kind, form, { ...namer, id: segment.id, args: segment.args });
     });
   });
 }
@@ -450,15 +453,28 @@ function join(id: string | null, segments: readonly Segment[]): Segment {
   return {
     id,
     joined: segments.map(({ joined }) => joined).join(''),
+    heads: headsOf(segments),
     names: new Set(segments.flatMap(({ names }) => [...names])),
     args: segments.map(({ args }) => args).join(''),
   };
 }
 
+function headsOf(segments: readonly Segment[]): Set<string> {
+  let before = '';
+  const all = segments.flatMap(({ joined, heads }) => {
+    const longer = [...heads].map((head) => before + head);
+    before += joined;
+    return longer;
+  });
+  return new Set(all);
+}
+
 function proposals(kind: CallKind, form: Form, segment: Segment) {
-  const { id, names, args } = segment;
+  const { id, heads, names, args } = segment;
   const read = form === 'custom' ? freeText(args) : { args: parseArgs(args), argsText: args };
-  return [...new Set([joinedOf(segment), ...names])].map((name): ProposedCall => {
+  const joined = joinedOf(segment);
+  const begun = joined === segment.joined ? heads : [];
+  return [...new Set([joined, ...begun, ...names])].map((name): ProposedCall => {
     return { kind, id: kind === 'function_call' ? name : id, name, ...read };
   });
 }

@@ -24,7 +24,7 @@ const signature = z.object({ google: z.object({ thought_signature: text }).nulli
 const call = z.object({
   index: z.number(),
   id: text,
-  type: z.literal('function').nullish(),
+  type: z.literal('function').optional(),
   function: z.object({ name: text, arguments: text }),
   extra_content: signature.nullish(),
 });
