@@ -32,12 +32,14 @@ const readerOf = (name: string, asked?: Asked) => endpointOf(name).calls!(asked)
 const effectsOf = (policy: Policy, calls: readonly ProposedCall[]) =>
   new Set(calls.map((call) => decideTool(policy, call).effect));
 
-function expected(proposals: readonly Proposal[]): string[] {
+function expected(proposals: readonly Proposal[], isStream = false): string[] {
   return proposals
     .flatMap(([form, call]) =>
-      form.names(call.name).map((name) => {
-        const argsText = form.argsText(call.args);
-        return JSON.stringify([form.kind, form.id(call), name, argsText, JSON.parse(argsText)]);
+      form.names(call.name).flatMap((name) => {
+        const texts = [form.argsText(call.args), ...((isStream && form.alsoStreamed) || [])];
+        return texts.map((argsText) =>
+          JSON.stringify([form.kind, form.id(call), name, argsText, JSON.parse(argsText)]),
+        );
       }),
     )
     .sort();
@@ -75,7 +77,7 @@ for (const [rule, [effect, toolsOf]] of Object.entries(RULES)) {
         frames.map(({ text }) => text).join(''),
       );
       expect(screen.fault).toBeUndefined();
-      expect(told(found)).toEqual(expected(proposals));
+      expect(told(found)).toEqual(expected(proposals, true));
       expect(effectsOf(policy, found).has(effect as 'allow')).toBe(true);
     });
   });
@@ -306,6 +308,11 @@ describe('whatever stands in place of a member of a stream', () => {
 });
 
 describe('a client may run a call', () => {
+  const streamOf = (endpoint: Form['endpoint'], label: string) => {
+    const form = FORMS.find((each) => each.endpoint === endpoint && each.label === label)!;
+    return eventsOf(framesOf(endpoint, proposalsOf(form, 1, 0)));
+  };
+
   test('by what its name was before a part that ends it for some', () => {
     const part = (call: object): Told => {
       const choice = {
@@ -323,6 +330,27 @@ describe('a client may run a call', () => {
       const { calls, fault } = judgedBy('chat.completions', events);
       expect(fault).toBeUndefined();
       expect(calls.map(({ name }) => name)).toContain('drop_table');
+    }
+  });
+
+  test('of a message as it is when any of its blocks ends', () => {
+    const events = streamOf('messages', 'tool_use');
+    const at = events.findLastIndex(({ event }) => event === 'content_block_stop') - 1;
+    const stop = { type: 'content_block_stop', index: 0 };
+    for (const early of [stop, { type: 'content_block_stop' }]) {
+      const told = { event: 'content_block_stop', data: early as JsonObject };
+      expect(judgedBy('messages', events.toSpliced(at, 0, told)).fault).toBeDefined();
+    }
+    expect(judgedBy('messages', events).fault).toBeUndefined();
+  });
+
+  test('without the input that its block began with', () => {
+    const events = streamOf('messages', 'tool_use begun whole');
+    const at = events.findLastIndex(({ event }) => event === 'content_block_stop');
+    const delta = { type: 'input_json_delta', partial_json: '' };
+    const data = { type: 'content_block_delta', index: 1, delta };
+    for (const all of [events, events.toSpliced(at, 0, { event: data.type, data })]) {
+      expect(judgedBy('messages', all).calls.map(({ argsText }) => argsText)).toContain('{}');
     }
   });
 });

@@ -169,6 +169,20 @@ interface MessageWay {
   readonly isByPlace: boolean;
   readonly isNamed: boolean;
   readonly endsAtStop: boolean;
+  /** Whether an input is what the deltas make, whatever its block began with. */
+  readonly isFromDeltas: boolean;
+}
+
+/** JSON whose end is still to come, as readers of such take it. */
+function closed(text: string): string {
+  const whole = [text || '{}', `${text.replace(/,\s*$/, '')}}`].find((each) => {
+    try {
+      return Boolean(JSON.parse(each));
+    } catch {
+      return false;
+    }
+  });
+  return whole ?? text;
 }
 
 function readMessage(events: readonly Told[], way: MessageWay): Coerced[] {
@@ -178,28 +192,33 @@ function readMessage(events: readonly Told[], way: MessageWay): Coerced[] {
   const begin = (block: Loose, index: Loose) => {
     blocks.push({ block, key: String(index), deltas: '', isOver: false });
   };
+  const early: Coerced[] = [];
+  const argsOf = ({ block, deltas }: (typeof blocks)[number]) =>
+    deltas === '' && !way.isFromDeltas ? JSON.stringify(block.input) : deltas || '{}';
   for (const { event, data } of events) {
     const { type, index, delta, message, content_block }: Loose = data;
     if (way.isNamed && event === undefined) continue;
     if (type === 'message_start') listOf(message?.content).forEach(begin);
     if (type === 'content_block_start') begin(content_block, index);
     const at = blockAt(index);
+    const last = blocks.at(-1);
+    if (type === 'content_block_stop' && last?.block?.type === 'tool_use') {
+      early.push(...finished([{ name: text(last.block.name), args: closed(argsOf(last)) }]));
+    }
     if (type === 'content_block_stop' && at && way.endsAtStop) at.isOver = true;
     const isInput = type === 'content_block_delta' && delta?.type === 'input_json_delta';
     if (isInput && at && !at.isOver) at.deltas += text(delta.partial_json);
   }
   const uses = blocks.filter(({ block }) => block?.type === 'tool_use');
-  return finished(
-    uses.map(({ block, deltas }) => ({
-      name: text(block.name),
-      args: deltas === '' ? JSON.stringify(block.input) : deltas,
-    })),
-  );
+  const all = uses.map((use) => ({ name: text(use.block.name), args: argsOf(use) }));
+  return [...early, ...finished(all)];
 }
 
 const MESSAGE_WAYS = FLAGS.flatMap((isByPlace) =>
   FLAGS.flatMap((isNamed) =>
-    FLAGS.map((endsAtStop): MessageWay => ({ isByPlace, isNamed, endsAtStop })),
+    FLAGS.flatMap((endsAtStop) =>
+      FLAGS.map((isFromDeltas): MessageWay => ({ isByPlace, isNamed, endsAtStop, isFromDeltas })),
+    ),
   ),
 );
 

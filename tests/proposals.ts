@@ -25,6 +25,8 @@ export interface Form {
   readonly names: (name: string) => readonly string[];
   /** The text of its arguments that a policy sees. */
   readonly argsText: (args: string) => string;
+  /** What else the arguments of a stream are to some clients. */
+  readonly alsoStreamed?: readonly string[];
   readonly id: (call: Told) => string;
   /** The events of a call at an index, or the whole of it. */
   readonly events: (call: Told, index: number) => readonly string[];
@@ -204,7 +206,7 @@ const MESSAGE_FORMS: readonly Form[] = [
     ],
   },
   {
-    ...{ ...messages, label: 'tool_use begun whole' },
+    ...{ ...messages, label: 'tool_use begun whole', alsoStreamed: ['{}'] },
     events: (call, index) => [start(index, block(call, call.args)), stop(index)],
   },
 ];

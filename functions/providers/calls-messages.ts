@@ -30,6 +30,7 @@ interface Block {
   readonly name: string;
   /** The input as it stood in the block. */
   readonly input: string;
+  readonly isStreamed: boolean;
   deltas: string;
 }
 
@@ -58,6 +59,7 @@ class MessageGatherer implements Gatherer {
   readonly #blocks: Block[] = [];
   /** By index. */
   readonly #streamed = new Map<number, Streamed>();
+  #last: Streamed | undefined;
   readonly #ways = new Ways();
   /** Whether the message may still begin, is being told, or was told to its end. */
   #phase: 'ahead' | 'open' | 'over' = 'ahead';
@@ -111,6 +113,7 @@ class MessageGatherer implements Gatherer {
       id: plainText(block, 'id') || null,
       name: plainText(block, 'name'),
       input: input === '' ? '' : passage.source(input),
+      isStreamed: block === passage.value.content_block,
       deltas: '',
     };
     this.#blocks.push(seen);
@@ -131,7 +134,8 @@ class MessageGatherer implements Gatherer {
       this.#require(passage);
       if (!isInOrder) this.#disorder ??= 'the indexes of its blocks are not in order';
     }
-    if (typeof index === 'number') this.#streamed.set(index, { block: seen, isUse, isOpen: true });
+    this.#last = { block: seen, isUse, isOpen: true };
+    if (typeof index === 'number') this.#streamed.set(index, this.#last);
     return seen ? [seen.name] : [];
   }
 
@@ -153,6 +157,8 @@ class MessageGatherer implements Gatherer {
     const index = this.#require(passage);
     const streamed = index === undefined ? undefined : this.#streamed.get(index);
     if (streamed) streamed.isOpen = false;
+    // Some clients run the last block as it is then, whichever it is that ends.
+    if (this.#last) this.#last.isOpen = false;
   }
 
   #continue(type: string, delta: JsonObject, passage: Passage): string[] {
@@ -178,10 +184,14 @@ function blocksOf({ content = null }: JsonObject): JsonObject[] {
   return objectsOf(content);
 }
 
-/** A client takes the deltas, where there are any, or else what the block began with. */
-function versionsOf({ type, id, name, input, deltas }: Block): ProposedCall[] {
-  const isWhole = deltas === '' || !isEmpty(input);
-  const texts = [...(deltas === '' ? [] : [deltas]), ...(isWhole ? [input] : [])];
+/**
+ * A client takes the deltas, where there are any, or else what the block began with; some know an
+ * input from deltas alone, and run the call without one.
+ */
+function versionsOf({ type, id, name, input, isStreamed, deltas }: Block): ProposedCall[] {
+  const isBegun = !isEmpty(input);
+  const told = deltas === '' && isBegun && isStreamed ? '{}' : deltas;
+  const texts = [...(told === '' ? [] : [told]), ...(isBegun || told === '' ? [input] : [])];
   return texts.map((argsText) => {
     return { kind: type as CallKind, id, name, args: parseArgs(argsText), argsText };
   });
