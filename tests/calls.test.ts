@@ -353,6 +353,36 @@ describe('a client may run a call', () => {
       expect(judgedBy('messages', all).calls.map(({ argsText }) => argsText)).toContain('{}');
     }
   });
+
+  test.each([
+    ['function_call', '{}'],
+    ['custom_tool_call', '{"input":""}'],
+  ])('of a response without the arguments that no delta told: %s', (label, nothing) => {
+    const events = streamOf('responses.create', label);
+    const untold = events.filter(({ event }) => !/_call_\w+\.delta$/.test(event ?? ''));
+    const texts = (all: readonly Told[]) =>
+      judgedBy('responses.create', all).calls.map(({ argsText }) => argsText);
+    expect(texts(untold)).toContain(nothing);
+    expect(texts(events)).not.toContain(nothing);
+  });
+
+  test.each(['function_call', 'custom_tool_call'])(
+    'of a response by the name that the end of its arguments has, or with what comes behind its end: %s',
+    (label) => {
+      const events = streamOf('responses.create', label);
+      const done = events.findIndex(({ event }) => /_call_\w+\.done$/.test(event ?? ''));
+      const named = (name: string) => {
+        const { event, data } = events[done]!;
+        return events.with(done, { event, data: { ...data, name } });
+      };
+      expect(judgedBy('responses.create', named('drop_table')).fault).toBeUndefined();
+      expect(judgedBy('responses.create', named('lookup')).fault).toBeDefined();
+      const [delta] = events.splice(done - 1, 1);
+      const end = events.findLastIndex(({ event }) => event === 'response.output_item.done');
+      events.splice(end + 1, 0, delta!);
+      expect(judgedBy('responses.create', events).fault).toBeDefined();
+    },
+  );
 });
 
 /** Members for which some client drops a chunk, and its calls with it. */

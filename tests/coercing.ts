@@ -245,10 +245,14 @@ function readResponse(events: readonly Told[], keys: readonly [string, string]):
     }
     if (type === `${EVENT}.delta` && call) call.args += text(delta);
     if (type === `${EVENT}.done` && call) items.push({ name: call.name, args: text(whole) });
+    if (type === `${EVENT}.done`) items.push({ name: text(data.name), args: text(whole) });
     if (type === 'response.output_item.done') see(item);
     listOf(response?.output).forEach(see);
   }
-  return finished([...calls.values(), ...items]);
+  // To some, which go by places, a call of which no delta came has no arguments.
+  const nothing = ofEvent === 'output_index' ? '{}' : '';
+  const begun = [...calls.values()].map(({ name, args }) => ({ name, args: args || nothing }));
+  return finished([...begun, ...items]);
 }
 
 const RESPONSE_WAYS = [

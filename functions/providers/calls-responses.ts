@@ -54,6 +54,8 @@ interface Seen {
   readonly id: string | null;
   /** Of a call of an MCP server: the request that was approved; empty where none was. */
   readonly approvalId: string;
+  /** As the item says it. */
+  readonly name: string;
   readonly names: readonly string[];
   readonly isFreeText: boolean;
   /** The text of `arguments` or `input`; undefined where the call has other members for them. */
@@ -75,6 +77,8 @@ interface Slot {
   /** Arguments as the deltas of each type make them, and as events said they were in the end. */
   readonly deltas: Map<string, string>;
   readonly done: string[];
+  /** Names that other events gave the call. */
+  readonly told: Set<string>;
   /** Other texts that came in deltas, such as the commands of a shell, by what they belong to. */
   readonly others: Map<string, string>;
 }
@@ -192,7 +196,7 @@ class ResponseGatherer implements Gatherer {
     if (this.#slots.size >= MAX_SLOTS) throw new Unreadable('it proposes too many calls');
     const slot = {
       ...{ seen: [], isHosted: false, isResumed },
-      ...{ deltas: new Map(), done: [], others: new Map() },
+      ...{ deltas: new Map(), done: [], told: new Set<string>(), others: new Map() },
     };
     this.#slots.add(slot);
     return slot;
@@ -211,6 +215,9 @@ class ResponseGatherer implements Gatherer {
     const isFound = keys.map((key) => this.#byPlace.get(key ?? '') === slot);
     this.#ways.require(slot, passage.event === undefined, ...isFound);
     this.#addText(slot, type, passage);
+    const name = plainText(value, 'name');
+    if (name !== '') slot.told.add(name);
+    requireOneName(slot);
     return slot.isHosted || slot.seen.length > 0 ? slot.seen.flatMap(({ names }) => names) : [''];
   }
 
@@ -230,6 +237,10 @@ class ResponseGatherer implements Gatherer {
       (text) => text !== '',
     );
     this.#count(delta.length + done.join('').length);
+    // Some clients add it to what the item ended with.
+    if (delta !== '' && slot.seen.some(({ isStart }) => !isStart)) {
+      throw new Unreadable('a call goes on after its end');
+    }
     if (/_call_(?:arguments|input)\./i.test(type)) {
       // A client goes by one type of events: it joins those, and no others to them.
       if (delta !== '') slot.deltas.set(type, (slot.deltas.get(type) ?? '') + delta);
@@ -266,6 +277,7 @@ function read(item: JsonObject, type: string, passage: Passage, isStart: boolean
     kind: type as CallKind,
     id: plainText(item, 'call_id') || plainText(item, 'id') || null,
     approvalId: type === 'mcp_call' ? plainText(item, 'approval_request_id') : '',
+    name: plainText(item, 'name'),
     names: namesOf(item, type),
     isFreeText: type === 'custom_tool_call',
     text: isText ? plainText(item, key ?? 'arguments') : undefined,
@@ -306,6 +318,7 @@ function versionsOf(slot: Slot): ProposedCall[] {
   const isStarted = deltas.size > 0 || done.length > 0 || others.size > 0;
   if (seen.length === 0) return isStarted && !isHosted ? [NAMELESS] : [];
   requireAgreement(seen, others);
+  requireOneName(slot);
   const texts = textsOf(slot);
   const approvalId = approvalOf(seen);
   const textCalls = seen
@@ -343,14 +356,24 @@ const NAMELESS: ProposedCall = {
   ...{ kind: 'function_call', id: null, name: '', args: undefined, argsText: '' },
 };
 
+/** What the arguments of a call are to a client that found none. */
+const NOTHING: Readonly<Record<string, string>> = { function_call: '{}', custom_tool_call: '' };
+
+const deltaOf = ({ kind }: Seen) => `response.${kind}_${TEXTS[kind]}.delta`;
+
 /** Every text that a client could take for the arguments. */
 function textsOf({ seen, deltas, done, isResumed }: Slot): readonly string[] {
-  const started = seen.find(({ isStart }) => isStart)?.text ?? '';
+  const begun = seen.find(({ isStart }) => isStart);
+  const started = begun?.text ?? '';
   const said = seen.filter(({ text, isFinal }) => text !== undefined && (isFinal || text !== ''));
   const joined = isResumed ? [] : [...deltas.values()];
   // A call that begins with its arguments is whole, unless deltas follow.
   const continued = started === '' ? [] : joined.map((text) => started + text);
   const texts = new Set([...said.map(({ text }) => text!), ...done, ...joined, ...continued]);
+  // Some clients know arguments from deltas alone, and run the call without any.
+  const isUntold = begun && started === '' && !deltas.has(deltaOf(begun));
+  const nothing = isUntold ? NOTHING[begun.kind] : undefined;
+  if (texts.size > 0 && !texts.has('') && nothing !== undefined) texts.add(nothing);
   return texts.size > 0 ? [...texts] : [''];
 }
 
@@ -362,6 +385,13 @@ function proposals(
   const read = isFreeText ? freeText(text) : { args: parseArgs(text), argsText: text };
   const approved = approvalId === undefined ? {} : { approvalId };
   return names.map((name) => ({ kind, id, name, ...read, ...approved }));
+}
+
+/** The end of the arguments says whose they are, and some clients go by that. */
+function requireOneName({ seen, told }: Slot): void {
+  const names = new Set(seen.map(({ name }) => name).filter((name) => name !== ''));
+  if (names.size === 0 || [...told].every((name) => names.has(name))) return;
+  throw new Unreadable('the parts of a call differ from the whole');
 }
 
 /** What came in deltas has to be found in the item, or a client could run something else. */
