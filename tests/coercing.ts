@@ -97,6 +97,7 @@ const DROPS: readonly ChatWay['isDropped'][] = [
   ({ x_groq }) => !isNone(x_groq) && x_groq !== Object(x_groq),
   ({ usage }) => !isTextOrNone(usage) && typeof (usage.prompt_cache_hit_tokens ?? 0) !== 'number',
   ({ usage }) => !isNone(usage) && typeof usage.total_tokens !== 'number',
+  ({ usage }) => !isNone(usage?.cost) && typeof usage.cost !== 'number',
 ];
 
 function readChat(events: readonly Told[], way: ChatWay): Coerced[] {

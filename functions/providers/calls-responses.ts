@@ -72,6 +72,8 @@ interface Seen {
 interface Slot {
   readonly seen: Seen[];
   isHosted: boolean;
+  /** Whether its events say where it stands. */
+  isPlaced: boolean;
   /** Whether its beginning stands in what was read before this answer. */
   readonly isResumed: boolean;
   /** Arguments as the deltas of each type make them, and as events said they were in the end. */
@@ -195,7 +197,7 @@ class ResponseGatherer implements Gatherer {
   #newSlot(isResumed = false): Slot {
     if (this.#slots.size >= MAX_SLOTS) throw new Unreadable('it proposes too many calls');
     const slot = {
-      ...{ seen: [], isHosted: false, isResumed },
+      ...{ seen: [], isHosted: false, isPlaced: true, isResumed },
       ...{ deltas: new Map(), done: [], told: new Set<string>(), others: new Map() },
     };
     this.#slots.add(slot);
@@ -214,6 +216,7 @@ class ResponseGatherer implements Gatherer {
     // Some clients go by the place, others by the id, and pass over what they don't find by it.
     const isFound = keys.map((key) => this.#byPlace.get(key ?? '') === slot);
     this.#ways.require(slot, passage.event === undefined, ...isFound);
+    slot.isPlaced = isFound[0]!;
     this.#addText(slot, type, passage);
     const name = plainText(value, 'name');
     if (name !== '') slot.told.add(name);
@@ -362,7 +365,7 @@ const NOTHING: Readonly<Record<string, string>> = { function_call: '{}', custom_
 const deltaOf = ({ kind }: Seen) => `response.${kind}_${TEXTS[kind]}.delta`;
 
 /** Every text that a client could take for the arguments. */
-function textsOf({ seen, deltas, done, isResumed }: Slot): readonly string[] {
+function textsOf({ seen, deltas, done, isPlaced, isResumed }: Slot): readonly string[] {
   const begun = seen.find(({ isStart }) => isStart);
   const started = begun?.text ?? '';
   const said = seen.filter(({ text, isFinal }) => text !== undefined && (isFinal || text !== ''));
@@ -370,8 +373,8 @@ function textsOf({ seen, deltas, done, isResumed }: Slot): readonly string[] {
   // A call that begins with its arguments is whole, unless deltas follow.
   const continued = started === '' ? [] : joined.map((text) => started + text);
   const texts = new Set([...said.map(({ text }) => text!), ...done, ...joined, ...continued]);
-  // Some clients know arguments from deltas alone, and run the call without any.
-  const isUntold = begun && started === '' && !deltas.has(deltaOf(begun));
+  // Some clients know arguments from deltas at its place alone, and run the call without any.
+  const isUntold = begun && started === '' && !(isPlaced && deltas.has(deltaOf(begun)));
   const nothing = isUntold ? NOTHING[begun.kind] : undefined;
   if (texts.size > 0 && !texts.has('') && nothing !== undefined) texts.add(nothing);
   return texts.size > 0 ? [...texts] : [''];

@@ -44,6 +44,7 @@ const details = counts(
 const used = {
   ...{ prompt_tokens_details: details, completion_tokens_details: details },
   ...{ prompt_cache_hit_tokens: count, prompt_cache_miss_tokens: count, num_cached_tokens: count },
+  cost: count,
 };
 const total = z.number();
 const usage = z.object({
