@@ -349,6 +349,17 @@ describe.each(stages({ policy: { budget: { run: '1.00' } } }))('on $runtime', (s
     });
   });
 
+  test('a query goes upstream with what is known to be harmless, and carries no credential', async () => {
+    const passes = 'beta=true&api-version=2025-01-01';
+    const query = `key=${stage.rungate.token}&${passes}&api_key=sk-other&Beta=1&model=other`;
+    const url = `${stage.rungate.url}/v1/messages?${query}`;
+    const headers = { 'x-api-key': stage.rungate.token, 'anthropic-version': '2023-06-01' };
+    const body = JSON.stringify(KINDS.messages.body);
+    const response = await fetch(url, { method: 'POST', headers, body });
+    expect(response.status).toBe(200);
+    expect(newest(stage).path).toBe(`/v1/messages?${passes}`);
+  });
+
   describe('response headers', () => {
     for (const stream of [false, true]) {
       test(`keep what is the org's own from the caller, stream ${stream}`, async () => {
