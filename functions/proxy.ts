@@ -23,19 +23,19 @@ export async function govern(
   request: Request,
   connection: Connection,
 ): Promise<Response> {
-  const caller = await authenticate(services, request, 'call.create', true); // 401: who is calling
+  const caller = await authenticate(services, request, 'call.create', true); // 401, 403, 429: who is calling
   const call = await readCall(caller); //                                       400, 413: what is asked
   connection.wait?.();
   const served = onFacts(call, renew, async (call) => {
     const governed = await resolveRun(call); //                                 402, 403: the run it belongs to
-    const permitted = await decide(governed); //                                403: what the policy says
+    const permitted = await decide(governed); //                                400, 403, 404: what the policy says
     const asked = await findWaiting(permitted); //                              the same request, asked about before
     if ('parkedId' in asked) return answerParked(asked); //                     202, 403: until people have decided
     const checked = await checkResults(asked); //                               400, 403: results and approvals of calls it was never given
     const paced = limitRate(checked); //                                        the limits it counts against
-    const held = await reserveBudget(paced); //                                 402, 429: money and limits, durably held
-    const answer = await forward(held); //                                      502: the upstream
-    return settle(answer); //                                                   the real cost, before the last byte
+    const held = await reserveBudget(paced); //                                 400, 402, 403, 429: money and limits, durably held
+    const answer = await forward(held); //                                      402, 403, 429, 502: the upstream, and the next one
+    return settle(answer); //                                                   202, 400, 403, 502: the real cost, before the last byte
   });
   return served.catch((error) => Promise.reject(ofRun(error, call.runName)));
 }

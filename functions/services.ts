@@ -1,4 +1,4 @@
-/** What every request needs, made once per process and holding nothing that a request leaves. */
+/** What every request needs, made once per process; what a request leaves in it saves only reads. */
 
 import type { Database } from '../db/client.ts';
 import type { Memo } from '../db/memo.ts';

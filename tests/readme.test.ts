@@ -9,6 +9,7 @@ import { type Config, readConfig } from '../functions/config.ts';
 import { ERRORS } from '../schema/errors.ts';
 import { judgePolicy, policySchema } from '../schema/policy.ts';
 import { PROVIDERS } from '../schema/providers.ts';
+import { ADMIN_ACTIONS } from '../schema/roles.ts';
 import { nameRun } from '../schema/rules/identity.ts';
 import { finish, type Running, start } from './process.ts';
 
@@ -303,6 +304,18 @@ describe('the tables of the README', () => {
     expect(tableOf('step').map(([name]) => name)).toEqual([...path]);
   });
 
+  test('of the steps tells where each may stop a call, as the path does', () => {
+    const source = readFile('functions/proxy.ts');
+    const steps = [
+      ...source.matchAll(/(?:await|return|=) (\w+)\(.*\); \/\/ +((?:\d{3}(?:, )?)*)/g),
+    ];
+    const wanted = steps.map(([, name, statuses]) => [name, statuses]);
+    expect(tableOf('step').map(([name, , statuses]) => [name, statuses])).toEqual(wanted);
+    const known = new Set(['202', ...Object.values(ERRORS).map(({ status }) => String(status))]);
+    const told = wanted.flatMap(([, statuses = '']) => statuses.match(/\d+/g) ?? []);
+    expect(told.filter((status) => !known.has(status))).toEqual([]);
+  });
+
   test('of the folders names all of them', () => {
     const folders = readdirSync(ROOT, { withFileTypes: true })
       .filter((entry) => entry.isDirectory() && /^[a-z]+$/.test(entry.name))
@@ -350,4 +363,9 @@ describe('the tables of the README', () => {
   test('it has fewer than 550 lines', () => {
     expect(README.split('\n').length).toBeLessThan(550);
   });
+});
+
+test('the README tells of as many actions as there are', () => {
+  const [, told] = /which of the (\d+) actions/.exec(README) ?? [];
+  expect(Number(told)).toBe(ADMIN_ACTIONS.length);
 });

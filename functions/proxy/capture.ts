@@ -43,8 +43,8 @@ export interface Captive extends Pick<Call, 'org' | 'services' | 'bytes'> {
 }
 
 /**
- * The statements that keep the bodies of a call whose policy says so. The call settles without them where they can't be had:
- * its money is worth more.
+ * The statements that keep the bodies of a call whose policy says so. The call settles without them
+ * where they can't be had: its money is worth more.
  */
 export async function captured(call: Captive, response: Body | undefined): Promise<Statement[]> {
   const { org, services, run, stepId, bytes } = call;

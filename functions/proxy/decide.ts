@@ -58,7 +58,7 @@ export interface Target {
  * Checks route, state and model against the policy and finds the upstream and its price.
  *
  * @throws {Refusal} `route_denied`, `permission_denied`, `unpriced_model`, `not_found`,
- *   `invalid_body`.
+ *   `invalid_body`; `run_closed` as {@link denyRequest} stops a run that repeats itself.
  */
 export async function decide(call: Governed): Promise<Permitted> {
   const { endpoint } = call;

@@ -27,8 +27,10 @@ export interface Answer extends Held, Exchange {
  * Sends the call and waits for the upstream's headers. A failure that can have cost nothing is
  * tried again as the policy's `failover` says, each time as a step with money of its own.
  *
- * @throws {Refusal} `upstream_failed`, the hold being settled; and as {@link reserveBudget} does
- *   where the money for another attempt is not there.
+ * @throws {Refusal} `upstream_failed`, the hold being settled; `permission_denied` for an upstream
+ *   that the operator forbids, or an approval that is used up; as {@link interruption} tells of a
+ *   call that was ended; and as {@link reserveBudget} does where the money for another attempt is
+ *   not there.
  */
 export async function forward(first: Held): Promise<Answer> {
   const journey = begin(first);

@@ -61,7 +61,8 @@ interface Attempt {
  *
  * @throws {Refusal} `budget_exceeded` when nothing useful fits, `money_held` when it might once
  *   calls in flight have ended, `rate_limited` when a limit is used up, `run_closed` when the run
- *   has reached a bound of its own, `invalid_body` for a call whose cost has no bound.
+ *   has reached a bound of its own, `permission_denied` for a call whose cost has no bound,
+ *   `invalid_body` for one whose limits can't be read.
  */
 export async function reserveBudget(call: Paced): Promise<Held> {
   let attempt = await firstAttempt(call);
