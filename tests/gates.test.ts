@@ -636,6 +636,9 @@ describe('a gate without a parked answer', () => {
     await decideGate(org, both[0]!.id, OPERATOR, now);
     const uses = [0, 1, 2].map(() => useGate(org, both[0]!, now));
     expect((await Promise.all(uses)).filter(Boolean)).toHaveLength(1);
+    const unused = await open(now, '{"a":2}');
+    await decideGate(org, unused.id, OPERATOR, now);
+    expect(await useGate(org, unused, unused.expiresAt)).toBe(false);
     const second = await open(now);
     expect(second.id).not.toBe(both[0]!.id);
     const late = now + 2_000;
