@@ -120,8 +120,8 @@ export interface RotationProgress {
 }
 
 /**
- * Wraps every org's key, and the key that signs, under the current master key. Each org is a transaction of its own, and
- * those already done are skipped, so it may be interrupted and run again.
+ * Wraps every org's key, and the key that signs, under the current master key. Each org is a
+ * transaction of its own, and those already done are skipped, so it may be interrupted and run again.
  *
  * @throws {SealError} `unknown_key` when a master key that is still needed is not configured.
  */
