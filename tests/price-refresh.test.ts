@@ -613,6 +613,8 @@ describe('what is kept', () => {
     });
     const shown = await cli('prices', 'show', 'openai/new-model');
     expect(shown.stdout).toContain('input $2.00, output $8.00');
+    const bare = await cli('prices', 'show', 'new-model');
+    expect([bare.code, bare.stderr]).toEqual([1, expect.stringContaining('below its provider')]);
   });
 });
 

@@ -75,7 +75,10 @@ async function show(model: string | undefined, options: OutputOptions): Promise<
   const { findRates } = await import('../../schema/rules/catalogue.ts');
   const [, provider = '', id = ''] = /^([^/]*)\/(.*)$/.exec(model) ?? [];
   const rates = findRates(provider, id, Date.now(), catalogue);
-  if (!rates) throw new Failure(EXIT_FAILED, `"${model}" has no known price.`);
+  if (!rates) {
+    const hint = provider === '' ? ' Name it below its provider, such as openai/gpt-5.' : '';
+    throw new Failure(EXIT_FAILED, `"${model}" has no known price.${hint}`);
+  }
   printResult({ model, rates }, describeRates(model, rates), options);
 }
 
