@@ -643,6 +643,18 @@ describe('a call in flight', () => {
     await flights.drain(60_000);
   });
 
+  test('is told the first reason for which it was ended, whatever ends it after that', async () => {
+    const now = Date.now();
+    const { flights } = flightsAt(() => now);
+    const step = await hold(now);
+    const flight = flights.start(org, holdOf(step, now), now + LEASE_MS);
+    flight.abort('run_cancelled');
+    flight.abort('shutdown');
+    await flight.settle(endAt(now));
+    await flights.drain(0);
+    expect([flight.ended, flight.signal.reason]).toEqual(['run_cancelled', 'run_cancelled']);
+  });
+
   test('whose process was away too long is charged its bound, until the truth is known', async () => {
     let now = Date.UTC(2031, 0, 1);
     const { flights, tick } = flightsAt(() => now);
