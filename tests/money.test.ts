@@ -366,6 +366,19 @@ describe('a budget', () => {
     expect(await shop.run(agent!.id, run)).toMatchObject({ spentNanos: 2 * COST, heldNanos: 0 });
   });
 
+  test('of a run is set no lower than what is spent, which nobody can forbid any more', async () => {
+    const [agent] = await shop.agents({ run: dollars(WORST), minOutputTokens: OUTPUT_TOKENS });
+    const run = shop.unique('run');
+    const ask = { token: agent!.token, run };
+    expect((await shop.ask(ask)).status).toBe(200);
+    const cli = await shop.deployment.cli(
+      ...['run', 'ceiling', run, '--set', '0', '--org', 'acme', '--json'],
+    );
+    expect(cli).toMatchObject({ code: 0 });
+    expect(await shop.run(agent!.id, run)).toMatchObject({ spentNanos: COST, ceilingNanos: COST });
+    expect((await shop.ask(ask)).status).toBe(402);
+  });
+
   test('stops in the words of the caller: Anthropic clients read a billing error', async () => {
     const [agent] = await shop.agents({ run: '0.00' });
     const { status, headers, told } = await shop.ask({ token: agent!.token, path: '/v1/messages' });
