@@ -176,6 +176,38 @@ describe('where readers could read several calls', () => {
     expect(found.sort()).toEqual(calls);
   });
 
+  const ADDED = 'response.output_item.added';
+  const DONE = 'response.output_item.done';
+  const item = (type: string, more: object) => ({
+    type,
+    id: 'i',
+    call_id: 'c',
+    name: 'p',
+    ...more,
+  });
+  test.each([
+    [
+      'another item goes on between its parts',
+      [
+        { type: ADDED, output_index: 1, item: item('function_call', { arguments: '' }) },
+        { type: 'response.output_text.delta', output_index: 0, delta: 'so' },
+        { type: 'response.function_call_arguments.delta', output_index: 1, delta: '{}' },
+      ],
+    ],
+    [
+      'it is told whole twice',
+      [1, 2].map(() => ({ type: DONE, output_index: 0, item: item('custom_tool_call', {}) })),
+    ],
+  ])('a call keeps the answer from passing where %s', (_, events) => {
+    const reader = readerOf('responses.create');
+    for (const { type: event, ...rest } of events) {
+      const data = JSON.stringify({ type: event, ...rest });
+      reader.event({ event, data, start: 0, end: 0 });
+    }
+    reader.end();
+    expect(reader.fault).toBeDefined();
+  });
+
   test('arguments that are not strict JSON are none', () => {
     const bad = ['{"a":1,"a":2}', '{"a":1} ', '', '[]', '{"a":"\\ud800"}', '{"a":1', '1e999'];
     for (const args of bad) {
@@ -249,8 +281,9 @@ describe('whatever stands in place of a member of a stream', () => {
     fc.assert(
       fc.property(
         ...[fc.constantFrom(...STREAMED), fc.integer({ min: 1, max: 2 })],
-        ...[fc.array(change, { minLength: 1, maxLength: 3 }), fc.array(fc.nat(), { maxLength: 2 })],
-        (form, count, changes, repeats) => {
+        ...[fc.array(change, { maxLength: 3 }), fc.array(fc.nat(), { maxLength: 2 })],
+        fc.array(fc.tuple(fc.nat(), fc.nat()), { maxLength: 2 }),
+        (form, count, changes, repeats, moves) => {
           const one = form.label === 'former' ? 1 : count;
           const events = eventsOf(framesOf(form.endpoint, proposalsOf(form, one, 0)));
           for (const { event, member, value } of changes) {
@@ -262,6 +295,10 @@ describe('whatever stands in place of a member of a stream', () => {
           for (const repeat of repeats) {
             const at = repeat % events.length;
             events.splice(at, 0, structuredClone(events[at]!));
+          }
+          for (const [from, to] of moves) {
+            const [moved] = events.splice(from % events.length, 1);
+            events.splice(to % (events.length + 1), 0, moved!);
           }
           expect(unjudged(form.endpoint, events)).toEqual([]);
           if (judgedBy(form.endpoint, events).fault === undefined) read += 1;

@@ -256,6 +256,25 @@ function readResponse(events: readonly Told[], keys: readonly [string, string]):
   return finished([...begun, ...items]);
 }
 
+/** Takes whatever comes after an event of another place for another call. */
+function readResponseInTurn(events: readonly Told[]): Coerced[] {
+  const calls: Pieces[] = [];
+  let place: Loose;
+  for (const { data } of events) {
+    const { type, item, delta, output_index: index }: Loose = data;
+    if (index !== undefined && index !== place) calls.push({ name: '', args: '' });
+    place = index ?? place;
+    const isCall = /^(?:function|custom_tool)_call$/.test(item?.type);
+    const isWhole = type === 'response.output_item.done' && item?.type === 'custom_tool_call';
+    const isBegun = type === 'response.output_item.added' && item?.type === 'function_call';
+    const call = calls.at(-1);
+    if (call && isCall && (isBegun || isWhole)) call.name += text(item.name);
+    if (call && isWhole) call.args += JSON.stringify({ input: text(item.input) });
+    if (type === `${EVENT}.delta` && call) call.args += text(delta);
+  }
+  return finished(calls.map(({ name, args }) => ({ name, args: closed(args) })));
+}
+
 const RESPONSE_WAYS = [
   ['output_index', 'output_index'],
   ['item_id', 'id'],
@@ -265,5 +284,8 @@ const RESPONSE_WAYS = [
 export function coerced(endpoint: string, events: readonly Told[]): Coerced[] {
   if (endpoint === 'messages') return MESSAGE_WAYS.flatMap((way) => readMessage(events, way));
   if (endpoint === 'chat.completions') return CHAT_WAYS.flatMap((way) => readChat(events, way));
-  return RESPONSE_WAYS.flatMap((way) => readResponse(events, way));
+  return [
+    ...RESPONSE_WAYS.flatMap((way) => readResponse(events, way)),
+    ...readResponseInTurn(events),
+  ];
 }

@@ -72,6 +72,8 @@ interface Seen {
 interface Slot {
   readonly seen: Seen[];
   isHosted: boolean;
+  /** Whether it is a call of free text that an event has told whole. */
+  isEnded: boolean;
   /** Whether its events say where it stands. */
   isPlaced: boolean;
   /** Whether its beginning stands in what was read before this answer. */
@@ -92,6 +94,8 @@ interface Standing {
   readonly others?: Set<Slot>;
   /** Whether the event says that the item begins. */
   readonly isStart?: boolean;
+  /** Whether it says that the item is whole. */
+  readonly isEnd?: boolean;
 }
 
 const MAX_SLOTS = 4_096;
@@ -110,10 +114,13 @@ export function readResponseCalls({ isResumed = false }: Asked = {}): CallReader
 
 class ResponseGatherer implements Gatherer {
   readonly hint = /_call|mcp_approval|response\.(?:completed|failed|incomplete)/i;
+  readonly nearby = /"output_index"/i;
   readonly #isResumed: boolean;
   readonly #slots = new Set<Slot>();
   readonly #byPlace = new Map<string, Slot>();
   readonly #ways = new Ways();
+  /** Where the event before it stands, of those that stand somewhere. */
+  #place: string | undefined;
   #isOver = false;
   #chars = 0;
 
@@ -132,11 +139,17 @@ class ResponseGatherer implements Gatherer {
     );
     if (isObject(value.item)) {
       const isStart = type === 'response.output_item.added';
-      names.push(...this.#see(value.item, passage, { place: placeOf(passage), isStart }));
+      const isEnd = type === 'response.output_item.done';
+      names.push(...this.#see(value.item, passage, { place: placeOf(passage), isStart, isEnd }));
     } else if (/_call|mcp_approval/i.test(type)) names.push(...this.#continue(type, passage));
     if (this.#isOver && names.length > 0) throw new Unreadable('a call goes on after the end');
     this.#isOver ||= END.test(type);
+    this.glance(passage);
     return names;
+  }
+
+  glance(passage: Passage): void {
+    this.#place = placeOf(passage) ?? this.#place;
   }
 
   calls(): ProposedCall[] {
@@ -166,6 +179,9 @@ class ResponseGatherer implements Gatherer {
     if (seen.isStart && slot.seen.some(({ isStart }) => isStart)) {
       throw new Unreadable('a call begins twice');
     }
+    // Some clients join what both say.
+    if (at.isEnd && slot.isEnded) throw new Unreadable('a call ends twice');
+    slot.isEnded ||= (at.isEnd ?? false) && seen.isFreeText;
     this.#count(seen.members.length + (seen.text?.length ?? 0));
     slot.seen.push(seen);
     return [...seen.names];
@@ -197,7 +213,7 @@ class ResponseGatherer implements Gatherer {
   #newSlot(isResumed = false): Slot {
     if (this.#slots.size >= MAX_SLOTS) throw new Unreadable('it proposes too many calls');
     const slot = {
-      ...{ seen: [], isHosted: false, isPlaced: true, isResumed },
+      ...{ seen: [], isHosted: false, isEnded: false, isPlaced: true, isResumed },
       ...{ deltas: new Map(), done: [], told: new Set<string>(), others: new Map() },
     };
     this.#slots.add(slot);
@@ -245,6 +261,7 @@ class ResponseGatherer implements Gatherer {
       throw new Unreadable('a call goes on after its end');
     }
     if (/_call_(?:arguments|input)\./i.test(type)) {
+      if (delta !== '') this.#requireTurn(passage);
       // A client goes by one type of events: it joins those, and no others to them.
       if (delta !== '') slot.deltas.set(type, (slot.deltas.get(type) ?? '') + delta);
       slot.done.push(...done);
@@ -253,6 +270,13 @@ class ResponseGatherer implements Gatherer {
     if (delta === '' || slot.isHosted) return;
     const key = JSON.stringify([type, plainIndex(passage, value, 'command_index')]);
     slot.others.set(key, (slot.others.get(key) ?? '') + delta);
+  }
+
+  /** Some clients take what comes after events of another place for something new. */
+  #requireTurn(passage: Passage): void {
+    const place = placeOf(passage);
+    if (place === undefined || this.#place === undefined || place === this.#place) return;
+    throw new Unreadable('the parts of its calls take turns');
   }
 
   #count(chars: number): void {
