@@ -88,6 +88,14 @@ function copied(value: unknown): unknown {
   return read(value);
 }
 
+const NO_NUMBER = new Error('no number comes of it');
+
+/** What comes of arithmetic: neither infinite nor NaN, of which all comparisons but `!=` are false. */
+function finite(value: unknown): unknown {
+  if (typeof value === 'number' && !Number.isFinite(value)) throw NO_NUMBER;
+  return value;
+}
+
 /** A value that is gone through by turns, which count by themselves: of a map, the keys are copied. */
 function turned(value: unknown): unknown {
   if (value instanceof Map) spend(value.size);
@@ -171,6 +179,7 @@ const strict = makeEnvironment(WRITTEN_LIMITS)
   .registerFunction('read(ast): dyn', operation(read))
   .registerFunction('spelled(ast): dyn', operation(readBy(SPELLED_CHARS_PER_STEP)))
   .registerFunction('copied(ast): dyn', operation(copied))
+  .registerFunction('finite(ast): dyn', operation(finite))
   .registerFunction('turned(ast): dyn', operation(turned))
   .registerFunction('sought(ast): dyn', operation(sought))
   .registerFunction('tried(ast, ast): dyn', tried);
@@ -285,7 +294,11 @@ function writeOperation(node: ASTNode): string {
     case '||':
       return `tried(0, ${writeBare(first!)}) ${node.op} ${write(second!)}`;
     case '+':
-      return `${operand(first!, 'copied')} + ${operand(second!, 'copied')}`;
+      return `finite(${operand(first!, 'copied')} + ${operand(second!, 'copied')})`;
+    case '-':
+    case '*':
+    case '/':
+      return `finite(${operand(first!)} ${node.op} ${operand(second!)})`;
     default:
       return `${operand(first!)} ${node.op} ${operand(second!)}`;
   }
