@@ -40,8 +40,7 @@ export interface Gate extends GateStand {
   readonly parkedId: ParkedId | null;
   /** SHA-256 of what it is bound to, in hex. */
   readonly digest: string;
-  /** The rule that asks, as a path in the policy document, and its name there. */
-  readonly rule: string;
+  /** What people call the rule that asks, or else its path. */
   readonly ruleName: string;
   readonly reason: string;
   /** Approvals that are needed, and those given that count: by who still may approve. */

@@ -157,7 +157,7 @@ export async function readParked(
        exists (
          select 1 from tokens where org_id = ?1 and id = ?3
            and (revoked_at is not null or expires_at <= ?4)
-       ) as is_revoked, g.id as gate_id, g.tool, g.status, g.expires_at as gate_expires_at
+       ) as is_revoked, g.id as gate_id, g.tool, g.rule, g.status, g.expires_at as gate_expires_at
      from parked p
      join gates g on g.org_id = ?1 and g.parked_id = p.id
      join runs r on r.org_id = ?1 and r.id = p.run_id
@@ -182,6 +182,7 @@ function toParked(row: Row, rows: readonly Row[]): Parked {
     gates: rows.map((gate) => ({
       id: gate.gate_id as GateId,
       tool: String(gate.tool),
+      rule: String(gate.rule),
       status: gate.status as GateStatus,
       expiresAt: gate.gate_expires_at as number,
     })),

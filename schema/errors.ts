@@ -102,7 +102,12 @@ export interface RefusalDetail {
   /** The limits that apply, the one that refused first; told in headers too. */
   readonly limits?: readonly LimitState[];
   /** The gates that a person has to decide, and where. */
-  readonly gates?: readonly { readonly id: string; readonly tool: string; readonly url?: string }[];
+  readonly gates?: readonly {
+    readonly id: string;
+    readonly tool: string;
+    readonly rule: string;
+    readonly url?: string;
+  }[];
 }
 
 /** A decision not to serve a call. Thrown by any step; turned into a response in one place. */

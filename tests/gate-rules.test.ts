@@ -24,6 +24,7 @@ const STATUSES: readonly GateStatus[] = ['pending', 'approved', 'rejected', 'exp
 const gate: fc.Arbitrary<GateStand> = fc.record({
   id: fc.string().map((id) => id as GateId),
   tool: fc.string(),
+  rule: fc.constant('tools.requireApproval[0]'),
   status: fc.constantFrom(...STATUSES),
   expiresAt: fc.integer({ min: 0, max: 100 }),
 });

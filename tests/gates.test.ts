@@ -113,7 +113,11 @@ interface Refused {
     code?: string;
     type: string;
     message: string;
-    rungate: { code: string; rule: string; gates: { id: GateId; tool: string; url: string }[] };
+    rungate: {
+      code: string;
+      rule: string;
+      gates: { id: GateId; tool: string; rule: string; url: string }[];
+    };
   };
 }
 
@@ -168,7 +172,10 @@ describe.each(WAYS)('a gated call in %s, sent %s', (kind, _, stream) => {
     const before = upstream.requests.length;
     const first = await pendingOf(kind, options, stream);
     expect(first.status).toBe(stream ? 200 : 403);
-    expect(first.error.rungate).toMatchObject({ code: 'approval_pending' });
+    expect(first.error.rungate).toMatchObject({
+      ...{ code: 'approval_pending', field: 'tool', asked: 'issue_refund' },
+      gates: [{ tool: 'issue_refund', rule: 'tools.requireApproval[0]' }],
+    });
     const [gate] = first.error.rungate.gates;
     expect(gate!.url).toBe(`http://rungate.example/v1/gates/${gate!.id}`);
     const again = await ask(kind, options, 1);

@@ -321,8 +321,11 @@ async function refuse(
   call: Permitted,
   stand: Exclude<Stand, { kind: 'released' }>,
 ): Promise<never> {
-  const gates = stand.gates.map(({ id, tool }) => ({ id, tool, url: gateUrl(call, id) }));
-  const detail = { rule: 'tools.requireApproval', runId: call.run.name, gates };
+  const gates = stand.gates.map(({ id, tool, rule }) => {
+    return { id, tool, rule, url: gateUrl(call, id) };
+  });
+  const about = { rule: 'tools.requireApproval', field: 'tool', asked: askedOf(stand.gates) };
+  const detail = { ...about, runId: call.run.name, gates };
   if (stand.kind === 'refused') {
     return deny({ ...call, isRemembered: false }, stand.code, stand.message, detail);
   }
@@ -330,6 +333,12 @@ async function refuse(
     ...detail,
     policy: call.version.label,
   });
+}
+
+/** The tools that people are asked about: one, or all of them. */
+function askedOf(gates: readonly GateStand[]): unknown {
+  const tools = [...new Set(gates.map(({ tool }) => tool))];
+  return tools.length === 1 ? tools[0] : tools;
 }
 
 function pendingSentence(gates: readonly GateStand[]): string {
@@ -355,8 +364,8 @@ export function gateUrl(
 
 /** 202 (RFC 7240, section 4.1): the answer is not ready, and where to look. */
 function accept(call: Permitted, gates: readonly GateStand[]): Response {
-  const shown = gates.map(({ id, tool, status, expiresAt }) => ({
-    ...{ id, tool, status, url: gateUrl(call, id) },
+  const shown = gates.map(({ id, tool, rule, status, expiresAt }) => ({
+    ...{ id, tool, rule, status, url: gateUrl(call, id) },
     expiresAt: new Date(expiresAt).toISOString(),
   }));
   const body = { status: 'approval_pending', message: pendingSentence(gates), gates: shown };

@@ -34,13 +34,18 @@ export function subjectText(subject: GateSubject): string {
 export interface GateStand {
   readonly id: GateId;
   readonly tool: string;
+  /** The rule that asks, as a path in the policy document. */
+  readonly rule: string;
   readonly status: GateStatus;
   /** Unix milliseconds. */
   readonly expiresAt: number;
 }
 
 /** A gate's status at a moment: one that nobody used in time has expired, approved or not. */
-export function statusAt({ status, expiresAt }: Omit<GateStand, 'id' | 'tool'>, now: number) {
+export function statusAt(
+  { status, expiresAt }: Pick<GateStand, 'status' | 'expiresAt'>,
+  now: number,
+) {
   const isOpen = status === 'pending' || status === 'approved';
   return isOpen && expiresAt <= now ? 'expired' : status;
 }
