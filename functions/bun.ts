@@ -1,6 +1,7 @@
 /** The entry for Bun: its server, and how long it keeps connections. */
 
 import http from 'node:http';
+import process from 'node:process';
 import { isEventStream } from '../schema/sse.ts';
 import { makeApp } from './app.ts';
 import { failOutside } from './refuse.ts';
@@ -12,6 +13,12 @@ const IDLE_S = 10;
 /** Any length: whoever reads a body has a limit of its own, and refuses in the caller's dialect. */
 const MAX_BODY_BYTES = Number.MAX_SAFE_INTEGER;
 const MAX_HEADER_BYTES = 1024 * 1024;
+/**
+ * Bun makes no more than 256 requests at once unless this says more, and has the next ones wait: for
+ * upstreams that think for minutes, and behind them those to a database on a server.
+ */
+const MAX_REQUESTS = 'BUN_CONFIG_MAX_HTTP_REQUESTS';
+const MOST_REQUESTS = '65535';
 
 /** Starts the server. */
 export function listen(services: Services): Listening {
@@ -54,4 +61,17 @@ function open(services: Services) {
   });
 }
 
-if (import.meta.main) await serveOrExit(listen);
+/**
+ * Lets the process make as many requests at once as it has calls. Bun reads that when it starts and
+ * never again, so that the program begins anew in the same process: call it before anything else.
+ */
+export function makeRoom(): void {
+  if (process.env[MAX_REQUESTS] !== undefined || process.platform === 'win32') return;
+  const args = [process.execPath, ...process.execArgv, ...process.argv.slice(1)];
+  process.execve?.(process.execPath, args, { ...process.env, [MAX_REQUESTS]: MOST_REQUESTS });
+}
+
+if (import.meta.main) {
+  makeRoom();
+  await serveOrExit(listen);
+}

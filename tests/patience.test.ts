@@ -1,9 +1,10 @@
 /** A model that thinks in silence, longer than servers keep a silent request by default, is waited for. */
 
 import { afterAll, beforeAll, expect, test } from 'bun:test';
+import { type ClientRequest, request } from 'node:http';
 import { type Deployment, deploy, readTrail } from './rungate.ts';
-import { ALL_KINDS, call, type Kind } from './runtimes.ts';
-import { startUpstream, type Upstream } from './upstream.ts';
+import { ALL_KINDS, call, KINDS, type Kind } from './runtimes.ts';
+import { SCRIPT_HEADER, startUpstream, type Upstream } from './upstream.ts';
 
 /** Bun ends a request after 10 s in which nothing was sent, and may take some more to notice. */
 const SILENCE_MS = 16_000;
@@ -46,5 +47,31 @@ test('silence before the headers and in the middle of a stream ends no call', as
     expect(status).toBe(200);
     expect(text).toMatch(/heard you say|\[DONE\]\n\n$/);
     expect(await readTrail(rungate, run)).toMatchObject([{ outcome: 'ok', estimated: false }]);
+  }
+}, 60_000);
+
+/** More than the 256 requests that Bun makes at once by itself. */
+const MANY = 300;
+
+/** A call that its upstream never answers, by a client that Bun sets no limit. */
+function askInVain({ url, token }: Deployment): ClientRequest {
+  const { path, body } = KINDS.chat;
+  const headers = {
+    ...{ authorization: `Bearer ${token}`, 'content-type': 'application/json' },
+    [SCRIPT_HEADER]: JSON.stringify({ stall: 'headers' }),
+  };
+  const asked = request(`${url}${path}`, { method: 'POST', headers, agent: false });
+  asked.on('error', () => {});
+  asked.end(JSON.stringify(body));
+  return asked;
+}
+
+test('however many calls wait for a model, the next one is sent', async () => {
+  for (const rungate of deployments) {
+    const before = upstream.requests.length;
+    const waiting = Array.from({ length: MANY }, () => askInVain(rungate));
+    await upstream.received(before + MANY - 1);
+    expect((await call({ rungate }, 'chat')).status).toBe(200);
+    for (const asked of waiting) asked.destroy();
   }
 }, 60_000);

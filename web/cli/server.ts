@@ -44,11 +44,12 @@ export function addServerCommands(program: Command): void {
 
 /** The modules are loaded here alone: no other command needs them, nor the runtime they are for. */
 async function serve(options: OutputOptions): Promise<void> {
-  const [{ boot }, server, { listen }] = await Promise.all([
+  const [{ boot }, server, { listen, makeRoom }] = await Promise.all([
     import('../../functions/boot.ts'),
     import('../../functions/serve.ts'),
     import('../../functions/bun.ts'),
   ]);
+  makeRoom();
   const services = await boot();
   const listening = await server.serve(services, listen).catch((error: unknown) => {
     throw error instanceof server.ListenError ? new Failure(EXIT_FAILED, error.message) : error;
