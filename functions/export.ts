@@ -22,6 +22,7 @@ import { TAR_END, tarHeader, tarPadding } from '../schema/tar.ts';
 import { authenticateAdmin } from './admin.ts';
 import { respond } from './edge.ts';
 import type { Services } from './services.ts';
+import { breathe } from './turns.ts';
 
 /** What is exported, and of what. */
 export interface Exporting {
@@ -175,11 +176,6 @@ const OPENED: Readonly<Record<string, (exporting: Exporting) => AsyncGenerator<s
   gate_args: argLines,
   parked_answers: answerLines,
 };
-
-/** Reads of a file are done at once: between them, calls have their turn. */
-function breathe(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
-}
 
 function encode(text: string): Bytes {
   return new TextEncoder().encode(text);

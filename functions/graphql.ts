@@ -24,6 +24,7 @@ import { readBody, strictBody } from './proxy/body.ts';
 import { HOLDS_NUL, refusalHeaders } from './refuse.ts';
 import type { Services } from './services.ts';
 import { loadersFor, store } from './store.ts';
+import { takeTurns } from './turns.ts';
 
 /** What a request and its document may amount to. */
 const BODY_LIMITS = { maxEncodedBytes: 256 * 1024, maxDecodedBytes: 256 * 1024 };
@@ -62,7 +63,7 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
     ],
   });
   const answer = async (request: Request) => {
-    const admin = await identifyAdmin(services, request);
+    const admin = await identifyAdmin({ ...services, db: takeTurns(services.db) }, request);
     refuseOtherKinds(request);
     const context = contextOf(services, admin);
     const body = await readBody(request, BODY_LIMITS, services.stopping.signal);

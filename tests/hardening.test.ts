@@ -103,6 +103,7 @@ const ABUSES: Readonly<Record<string, string>> = {
   'of a fragment that contains itself': '{ me { ...A } } fragment A on Viewer { ...A }',
   'of fragments that contain each other':
     '{ me { ...A } } fragment A on Viewer { ...B } fragment B on Viewer { ...A }',
+  'of many lists to sort': `{ ${repeat(12, (at) => `a${at}: runs(first: 5, orderBy: { field: SPENT, direction: DESC }) { nodes { id } }`)} }`,
   'of many nodes':
     '{ agents(first: 100) { nodes { tokens(first: 100) { nodes { id } } policy { agents(first: 100) { nodes { id } } } } } }',
 };
@@ -115,6 +116,25 @@ describe('a query that is', () => {
     expect(answer.errors.length).toBeGreaterThan(0);
     expect(answer.errors.length).toBeLessThan(60);
     expect(answer.text).not.toMatch(INTERNAL);
+  });
+
+  test('of many lists has calls take their turn between its reads', async () => {
+    const query = `{ ${repeat(9, (at) => `a${at}: runs(first: ${at + 1}) { nodes { id } }`)} }`;
+    let turn = 0;
+    let isOver = false;
+    const pass = () => {
+      turn++;
+      if (!isOver) setImmediate(pass);
+    };
+    pass();
+    const turns: number[] = [];
+    world.watch.seen = ({ sql }) => void (/ from runs /.test(sql) && turns.push(turn));
+    const { errors } = await world.ask(owner, query);
+    world.watch.seen = undefined;
+    isOver = true;
+    expect(errors).toEqual([]);
+    expect(turns.length).toBe(9);
+    expect(new Set(turns).size).toBe(9);
   });
 
   test('nested once too deeply is refused, and no deeper ones cost more', async () => {

@@ -148,12 +148,19 @@ const RunOrderInput = builder.inputType('RunOrder', {
   }),
 });
 
+/** What an order adds to the cost of a query in which every run has to be looked at. */
+const SORTING = 2_000;
+
 builder.queryFields((t) => ({
   runs: t.connection({
     type: RunType,
     action: 'run.read',
     description: 'The runs of the org, the newest first unless ordered otherwise.',
-    complexity: costOf,
+    complexity({ orderBy, ...page }) {
+      const { field, multiplier } = costOf(page);
+      const isSorted = (orderBy?.field ?? 'opened_at') !== 'opened_at';
+      return { field: field + (isSorted ? SORTING : 0), multiplier };
+    },
     args: {
       filter: t.arg({ type: RunFilter, description: 'Which of them.' }),
       orderBy: t.arg({ type: RunOrderInput, description: 'In which order.' }),
