@@ -177,14 +177,17 @@ export async function pruneEndedRuns(org: Org, beforeMs: number, limit: number):
   return results.slice(told.length).reduce((sum, { changes }) => sum + changes, 0);
 }
 
-/** Steps that are anchored go with an entry in the audit trail, or else they would be missed. */
+/**
+ * Steps that are anchored go with an entry in the audit trail, or else they would be missed. The plus
+ * has the few runs found by their ids: an index of the org would have all of its runs read.
+ */
 function disclosure(org: Org, rows: readonly Row[]): Statement[] {
   const runs = rows.filter((row) => row.anchored_head !== null).map(({ id }) => id);
   if (runs.length === 0) return [];
   return [
     org.statement(
       `update runs set anchored_steps = 0, anchored_head = null, anchored_last = null
-       where org_id = ?1 and id in (select value from json_each(?2)) and anchored_head is not null`,
+       where +org_id = ?1 and id in (select value from json_each(?2)) and anchored_head is not null`,
       JSON.stringify(runs),
     ),
     auditEntry(org, 'system', PRUNING, 'runs', { runs }, { ifChanged: true }),
@@ -198,7 +201,7 @@ function matchOf(table: string, owner: string): string {
   return `agent_id in (select value ->> 1 from json_each(?3)) and ${isOwned}`;
 }
 
-/** Runs of which nothing is left. */
+/** Runs of which nothing is left, found by their ids as in {@link disclosure}. */
 function emptied(org: Org, runs: string): Statement {
   const left = OF_RUNS.map(({ table, owner }) => {
     const isAgents = table === 'parked' ? ' and t.agent_id = runs.agent_id' : '';
@@ -207,7 +210,7 @@ function emptied(org: Org, runs: string): Statement {
     )`;
   });
   return org.statement(
-    `delete from runs where org_id = ?1 and closed_at is not null
+    `delete from runs where +org_id = ?1 and +closed_at is not null
      and id in (select value ->> 0 from json_each(?2)) ${left.join(' ')}`,
     runs,
   );
@@ -239,7 +242,8 @@ function deletion(
 export async function pruneOpenRuns(org: Org, beforeMs: number, limit: number): Promise<number> {
   const least = leastId('step', beforeMs);
   const rows = await org.read(
-    `select r.id, r.anchored_head from runs r where r.org_id = ?1 and r.status = 'open' and r.opened_at < ?2
+    `select r.id, r.anchored_head from runs r indexed by open_runs
+     where r.org_id = ?1 and r.status = 'open' and r.opened_at < ?2
        and exists (
          select 1 from steps s where s.org_id = ?1 and s.run_id = r.id and s.id < ?3
            and s.settled_at is not null

@@ -3,6 +3,7 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from 'bun:test';
 import fc from 'fast-check';
 import { verifyOrg } from '../db/checkpoints.ts';
+import type { Statement } from '../db/client.ts';
 import { diagnose } from '../db/doctor.ts';
 import type { Org } from '../db/org.ts';
 import { changeRetention, findOverdue, pruneRecords, readRetention } from '../db/retention.ts';
@@ -296,6 +297,37 @@ describe('pruning', () => {
       before = left;
     }
     expect([before, total]).toEqual([[0, 0, 0], 732]);
+  });
+
+  test('looks at the runs that it deletes, and at no others of their org', async () => {
+    const { org } = await makeOrg(ground);
+    await write(org, [{ isOpen: false, closedAge: 40, steps: [{ age: 41, spent: 1 }] }]);
+    await write(org, [{ isOpen: true, closedAge: 0, steps: [{ age: 41, spent: 1 }] }]);
+    await ground.db.write([{ sql: `update runs set anchored_head = 'x'`, args: [] }]);
+    const plans = new Set<string>();
+    const explaining = await ground.connect();
+    const explain = async ({ sql, args }: Statement) => {
+      if (!/^(select r\.id|update runs|delete from runs)/.test(sql)) return;
+      const steps = await explaining.read(`explain query plan ${sql}`, args);
+      const first = steps.find(({ detail }) => /^(SEARCH|SCAN) (runs|r) /.test(String(detail)));
+      plans.add(String(first?.detail));
+    };
+    const db: typeof ground.db = {
+      ...ground.db,
+      async read(sql, args) {
+        await explain({ sql, args });
+        return await ground.db.read(sql, args);
+      },
+      async write(statements) {
+        for (const statement of statements) await explain(statement);
+        return await ground.db.write(statements);
+      },
+    };
+    await retain({ ...servicesOf(30), db }, LONG_MS);
+    expect([...plans].sort()).toEqual([
+      'SEARCH r USING INDEX open_runs (opened_at<?)',
+      'SEARCH runs USING PRIMARY KEY (id=?)',
+    ]);
   });
 
   test('takes old audit entries once a day, and the trail still verifies', async () => {
