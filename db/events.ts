@@ -40,10 +40,10 @@ export function listEvents(org: Org, filter: EventFilter, window: Window): Promi
   return readPage(org, listing, window, toEvent);
 }
 
-/** The events of these ids. */
+/** The events of these ids, found by them as runs are. */
 export async function readEvents(org: Org, ids: readonly EventId[]): Promise<Event[]> {
   const rows = await org.read(
-    'select * from events where org_id = ?1 and id in (select value from json_each(?2))',
+    'select * from events where +org_id = ?1 and id in (select value from json_each(?2))',
     JSON.stringify(ids),
   );
   return rows.map(toEvent);

@@ -367,10 +367,10 @@ export function listGatesOfRuns(
   return readPages(org, listings, runs, window, toGate);
 }
 
-/** The gates of these ids. */
+/** The gates of these ids, found by them as runs are. */
 export async function readGates(org: Org, ids: readonly GateId[]): Promise<Gate[]> {
   const rows = await org.read(
-    `${SELECT} where g.org_id = ?1 and g.id in (select value from json_each(?2))`,
+    `${SELECT} where +g.org_id = ?1 and g.id in (select value from json_each(?2))`,
     JSON.stringify(ids),
   );
   return rows.map(toGate);

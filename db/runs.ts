@@ -72,10 +72,13 @@ export async function readRun(org: Org, id: RunId): Promise<Run | undefined> {
   return maybe(await org.first('select * from runs where org_id = ?1 and id = ?2', id));
 }
 
-/** The runs of these ids. */
+/**
+ * The runs of these ids. The plus has them found by these: by an index of the org, all that it has
+ * would be read.
+ */
 export async function readRuns(org: Org, ids: readonly RunId[]): Promise<Run[]> {
   const rows = await org.read(
-    'select * from runs where org_id = ?1 and id in (select value from json_each(?2))',
+    'select * from runs where +org_id = ?1 and id in (select value from json_each(?2))',
     JSON.stringify(ids),
   );
   return rows.map(toRun);

@@ -25,7 +25,7 @@ export async function newestRuns(org: Org, limit: number): Promise<RunId[]> {
 /** Those of these runs that are the org's. */
 export async function knownRuns(org: Org, ids: readonly RunId[]): Promise<Set<RunId>> {
   const rows = await org.read(
-    'select id from runs where org_id = ?1 and id in (select value from json_each(?2))',
+    'select id from runs where +org_id = ?1 and id in (select value from json_each(?2))',
     JSON.stringify(ids),
   );
   return new Set(rows.map(({ id }) => id as RunId));

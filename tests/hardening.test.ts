@@ -5,6 +5,10 @@ import { gzipSync } from 'node:zlib';
 import SchemaBuilder from '@pothos/core';
 import ScopeAuthPlugin from '@pothos/plugin-scope-auth';
 import { graphql as execute, getNamedType, isNonNullType, isObjectType } from 'graphql';
+import type { Statement } from '../db/client.ts';
+import { readEvents } from '../db/events.ts';
+import { readGates } from '../db/gates.ts';
+import { readRuns } from '../db/runs.ts';
 import {
   documentOf,
   isConnection,
@@ -82,6 +86,25 @@ test('a text with a NUL is told to be its author’s fault, wherever it is looke
     expect([status, text]).toEqual([200, expect.stringContaining('"code":"INVALID"')]);
     expect(text).not.toMatch(/INTERNAL|"id":/);
   }
+});
+
+test('what is looked up by ids is found by them, whatever else its org has', async () => {
+  const { org } = world.own;
+  const looked: Statement[] = [];
+  world.watch.seen = (statement) => void looked.push(statement);
+  await Promise.all([readRuns(org, []), readEvents(org, []), readGates(org, [])]);
+  world.watch.seen = undefined;
+  const explaining = await world.ground.connect();
+  const plans: string[] = [];
+  for (const { sql, args } of looked) {
+    const [first] = await explaining.read(`explain query plan ${sql}`, args);
+    plans.push(String(first?.detail));
+  }
+  expect(plans.sort()).toEqual([
+    'SEARCH events USING PRIMARY KEY (id=?)',
+    'SEARCH g USING PRIMARY KEY (id=?)',
+    'SEARCH runs USING PRIMARY KEY (id=?)',
+  ]);
 });
 
 /** Documents that are too much, by what of them is. */
