@@ -62,8 +62,11 @@ export function makeGraphql(services: Services): (request: Request) => Promise<R
       ...(services.config.isIntrospected ? [] : [validateWith(refuseIntrospection)]),
     ],
   });
+  // A server reads for several at once, and far away.
+  const isFile = services.config.database.url.startsWith('file:');
   const answer = async (request: Request) => {
-    const admin = await identifyAdmin({ ...services, db: takeTurns(services.db) }, request);
+    const db = isFile ? takeTurns(services.db) : services.db;
+    const admin = await identifyAdmin({ ...services, db }, request);
     refuseOtherKinds(request);
     const context = contextOf(services, admin);
     const body = await readBody(request, BODY_LIMITS, services.stopping.signal);

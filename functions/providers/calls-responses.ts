@@ -74,6 +74,8 @@ interface Slot {
   isHosted: boolean;
   /** Whether it is a call of free text that an event has told whole. */
   isEnded: boolean;
+  /** In which turn of the places its parts come. */
+  readonly turn: number;
   /** Whether its events say where it stands. */
   isPlaced: boolean;
   /** Whether its beginning stands in what was read before this answer. */
@@ -121,6 +123,8 @@ class ResponseGatherer implements Gatherer {
   readonly #ways = new Ways();
   /** Where the event before it stands, of those that stand somewhere. */
   #place: string | undefined;
+  /** How often that has changed. */
+  #turn = 0;
   #isOver = false;
   #chars = 0;
 
@@ -132,6 +136,7 @@ class ResponseGatherer implements Gatherer {
   take(passage: Passage): string[] {
     const { value } = passage;
     const type = typeOf(passage);
+    this.glance(passage);
     const response = memberOf(value, 'response');
     refuseVariants(response);
     const names = [value.output, response.output, value.data].flatMap((list) =>
@@ -144,12 +149,16 @@ class ResponseGatherer implements Gatherer {
     } else if (/_call|mcp_approval/i.test(type)) names.push(...this.#continue(type, passage));
     if (this.#isOver && names.length > 0) throw new Unreadable('a call goes on after the end');
     this.#isOver ||= END.test(type);
-    this.glance(passage);
     return names;
   }
 
+  /** Some clients take what comes after events of another place for something new. */
   glance(passage: Passage): void {
-    this.#place = placeOf(passage) ?? this.#place;
+    if (!('output_index' in passage.value)) return;
+    // To those clients, no place is one too.
+    const place = placeOf(passage) ?? 'none';
+    if (place !== this.#place) this.#turn++;
+    this.#place = place;
   }
 
   calls(): ProposedCall[] {
@@ -214,6 +223,7 @@ class ResponseGatherer implements Gatherer {
     if (this.#slots.size >= MAX_SLOTS) throw new Unreadable('it proposes too many calls');
     const slot = {
       ...{ seen: [], isHosted: false, isEnded: false, isPlaced: true, isResumed },
+      turn: this.#turn,
       ...{ deltas: new Map(), done: [], told: new Set<string>(), others: new Map() },
     };
     this.#slots.add(slot);
@@ -261,7 +271,9 @@ class ResponseGatherer implements Gatherer {
       throw new Unreadable('a call goes on after its end');
     }
     if (/_call_(?:arguments|input)\./i.test(type)) {
-      if (delta !== '') this.#requireTurn(passage);
+      if (delta !== '' && slot.turn !== this.#turn) {
+        throw new Unreadable('the parts of its calls take turns');
+      }
       // A client goes by one type of events: it joins those, and no others to them.
       if (delta !== '') slot.deltas.set(type, (slot.deltas.get(type) ?? '') + delta);
       slot.done.push(...done);
@@ -270,13 +282,6 @@ class ResponseGatherer implements Gatherer {
     if (delta === '' || slot.isHosted) return;
     const key = JSON.stringify([type, plainIndex(passage, value, 'command_index')]);
     slot.others.set(key, (slot.others.get(key) ?? '') + delta);
-  }
-
-  /** Some clients take what comes after events of another place for something new. */
-  #requireTurn(passage: Passage): void {
-    const place = placeOf(passage);
-    if (place === undefined || this.#place === undefined || place === this.#place) return;
-    throw new Unreadable('the parts of its calls take turns');
   }
 
   #count(chars: number): void {
