@@ -50,7 +50,7 @@ const TRIES = 8;
 const RETRY_AFTER_S = 2;
 
 /** What is tried: a bound, and the output limit per choice that it stands for where lowered. */
-interface Attempt {
+interface Trial {
   readonly bound: Bound;
   readonly outputLimit: number | null;
 }
@@ -65,21 +65,21 @@ interface Attempt {
  *   `invalid_body` for one whose limits can't be read.
  */
 export async function reserveBudget(call: Paced): Promise<Held> {
-  let attempt = await firstAttempt(call);
+  let trial = await firstTrial(call);
   const windows = windowsOf(call.startedAt);
   const ceilings = ceilingsOf(call.version.policy);
   const drawing = drawLines(call.org, call.agent.id, call.version, windows);
   if (drawing) await drawing;
   for (let turn = 0; turn < TRIES; turn++) {
-    const tried = await hold(call, attempt, windows, ceilings);
+    const tried = await hold(call, trial, windows, ceilings);
     if (tried.held) return tried.held;
     if (call.isRemembered) throw new Outdated();
-    attempt = await refit(call, attempt, windows, ceilings, tried.pace);
+    trial = await refit(call, trial, windows, ceilings, tried.pace);
   }
   return denyHeld(call, await readTightest(call, windows, ceilings));
 }
 
-function firstAttempt(call: Paced): Attempt | Promise<never> {
+function firstTrial(call: Paced): Trial | Promise<never> {
   const { endpoint, body, rates } = call;
   if (!rates || !body) return { bound: NO_COST, outputLimit: null };
   const asked = endpoint.bound(body.value, call.bytes.length, rates);
@@ -116,16 +116,16 @@ interface Tried {
 
 async function hold(
   call: Paced,
-  attempt: Attempt,
+  trial: Trial,
   windows: Windows,
   ceilings: Ceilings,
 ): Promise<Tried> {
-  const { bound, outputLimit } = attempt;
+  const { bound, outputLimit } = trial;
   // Before anything is held: what a body is refused for here must leave no hold behind.
-  const prepared = prepare(call, attempt);
+  const prepared = prepare(call, trial);
   const now = call.services.now();
   const charges = chargesOf(call, bound);
-  const reservation = reservationOf(call, attempt, windows, ceilings, now + LEASE_MS);
+  const reservation = reservationOf(call, trial, windows, ceilings, now + LEASE_MS);
   const { stepId, standings, tokens } = await reserve(call.org, reservation, charges, now);
   const pace = charges.length > 0 ? { charges, standings, now } : undefined;
   if (!stepId) return { pace };
@@ -138,7 +138,7 @@ async function hold(
 
 function reservationOf(
   call: Paced,
-  { bound, outputLimit }: Attempt,
+  { bound, outputLimit }: Trial,
   windows: Windows,
   ceilings: Ceilings,
   leaseExpiresAt: number,
@@ -211,7 +211,7 @@ export function isBackground({ body, rates }: Pick<Paced, 'body' | 'rates'>): bo
 }
 
 /** The bytes that go upstream: the caller's own, with as few edits as can be. */
-function prepare(call: Paced, { bound, outputLimit }: Attempt) {
+function prepare(call: Paced, { bound, outputLimit }: Trial) {
   const { body, endpoint, provider } = call;
   if (!body) return { outgoing: call.bytes, askedUsage: false };
   const usage = provider.streamsUsage ? [] : endpoint.askUsage(body);
@@ -237,11 +237,11 @@ function isLimited(body: JsonObject): boolean {
 /** Finds what to try next, or refuses. */
 async function refit(
   call: Paced,
-  attempt: Attempt,
+  trial: Trial,
   windows: Windows,
   ceilings: Ceilings,
   pace: Pace | undefined,
-): Promise<Attempt> {
+): Promise<Trial> {
   const run = await readRun(call.org, call.run.id);
   // Who has named no run goes on in the window that comes after it.
   if (run?.status === 'completed' && call.windowSince !== null) throw new Outdated();
@@ -253,24 +253,24 @@ async function refit(
   // Something else than money has changed since it was read.
   if (!scope || !call.rates) throw new Outdated();
   const room = roomOf(scope);
-  if (worstCaseOf(attempt.bound, call.rates) <= room) {
-    const reservation = reservationOf(call, attempt, windows, ceilings, 0);
+  if (worstCaseOf(trial.bound, call.rates) <= room) {
+    const reservation = reservationOf(call, trial, windows, ceilings, 0);
     if (!(await stands(call.org, reservation))) throw new Outdated();
-    return attempt;
+    return trial;
   }
-  const most = mostOutput(call, attempt.bound);
-  const fits = Math.min(most, fitOutput(attempt.bound, call.rates, room));
+  const most = mostOutput(call, trial.bound);
+  const fits = Math.min(most, fitOutput(trial.bound, call.rates, room));
   const least = Math.min(call.version.policy.budget.minOutputTokens, most);
-  if (most > 0 && fits >= Math.max(least, attempt.bound.leastOutput ?? 1)) {
-    const outputTokens = fits * attempt.bound.choices;
-    return { bound: { ...attempt.bound, outputTokens }, outputLimit: fits };
+  if (most > 0 && fits >= Math.max(least, trial.bound.leastOutput ?? 1)) {
+    const outputTokens = fits * trial.bound.choices;
+    return { bound: { ...trial.bound, outputTokens }, outputLimit: fits };
   }
   if (scope.heldNanos > 0) {
     const now = call.services.now();
     const freed = await expireHolds(call.services.db, now);
-    return freed > 0 ? attempt : denyHeld(call, scope);
+    return freed > 0 ? trial : denyHeld(call, scope);
   }
-  return stop(call, scope, windows, attempt);
+  return stop(call, scope, windows, trial);
 }
 
 /** What a completion without a limit gets at OpenAI, so that a lowered limit raises none. */
@@ -297,17 +297,12 @@ async function readTightest(
 }
 
 /** Stops the run, unless a hold has appeared meanwhile: then the next turn looks again. */
-async function stop(
-  call: Paced,
-  scope: Scope,
-  windows: Windows,
-  attempt: Attempt,
-): Promise<Attempt> {
+async function stop(call: Paced, scope: Scope, windows: Windows, trial: Trial): Promise<Trial> {
   const until = blockedUntil(scope, windows);
   const now = call.services.now();
   const reason = `budget.${scope.name}`;
   const blocked = await blockRun(call.org, call.run.id, reason, until, now, { scope });
-  if (!blocked) return attempt;
+  if (!blocked) return trial;
   const left = `${dollars(scope.spentNanos)} of ${dollars(scope.ceilingNanos)} are spent`;
   return deny(
     call,
