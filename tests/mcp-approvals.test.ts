@@ -540,6 +540,7 @@ describe('a call that people approved of one server', () => {
     'on another path': [{ ...SERVER, server_url: 'https://crm.example.com/v2' }],
     'without TLS': [{ ...SERVER, server_url: 'http://crm.example.com' }],
     'of a connector': [{ type: 'mcp', server_label: 'crm', connector_id: 'connector_gmail' }],
+    'of a tunnel': [{ type: 'mcp', server_label: 'crm', tunnel_id: 'tunnel_1' }],
     'under another label': [{ ...SERVER, server_label: 'CRM' }],
     'that is not declared': [],
   };
@@ -558,6 +559,32 @@ describe('a call that people approved of one server', () => {
     expect(upstream.requests.length).toBe(before);
     upstream.script(answering(false, [ranFor(id), said]));
     expect((await send(run, REFERRING['the response before']!(id, response))).status).toBe(200);
+  });
+
+  test('is held to its tunnel where it is of one', async () => {
+    const tunnel = { type: 'mcp', server_label: 'crm', tunnel_id: 'tunnel_1' };
+    const members = { previous_response_id: 'resp_tunnel', input: [approvalOf('mcpr_tunnel')] };
+    upstream.script(answering(false, [requestFor('mcpr_tunnel')], 'resp_tunnel'));
+    await send('tunnel', { tools: [tunnel] });
+    expect((await gatesOf('tunnel')).map(({ server }) => server)).toEqual(['tunnel_1']);
+    await decide('tunnel');
+    expect((await send('tunnel', { tools: [tunnel] })).status).toBe(200);
+    for (const other of [SERVER, { ...tunnel, tunnel_id: 'tunnel_2' }]) {
+      expect((await send('tunnel', { ...members, tools: [other] })).status).toBe(403);
+    }
+    upstream.script(answering(false, [ranFor('mcpr_tunnel'), said]));
+    expect((await send('tunnel', { ...members, tools: [tunnel] })).status).toBe(200);
+  });
+
+  test('runs on none that people were not shown', async () => {
+    upstream.script(answering(false, [requestFor('mcpr_nowhere')], 'resp_nowhere'));
+    await send('nowhere', { tools: [] });
+    await decide('nowhere');
+    expect((await send('nowhere', { tools: [] })).status).toBe(200);
+    const members = { previous_response_id: 'resp_nowhere', input: [approvalOf('mcpr_nowhere')] };
+    const refused = await send('nowhere', members);
+    expect(refused.status).toBe(403);
+    expect((await refusedOf(refused)).rungate.code).toBe('permission_denied');
   });
 
   test('is shown with where that is, on the command line and by the link', async () => {
@@ -613,6 +640,7 @@ describe('a call that people approved of one server', () => {
   test.each<[string, readonly Item[], string]>([
     ['stands for two servers', [SERVER, { ...SERVER, server_url: 'https://b.example.com' }], '1'],
     ['says two places', [{ ...SERVER, connector_id: 'connector_gmail' }], '0'],
+    ['says a tunnel beside a URL', [{ ...SERVER, tunnel_id: 'tunnel_1' }], '0'],
     ['holds a slash', [{ ...SERVER, server_label: 'crm/v2' }], '0'],
     [
       'is that of one server too many',

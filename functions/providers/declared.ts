@@ -49,7 +49,8 @@ export function declaredTools(endpoint: string, body: JsonObject): readonly Decl
 }
 
 /**
- * Where the MCP servers of a request are, by their labels: their URLs, or the ids of connectors.
+ * Where the MCP servers of a request are, by their labels: their URLs, or the ids of connectors
+ * or tunnels.
  *
  * @throws {Refusal} as {@link declaredTools} does.
  */
@@ -120,7 +121,7 @@ function mcpOfResponses(tool: JsonObject, field: string): Declared[] {
 }
 
 /** Keys that say where an MCP server is. */
-const PLACE_KEYS: ReadonlySet<string> = new Set(['server_url', 'connector_id']);
+const PLACE_KEYS: ReadonlySet<string> = new Set([...['server_url', 'connector_id', 'tunnel_id']]);
 /** Those of an Anthropic request. */
 const URL_KEYS: ReadonlySet<string> = new Set(['url']);
 

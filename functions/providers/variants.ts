@@ -21,7 +21,7 @@ function shapeOf(keys: readonly string[], nested: readonly string[] = []): Shape
 const TOOL = shapeOf(
   [
     ...['type', 'name', 'max_uses', 'mcp_server_name', 'url'],
-    ...['server_label', 'server_url', 'connector_id', 'tool_names'],
+    ...['server_label', 'server_url', 'connector_id', 'tunnel_id', 'tool_names'],
   ],
   [
     ...['function', 'custom', 'tools', 'environment'],

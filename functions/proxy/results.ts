@@ -137,8 +137,11 @@ function whyNotRun(
   { isUsed, tool, server }: ReleasedCall,
 ): string | undefined {
   if (isUsed) return usedUp(id);
-  if (server === null || server === serverOf(call, tool ?? '')) return undefined;
-  return `People approved "${(tool ?? '').slice(0, 100)}" of the server at ${server.slice(0, 200)}, which this request doesn't declare under that label; declare it as it was.`;
+  if (server === serverOf(call, tool ?? '')) return undefined;
+  const approved = `People approved "${(tool ?? '').slice(0, 100)}"`;
+  if (server === null)
+    return `${approved} without being shown where its server is; let it be proposed again.`;
+  return `${approved} of the server at ${server.slice(0, 200)}, which this request doesn't declare under that label; declare it as it was.`;
 }
 
 /** What another run had approved may be shown where it has run, but does not run again. */
