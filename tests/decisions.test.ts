@@ -822,6 +822,19 @@ describe('a hosted tool', () => {
       ),
     ).toBe('hostedTools.allow');
   });
+
+  test('of an MCP server is not allowed by a host that only some readers find in its URL', () => {
+    const glob = 'mcp/https://crm.example.com/*';
+    for (const place of [
+      'https://crm.example.com\\@evil.example.com/..',
+      'https://crm.example.com\t/',
+      'https://crm.example\u3002com/',
+    ]) {
+      const server = { type: 'mcp', label: 'crm', place };
+      expect(judge({ allow: [glob] }, server)).toBe('hostedTools.allow');
+      expect(judge({ allow: ['*'], deny: [glob] }, server)).toBe('hostedTools.deny[0]');
+    }
+  });
 });
 
 const POLICY = {

@@ -539,6 +539,9 @@ describe('a call that people approved of one server', () => {
     'at another host': [{ ...SERVER, server_url: 'https://evil.example.com' }],
     'on another path': [{ ...SERVER, server_url: 'https://crm.example.com/v2' }],
     'without TLS': [{ ...SERVER, server_url: 'http://crm.example.com' }],
+    'that some readers find in its URL': [
+      { ...SERVER, server_url: 'https://crm.example.com\\@evil.example.com/..' },
+    ],
     'of a connector': [{ type: 'mcp', server_label: 'crm', connector_id: 'connector_gmail' }],
     'of a tunnel': [{ type: 'mcp', server_label: 'crm', tunnel_id: 'tunnel_1' }],
     'under another label': [{ ...SERVER, server_label: 'CRM' }],

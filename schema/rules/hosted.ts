@@ -47,7 +47,7 @@ export function decideHosted(policy: Policy, tool: HostedTool): Denial | undefin
     const reason = `The name of the hosted tool "${asked}" is longer than ${MAX_NAME_LENGTH} characters.`;
     return { effect: 'deny', rule: 'hostedTools', field: 'tools', asked, reason };
   }
-  const folded = names.map(foldName);
+  const folded = [...names, ...calledOf(tool)].map(foldName);
   const denied = deny.findIndex((glob) => {
     const pattern = foldName(glob);
     return folded.some((name) => matchesGlob(pattern, name));
@@ -81,9 +81,24 @@ function namesOf({ type, label, place }: HostedTool): readonly string[] {
   return [...new Set(names)];
 }
 
-/** A URL as it is called, whatever its case, its default port and its dots. */
+/** Readers of URLs differ about where the host of one ends that holds these. */
+const UNCLEAR = /[^\x21-\x7e]|\\/;
+
+/**
+ * A URL as it is called, whatever its case, its default port and its dots; as it is written where
+ * whoever calls it may read another host in it.
+ */
 export function placeOf(place: string): string {
+  return UNCLEAR.test(place) ? place : hrefOf(place);
+}
+
+function hrefOf(place: string): string {
   return URL.canParse(place) ? new URL(place).href : place;
+}
+
+/** What browsers would call, whom a deny list has in mind too. */
+function calledOf({ place }: HostedTool): readonly string[] {
+  return place === undefined ? [] : [`mcp/${hrefOf(place)}`];
 }
 
 /**
