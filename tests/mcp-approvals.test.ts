@@ -579,15 +579,25 @@ describe('a call that people approved of one server', () => {
     expect((await send('tunnel', { ...members, tools: [tunnel] })).status).toBe(200);
   });
 
-  test('runs on none that people were not shown', async () => {
-    upstream.script(answering(false, [requestFor('mcpr_nowhere')], 'resp_nowhere'));
-    await send('nowhere', { tools: [] });
-    await decide('nowhere');
-    expect((await send('nowhere', { tools: [] })).status).toBe(200);
-    const members = { previous_response_id: 'resp_nowhere', input: [approvalOf('mcpr_nowhere')] };
-    const refused = await send('nowhere', members);
-    expect(refused.status).toBe(403);
-    expect((await refusedOf(refused)).rungate.code).toBe('permission_denied');
+  test.each<[string, Item]>([
+    ['that is declared later', { tools: [SERVER] }],
+    ['that the conversation brings', { tools: [] }],
+  ])('runs on none %s, where people were shown none', async (name, later) => {
+    const run = `nowhere-${name.replaceAll(' ', '-')}`;
+    const id = `mcpr_${run}`;
+    const response = `resp_${run}`;
+    upstream.script(answering(false, [requestFor(id)], response));
+    await send(run, { tools: [] });
+    await decide(run);
+    expect((await send(run, { tools: [] })).status).toBe(200);
+    const before = upstream.requests.length;
+    for (const members of Object.values(REFERRING)) {
+      const refused = await send(run, { ...members(id, response), ...later });
+      expect(refused.status).toBe(403);
+      const { rungate: told } = await refusedOf(refused);
+      expect(told).toMatchObject({ code: 'permission_denied', asked: id });
+    }
+    expect(upstream.requests.length).toBe(before);
   });
 
   test('is shown with where that is, on the command line and by the link', async () => {

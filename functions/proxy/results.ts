@@ -137,10 +137,12 @@ function whyNotRun(
   { isUsed, tool, server }: ReleasedCall,
 ): string | undefined {
   if (isUsed) return usedUp(id);
-  if (server === serverOf(call, tool ?? '')) return undefined;
   const approved = `People approved "${(tool ?? '').slice(0, 100)}"`;
-  if (server === null)
-    return `${approved} without being shown where its server is; let it be proposed again.`;
+  // A conversation may bring tools of its own, and each one others under the same label.
+  if (server === null) {
+    return `${approved} without being shown where its server is; declare that and let the call be proposed again.`;
+  }
+  if (server === serverOf(call, tool ?? '')) return undefined;
   return `${approved} of the server at ${server.slice(0, 200)}, which this request doesn't declare under that label; declare it as it was.`;
 }
 
