@@ -455,6 +455,10 @@ const BETWEEN: readonly object[] = [
     delta: {},
     message: { tool_calls: [{ id: 'a', function: { name: 'b', arguments: '{"n":1' } }] },
   },
+  {
+    delta: {},
+    message: { tool_calls: [{ id: 'a', function: { name: 'b', arguments: '{"n":5}' } }] },
+  },
   { delta: { content: 'hi' } },
 ];
 
@@ -476,8 +480,9 @@ describe('the parts of a call', () => {
     fc.assert(
       fc.property(
         fc.boolean(),
-        fc.array(part, { minLength: 2, maxLength: 5 }),
-        (hasRole, parts) => {
+        fc.array(part, { minLength: 1, maxLength: 5 }),
+        fc.option(fc.constantFrom(...BETWEEN)),
+        (hasRole, parts, last) => {
           const told = parts.flatMap(({ name, id, args, odds, between }) => {
             const call = { index: 0, ...(id !== undefined && { id }) };
             const holder = { ...(name !== undefined && { name }), arguments: args };
@@ -486,7 +491,8 @@ describe('the parts of a call', () => {
             return between === null ? [chunk] : [chunkOf(BETWEEN[between]!), chunk];
           });
           const lead = hasRole ? [chunkOf({ delta: { role: 'assistant', content: null } })] : [];
-          const events = [...lead, ...told].map((data) => ({ event: undefined, data }));
+          const end = last === null ? [] : [chunkOf(last)];
+          const events = [...lead, ...told, ...end].map((data) => ({ event: undefined, data }));
           expect(unjudged('chat.completions', events)).toEqual([]);
           if (judgedBy('chat.completions', events).fault === undefined) read += 1;
         },
@@ -494,6 +500,34 @@ describe('the parts of a call', () => {
       { numRuns: 5_000 },
     );
     expect(read).toBeGreaterThan(1_000);
+  });
+
+  test('may be said again by a message that ends their stream, which says nothing else', () => {
+    const call = (args: string, name = 'b') => {
+      return { index: 0, id: 'a', function: { name, arguments: args } };
+    };
+    const parts = ['', '{"n":', '1}'].map((args) => {
+      return chunkOf({ delta: { tool_calls: [call(args, args === '' ? 'b' : '')] } });
+    });
+    const ended = (args: string, delta?: object) =>
+      chunkOf({
+        ...(delta && { delta }),
+        message: { role: 'assistant', tool_calls: [call(args)] },
+      });
+    const judged = (...chunks: Loose[]) =>
+      judgedBy(
+        'chat.completions',
+        chunks.map((data) => ({ event: undefined, data })),
+      );
+    const { calls, fault } = judged(...parts, ended('{"n":1}'));
+    expect(fault).toBeUndefined();
+    expect(calls.map(({ name, argsText }) => [name, argsText])).toEqual([['b', '{"n":1}']]);
+    expect(judged(...parts, ended('{"n":9}')).fault).toBeDefined();
+    expect(judged(...parts.slice(0, 2), ended('{"n":'), parts[2]).fault).toBeDefined();
+    const more = { tool_calls: [call('1}', '')] };
+    expect(judged(...parts.slice(0, 2), ended('{"n":', more)).fault).toBeDefined();
+    const silent = chunkOf({ message: { role: 'assistant', content: 'so' } });
+    expect(judged(...parts, silent).fault).toBeUndefined();
   });
 
   test('are held back as soon as some client could have a name of them that is not allowed', () => {

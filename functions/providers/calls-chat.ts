@@ -116,7 +116,8 @@ class ChatGatherer implements Gatherer {
   /** Whose words the chunks are, which one says for those after it. */
   #role: Json = null;
   #hasMessage = false;
-  #hasDelta = false;
+  /** Calls of messages. */
+  readonly #held: Slot[] = [];
 
   /** @param choices The most choices that were asked for. */
   constructor(choices: number) {
@@ -129,7 +130,7 @@ class ChatGatherer implements Gatherer {
     this.#names = [];
     this.glance(passage);
     this.#walk(passage.value, []);
-    this.#requireOneHolder();
+    this.#requireRepeats();
     return this.#names;
   }
 
@@ -142,17 +143,18 @@ class ChatGatherer implements Gatherer {
     if (role !== null || hasMessage) this.#ways.require('choices', event);
     this.#role = role ?? this.#role;
     this.#hasMessage ||= hasMessage;
-    this.#requireOneHolder();
   }
 
   calls(): ProposedCall[] {
     return [...this.#slots].flatMap(versionsOf);
   }
 
-  /** To some clients, a message in a stream takes the place of what the deltas made. */
-  #requireOneHolder(): void {
-    if (!this.#hasMessage || !this.#hasDelta) return;
-    throw new Unreadable('its calls stand in deltas, beside a message');
+  /** A message takes the place of what the deltas made, to some clients: it may say that again. */
+  #requireRepeats(): void {
+    if (this.#held.length === 0 || this.#byPlace.size === 0) return;
+    const told = new Set([...this.#byPlace.values()].flatMap(versionsOf).map(saidBy));
+    if (this.#held.flatMap(versionsOf).every((call) => told.has(saidBy(call)))) return;
+    throw new Unreadable('its calls stand in deltas, beside a message that differs');
   }
 
   /** Calls count wherever they stand: only what a client reads of them is known, not where. */
@@ -210,7 +212,9 @@ class ChatGatherer implements Gatherer {
   }
 
   #slotOf(kind: CallKind, place: Place, call?: JsonObject): Slot {
-    if (typeof place === 'string') return this.#newSlot(kind, 'whole');
+    if (typeof place === 'string') return this.#newWhole(kind, place);
+    // To some clients, it goes on with a call of the message.
+    if (this.#hasMessage) throw new Unreadable('its calls stand in deltas, behind a message');
     const index = call && plainIndex(this.#passage, call);
     // Without an index, most clients take the calls of a choice for parts of one.
     if (call) this.#ways.require(place.choice, typeof call.index, call.index === null);
@@ -220,7 +224,12 @@ class ChatGatherer implements Gatherer {
     this.#byPlace.set(key, slot);
     // Some clients pass over an event for its name.
     this.#ways.require(slot, this.#passage.event ?? '');
-    this.#hasDelta = true;
+    return slot;
+  }
+
+  #newWhole(kind: CallKind, place: 'message' | 'elsewhere'): Slot {
+    const slot = this.#newSlot(kind, 'whole');
+    if (place === 'message') this.#held.push(slot);
     return slot;
   }
 
@@ -328,6 +337,11 @@ class ChatGatherer implements Gatherer {
     // Some hosts send the object itself in place of its text.
     return typeof args === 'string' ? args : this.#passage.source(args);
   }
+}
+
+/** What a call does, whichever its id is. */
+function saidBy({ kind, name, argsText }: ProposedCall): string {
+  return JSON.stringify([kind, name, argsText]);
 }
 
 function newReading(): Reading {
