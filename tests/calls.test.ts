@@ -7,6 +7,8 @@ import { ENDPOINTS } from '../functions/providers/endpoints.ts';
 import { mendHalves } from '../functions/providers/halves.ts';
 import { toolResults } from '../functions/providers/results.ts';
 import { sourcesOf } from '../functions/providers/source.ts';
+import type { Answer } from '../functions/proxy/forward.ts';
+import { judge } from '../functions/proxy/gate.ts';
 import { Screen } from '../functions/proxy/screen.ts';
 import type { Json, JsonObject } from '../schema/json.ts';
 import { type Policy, policySchema } from '../schema/policy.ts';
@@ -206,6 +208,45 @@ describe('where readers could read several calls', () => {
     }
     reader.end();
     expect(reader.fault).toBeDefined();
+  });
+
+  test('a call of a finished response repeats one that events told, whichever its id is, once', () => {
+    const call = (id: string) => item('function_call', { id, call_id: id, arguments: '{}' });
+    const done = (id: string, at: number) => ({ type: DONE, output_index: at, item: call(id) });
+    const ended = (...ids: string[]) => {
+      return { type: 'response.completed', response: { output: ids.map(call) } };
+    };
+    const asked = (...events: { type: string }[]) => {
+      const told = events.map((data) => ({
+        event: data.type,
+        data: data as unknown as JsonObject,
+      }));
+      const { calls, fault } = judgedBy('responses.create', told);
+      expect(fault).toBeUndefined();
+      return calls.filter(({ isRepeat }) => !isRepeat).map(({ id }) => id);
+    };
+    expect(asked(done('a', 0), done('b', 1), ended('x', 'y'))).toEqual(['a', 'b']);
+    expect(asked(done('a', 0), ended('x', 'y'))).toEqual(['a', 'y']);
+    expect(asked(done('a', 0), ended('a', 'x'))).toEqual(['a', 'x']);
+    expect(asked(ended('x', 'y'))).toEqual(['x', 'y']);
+    const { id: _, ...unplaced } = call('a');
+    const named = { type: 'response.completed', response: { output: [unplaced] } };
+    expect(asked(done('a', 1), named)).toEqual(['a']);
+    expect(asked({ ...named, type: 'response.in_progress' }, done('a', 1))).toEqual(['a']);
+  });
+
+  test('people are asked once about a call that is repeated, and each of its ids is given out', async () => {
+    const call = { kind: 'function_call', name: 'pay', args: {}, argsText: '{}' } as const;
+    const calls = [
+      { ...call, id: 'a' },
+      { ...call, id: 'x', isRepeat: true },
+    ];
+    const policy = policySchema.parse({ tools: { requireApproval: [{ tool: 'pay' }] } });
+    const answer = { version: { policy }, endpoint: endpointOf('responses.create') } as Answer;
+    const verdict = await judge(answer, { calls, fault: undefined, lengthBytes: 1 });
+    if (verdict.effect !== 'ask') throw new Error(verdict.effect);
+    expect(verdict.asked.map((each) => each.call.id)).toEqual(['a']);
+    expect(verdict.callIds).toEqual(['a', 'x']);
   });
 
   test('arguments that are not strict JSON are none', () => {

@@ -13,6 +13,7 @@ import {
   plainText,
   refuseVariants,
   StrictReader,
+  saidBy,
   Unreadable,
   Ways,
 } from './calls.ts';
@@ -337,11 +338,6 @@ class ChatGatherer implements Gatherer {
     // Some hosts send the object itself in place of its text.
     return typeof args === 'string' ? args : this.#passage.source(args);
   }
-}
-
-/** What a call does, whichever its id is. */
-function saidBy({ kind, name, argsText }: ProposedCall): string {
-  return JSON.stringify([kind, name, argsText]);
 }
 
 function newReading(): Reading {

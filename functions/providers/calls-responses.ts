@@ -13,6 +13,7 @@ import {
   plainText,
   refuseVariants,
   StrictReader,
+  saidBy,
   typeOf,
   Unreadable,
   Ways,
@@ -74,6 +75,9 @@ interface Slot {
   isHosted: boolean;
   /** Whether it is a call of free text that an event has told whole. */
   isEnded: boolean;
+  /** Whether events told it by itself, and whether a list of items has it. */
+  isStreamed: boolean;
+  isListed: boolean;
   /** In which turn of the places its parts come. */
   readonly turn: number;
   /** Whether its events say where it stands. */
@@ -162,7 +166,9 @@ class ResponseGatherer implements Gatherer {
   }
 
   calls(): ProposedCall[] {
-    return [...this.#slots].flatMap(versionsOf);
+    const told = [...this.#slots].map((slot) => ({ slot, calls: versionsOf(slot) }));
+    const untold = new Repeats(told.filter(({ slot }) => slot.isStreamed && !slot.isListed));
+    return told.flatMap(({ slot, calls }) => (slot.isStreamed ? calls : untold.mark(calls)));
   }
 
   finish(): void {
@@ -182,6 +188,8 @@ class ResponseGatherer implements Gatherer {
     const type = plainText(item, 'type');
     if (!CALL.test(type)) return [];
     const slot = this.#slotOf(item, at);
+    if (at.others) slot.isListed = true;
+    else slot.isStreamed = true;
     slot.isHosted ||= isHosted(item, type);
     if (isHosted(item, type)) return [];
     const seen = read(item, type, passage, at.isStart ?? false);
@@ -223,6 +231,7 @@ class ResponseGatherer implements Gatherer {
     if (this.#slots.size >= MAX_SLOTS) throw new Unreadable('it proposes too many calls');
     const slot = {
       ...{ seen: [], isHosted: false, isEnded: false, isPlaced: true, isResumed },
+      ...{ isStreamed: false, isListed: false },
       turn: this.#turn,
       ...{ deltas: new Map(), done: [], told: new Set<string>(), others: new Map() },
     };
@@ -255,6 +264,7 @@ class ResponseGatherer implements Gatherer {
     if (HOSTED_EVENT.test(type)) return undefined;
     if (!this.#isResumed) throw new Unreadable('a call goes on that has not begun');
     const slot = this.#newSlot(true);
+    slot.isStreamed = true;
     for (const key of keys) if (key !== undefined) this.#byPlace.set(key, slot);
     return slot;
   }
@@ -287,6 +297,33 @@ class ResponseGatherer implements Gatherer {
   #count(chars: number): void {
     this.#chars += chars;
     if (this.#chars > MAX_ARGS_CHARS) throw new Unreadable('its calls are too long');
+  }
+}
+
+/**
+ * Calls that events told and no list has. Some hosts give each call another id in the finished
+ * response: a client goes by the events or by that, so that one of each is one call.
+ */
+class Repeats {
+  readonly #slots: ReadonlyMap<string, { readonly slot: Slot }[]>;
+  readonly #taken = new Set<Slot>();
+
+  constructor(told: readonly { readonly slot: Slot; readonly calls: readonly ProposedCall[] }[]) {
+    const said = told.flatMap(({ slot, calls }) => {
+      return calls.map((call) => ({ slot, key: saidBy(call) }));
+    });
+    this.#slots = Map.groupBy(said, ({ key }) => key);
+  }
+
+  /** Marks what a list says of a call, if it is one of those that no other has been found to be. */
+  mark(calls: readonly ProposedCall[]): readonly ProposedCall[] {
+    const [call] = calls;
+    if (!call || calls.length > 1 || !(call.kind in NOTHING)) return calls;
+    const { slot } =
+      this.#slots.get(saidBy(call))?.find((each) => !this.#taken.has(each.slot)) ?? {};
+    if (!slot) return calls;
+    this.#taken.add(slot);
+    return [{ ...call, isRepeat: true }];
   }
 }
 

@@ -92,6 +92,11 @@ export function refuseVariants(value: JsonObject): void {
   }
 }
 
+/** What a call does, whichever its id is. */
+export function saidBy({ kind, name, argsText }: ProposedCall): string {
+  return JSON.stringify([kind, name, argsText]);
+}
+
 /** Arguments as an object; undefined where two readers could read them as two things. */
 export function parseArgs(text: string): JsonObject | undefined {
   try {
@@ -161,7 +166,8 @@ export class StrictReader implements CallReader {
     this.#attempt(() => {
       for (const call of this.#gatherer.calls()) {
         const { kind, id, name, argsText, approvalId } = call;
-        known.set(JSON.stringify([kind, id, name, argsText, approvalId]), call);
+        const key = JSON.stringify([kind, id, name, argsText, approvalId]);
+        if (!call.isRepeat || !known.has(key)) known.set(key, call);
         if (known.size > MAX_CALLS) throw new Unreadable('it proposes too many calls');
       }
     });

@@ -117,6 +117,8 @@ export interface ProposedCall {
   readonly argsText: string;
   /** Of a call that ran upstream for an approval: the id of the request that was approved. */
   readonly approvalId?: string;
+  /** Whether it is another of the calls again, under another id: whoever asks has asked about it. */
+  readonly isRepeat?: boolean;
 }
 
 /** Reads the tool calls of one answer: one whole body, or one stream event by event. */

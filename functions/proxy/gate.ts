@@ -72,7 +72,8 @@ function judgeCalls(
   for (const call of calls) {
     const decision = decideTool(version.policy, call, inquiry);
     if (decision.effect === 'deny') return decision;
-    if (decision.effect === 'ask' && !approved.has(call)) asked.push({ call, ask: decision });
+    const isNew = !call.isRepeat && !approved.has(call);
+    if (decision.effect === 'ask' && isNew) asked.push({ call, ask: decision });
   }
   // A list of inputs has the agent's own words, and gives it nothing.
   const isGiven = endpoint.name !== 'responses.input_items';
