@@ -611,6 +611,31 @@ describe('a call that people approved of one server', () => {
     expect(page).toContain('<dt>Server</dt><dd>https://crm.example.com/</dd>');
   });
 
+  test.each([
+    ['https://crm.example.com/s/PLANTED/mcp', 'https://crm.example.com/… sha256:'],
+    ['https://crm.example.com/?key=PLANTED', 'https://crm.example.com/… sha256:'],
+    ['https://PLANTED@crm.example.com/', 'https://crm.example.com/… sha256:'],
+    ['https://crm.example.com/\\PLANTED', 'sha256:'],
+  ])('is shown without what may be a credential in %s, and held to it', async (url, start) => {
+    const run = `secret-${Bun.hash(url)}`;
+    const id = `mcpr_${run}`;
+    const tools = [{ ...SERVER, server_url: url }];
+    upstream.script(answering(false, [requestFor(id)], `resp_${run}`));
+    expect((await send(run, { tools })).status).toBe(403);
+    const [gate] = await gatesOf(run);
+    expect(gate!.server).toStartWith(start);
+    expect(gate!.server!.slice(start.length)).toMatch(/^[0-9a-f]{64}$/);
+    const kept = await db.read('select json_group_array(servers) as all_of from responses', []);
+    expect(JSON.stringify(kept)).not.toContain('PLANTED');
+    await decide(run);
+    expect((await send(run, { tools })).status).toBe(200);
+    const members = { previous_response_id: `resp_${run}`, input: [approvalOf(id)] };
+    const other = [{ ...SERVER, server_url: url.replace('PLANTED', 'OTHER') }];
+    expect((await send(run, { ...members, tools: other })).status).toBe(403);
+    upstream.script(answering(false, [ranFor(id), said]));
+    expect((await send(run, { ...members, tools })).status).toBe(200);
+  });
+
   test('runs there, however its URL is spelled', async () => {
     const response = await release('spelled', requestFor('mcpr_spelled'));
     upstream.script(answering(false, [ranFor('mcpr_spelled'), said]));

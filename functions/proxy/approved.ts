@@ -2,6 +2,7 @@
 
 import { findReleased } from '../../db/released.ts';
 import { digestText } from '../../db/seal.ts';
+import type { JsonObject } from '../../schema/json.ts';
 import { type GateSubject, subjectText } from '../../schema/rules/gate.ts';
 import { judgeName } from '../../schema/rules/tools.ts';
 import type { ProposedCall } from '../providers/contract.ts';
@@ -33,6 +34,27 @@ export function digestOf(place: Place, call: OfServer): string {
   return digestText(subjectText(subjectOf(place, call)));
 }
 
+/** Where the MCP servers of a request are, by their labels, as they are shown and kept. */
+export function serversOf(endpoint: string, body: JsonObject): ReadonlyMap<string, string> {
+  const places = [...declaredServers(endpoint, body)];
+  return new Map(places.map(([label, place]) => [label, shownPlace(place)]));
+}
+
+/** Ids of connectors and tunnels. */
+const ID = /^[\w.-]{1,100}$/;
+
+/**
+ * A place of an MCP server as people are shown it, and as no other one is shown: more of a URL than
+ * its host may be a credential, and stands for itself by its SHA-256 alone.
+ */
+function shownPlace(place: string): string {
+  if (ID.test(place)) return place;
+  const { origin, href } = URL.canParse(place) ? new URL(place) : { origin: 'null', href: '' };
+  if (href === place && href === `${origin}/`) return href;
+  const host = origin === 'null' || href !== place ? '' : `${origin}/… `;
+  return `${host}sha256:${digestText(place)}`;
+}
+
 /**
  * Where the MCP server of a tool is, which is called `label/name`; `null` where neither the request
  * nor that of the kept response which it fetches has declared the label.
@@ -41,7 +63,7 @@ export function serverOf(
   { endpoint, body, kept }: Pick<Permitted, 'endpoint' | 'body' | 'kept'>,
   tool: string,
 ): string | null {
-  const servers = body ? declaredServers(endpoint.name, body.value) : kept?.servers;
+  const servers = body ? serversOf(endpoint.name, body.value) : kept?.servers;
   return servers?.get(tool.slice(0, tool.indexOf('/'))) ?? null;
 }
 

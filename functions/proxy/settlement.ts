@@ -16,7 +16,7 @@ import { governsTools } from '../../schema/rules/tools.ts';
 import type { Usage } from '../../schema/usage.ts';
 import { type EgressErrorCode, NOT_SENT } from '../egress.ts';
 import type { Reading } from '../providers/contract.ts';
-import { declaredServers } from '../providers/declared.ts';
+import { serversOf } from './approved.ts';
 import { captured, keepsBodies, keepsDigests } from './capture.ts';
 import type { Held } from './reserve.ts';
 
@@ -112,7 +112,7 @@ export function bindResponse(call: Held, reading: Reading): Statement[] {
   const isGoverned = governsTools(call.version.policy) && call.body !== undefined;
   const made = {
     ...{ runId: call.run.id, stepId: call.stepId, providerKey: call.key.name },
-    ...(isGoverned ? { servers: declaredServers(endpoint.name, call.body.value) } : {}),
+    ...(isGoverned ? { servers: serversOf(endpoint.name, call.body.value) } : {}),
   };
   const ids = [reading.responseId, ...(reading.itemIds ?? [])];
   const kept = endpoint.name === 'responses.get' ? (call.kept ?? made) : made;

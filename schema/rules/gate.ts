@@ -19,7 +19,10 @@ export interface GateSubject {
   readonly tool: string;
   /** The exact text of the arguments. */
   readonly argsText: string;
-  /** Where the tool's MCP server is: its URL, or the id of a connector; `null` for other tools. */
+  /**
+   * Where the tool's MCP server is, by its host and a digest of the rest, or by the id of a
+   * connector; `null` for other tools.
+   */
   readonly server: string | null;
 }
 
