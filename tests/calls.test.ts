@@ -249,6 +249,20 @@ describe('where readers could read several calls', () => {
     expect(verdict.callIds).toEqual(['a', 'x']);
   });
 
+  test('a call is one where no event of the answer says a place, as at some hosts', () => {
+    const reader = readerOf('responses.create');
+    const told = { type: 'response.function_call_arguments.delta', item_id: 'i', delta: '{"n":1}' };
+    for (const { type: event, ...rest } of [
+      { type: ADDED, item: item('function_call', { arguments: '', status: 'in_progress' }) },
+      told,
+      { type: DONE, item: item('function_call', { arguments: '{"n":1}' }) },
+    ]) {
+      reader.event({ event, data: JSON.stringify({ type: event, ...rest }), start: 0, end: 0 });
+    }
+    expect(reader.end().map(({ argsText }) => argsText)).toEqual(['{"n":1}']);
+    expect(reader.fault).toBeUndefined();
+  });
+
   test('arguments that are not strict JSON are none', () => {
     const bad = ['{"a":1,"a":2}', '{"a":1} ', '', '[]', '{"a":"\\ud800"}', '{"a":1', '1e999'];
     for (const args of bad) {

@@ -80,7 +80,7 @@ interface Slot {
   isListed: boolean;
   /** In which turn of the places its parts come. */
   readonly turn: number;
-  /** Whether its events say where it stands. */
+  /** Whether its events say where it stands, or none of the answer do, as at some hosts. */
   isPlaced: boolean;
   /** Whether its beginning stands in what was read before this answer. */
   readonly isResumed: boolean;
@@ -251,7 +251,7 @@ class ResponseGatherer implements Gatherer {
     // Some clients go by the place, others by the id, and pass over what they don't find by it.
     const isFound = keys.map((key) => this.#byPlace.get(key ?? '') === slot);
     this.#ways.require(slot, passage.event === undefined, ...isFound);
-    slot.isPlaced = isFound[0]!;
+    slot.isPlaced = isFound[0]! || this.#place === undefined;
     this.#addText(slot, type, passage);
     const name = plainText(value, 'name');
     if (name !== '') slot.told.add(name);

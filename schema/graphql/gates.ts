@@ -70,7 +70,8 @@ builder.objectType(GateType, {
     tool: t.exposeString('tool', { ...READ, description: 'The tool that is to be called.' }),
     server: t.exposeString('server', {
       ...READ,
-      description: 'Where the MCP server of the tool is: its host, with the SHA-256 of a URL that says more, or the id of a connector or tunnel.',
+      description:
+        'Where the MCP server of the tool is: its host, with the SHA-256 of a URL that says more, or the id of a connector or tunnel.',
     }),
     args: t.string({
       ...READ,
