@@ -443,7 +443,7 @@ describe('plain http', () => {
   const loopback = parseCidrList('127.0.0.0/8, ::1');
   const strangers = fc
     .oneof(fc.ipV4(), fc.ipV6())
-    .filter((address) => !/^(127\.|[0:.]+1$|[0:]+ffff:)/.test(address));
+    .filter((address) => !/(^|:)127\.|^[0:.]+1$|^[0:]+(ffff|7f[0-9a-f]{2}):/.test(address));
   const ask = async (address: string, init: RequestInit, config: Partial<Config>) =>
     await makeApp(configured(config))(new Request('http://rungate/privacy?a=1', init), { address });
   const asked = (proto?: string): RequestInit =>
