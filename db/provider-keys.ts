@@ -184,7 +184,7 @@ export async function createProviderKey(
       lastFourOf(secret),
       Date.now(),
     ),
-    auditEntry(org, actor, 'provider_key.create', id, { name, provider, baseUrl, serviceTier }),
+    auditEntry(org, actor, 'provider_key.create', id, { name, ...termsOf(key) }),
   );
   return id;
 }
@@ -204,13 +204,9 @@ export async function replaceProviderKey(
   wanted: Omit<NewProviderKey, 'name'>,
 ): Promise<boolean> {
   const { id, name } = present;
-  const { secret, ...terms } = wanted;
-  const { provider, baseUrl, serviceTier } = terms;
-  const before = {
-    ...{ provider: present.provider, baseUrl: present.baseUrl },
-    serviceTier: present.serviceTier,
-  };
-  const isSame = isDeepStrictEqual(before, { provider, baseUrl, serviceTier });
+  const { secret } = wanted;
+  const [before, after] = [termsOf(present), termsOf(wanted)];
+  const isSame = isDeepStrictEqual(before, after);
   if (isSame && (await holdsSecret(org, master, present, secret))) return false;
   const sealed = await sealFor(org, master, { ...wanted, id, name });
   const [, replaced] = await org.write(
@@ -220,18 +216,18 @@ export async function replaceProviderKey(
        set provider = ?3, base_url = ?4, secret = ?5, last_four = ?6, service_tier = ?7
        where org_id = ?1 and id = ?2`,
       id,
-      provider,
-      baseUrl,
+      after.provider,
+      after.baseUrl,
       sealed,
       lastFourOf(secret),
-      serviceTier,
+      after.serviceTier,
     ),
     auditEntry(
       org,
       actor,
       'provider_key.update',
       id,
-      { name, ...terms },
+      { name, ...after },
       { before, ifChanged: true },
     ),
   );
@@ -253,15 +249,24 @@ export async function putProviderKey(
 
 /** Deletes a key: calls to its models are refused from then on. @returns false without such a key. */
 export async function deleteProviderKey(org: Org, actor: Actor, key: ShownKey): Promise<boolean> {
-  const { id, name, provider, baseUrl, serviceTier } = key;
+  const { id, name } = key;
   const [deleted] = await org.write(
     org.statement('delete from provider_keys where org_id = ?1 and id = ?2', id),
     auditEntry(org, actor, 'provider_key.delete', id, undefined, {
-      before: { name, provider, baseUrl, serviceTier },
+      before: { name, ...termsOf(key) },
       ifChanged: true,
     }),
   );
   return deleted!.changes > 0;
+}
+
+/** What a key is but for its name and its secret, as the audit trail tells it. */
+function termsOf({
+  provider,
+  baseUrl,
+  serviceTier,
+}: Pick<ProviderKey, 'provider' | 'baseUrl' | 'serviceTier'>) {
+  return { provider, baseUrl, serviceTier };
 }
 
 async function sealFor(

@@ -121,7 +121,7 @@ function mcpOfResponses(tool: JsonObject, field: string): Declared[] {
 }
 
 /** Keys that say where an MCP server is. */
-const PLACE_KEYS: ReadonlySet<string> = new Set([...['server_url', 'connector_id', 'tunnel_id']]);
+const PLACE_KEYS: ReadonlySet<string> = new Set(['server_url', 'connector_id', 'tunnel_id']);
 /** Those of an Anthropic request. */
 const URL_KEYS: ReadonlySet<string> = new Set(['url']);
 

@@ -165,22 +165,25 @@ export async function parkingOf(
   const expiresAt = now + Math.min(...asked.map(({ ask }) => ask.expiresAfterS)) * 1_000;
   const request = { ...placeOf(answer), stepId: answer.stepId, expiresAt };
   const { headers, ...answered } = parked;
-  const digests = asked.flatMap(({ call }) => approvable(answer, call));
+  const placed = asked.map(({ call, ask }) => ({ call: withServer(answer, call), ask }));
+  const digests = placed.flatMap(({ call }) => approvable(answer, call));
   const kept = { ...answered, headers: lastingHeaders(headers), callIds, digests };
   const statements = await parking(org, vault, parkedId, request, kept, now);
   const place = { parkedId, expiresAt };
-  for (const one of asked) statements.push(...(await opening(answer, vault, place, one, now)));
+  for (const one of placed) statements.push(...(await opening(answer, vault, place, one, now)));
   statements.push(...noteOf(answer, verdict, now));
   return { statements: [vault.count(), ...statements], parkedId };
 }
 
 /** A call that comes back as one that ran, and is known by its digest then. */
-function approvable(answer: Answer, call: ProposedCall): (readonly [id: string, digest: string])[] {
+function approvable(answer: Answer, call: PlacedCall): (readonly [id: string, digest: string])[] {
   if (call.kind !== 'mcp_approval_request' || call.id === null) return [];
-  return [[call.id, digestOf(answer, withServer(answer, call))]];
+  return [[call.id, digestOf(answer, call)]];
 }
 
 /** A call with where its MCP server is, if it is of one. */
+type PlacedCall = ReturnType<typeof withServer>;
+
 function withServer(answer: Answer, call: ProposedCall) {
   const isOfServer = call.kind.startsWith('mcp_');
   return { ...call, server: isOfServer ? serverOf(answer, call.name) : null };
@@ -197,14 +200,14 @@ async function opening(
   answer: Answer,
   vault: Vault,
   place: { readonly parkedId: ParkedId; readonly expiresAt: number },
-  { call, ask }: AskedCall,
+  { call, ask }: AskedCall & { readonly call: PlacedCall },
   now: number,
 ): Promise<Statement[]> {
   const { stepId, credential } = answer;
   const id = newId('gate', now);
   const gate = {
     ...{ id, stepId, ...place, tokenId: credential.tokenId },
-    subject: subjectOf(answer, withServer(answer, call)),
+    subject: subjectOf(answer, call),
     ...{ rule: ask.rule, ruleName: ask.ruleName, reason: ask.reason, approvals: ask.approvals },
     args: await sealArgs(vault, id, call.argsText),
   };

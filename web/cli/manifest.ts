@@ -217,8 +217,7 @@ function completeKey(
   const secretProblem = provider && judgeSource(provider, key.secret, secret);
   if (secretProblem) report(`.secret${secretProblem}`);
   const baseUrl = baseUrlOf(provider, key.baseUrl);
-  const { name, provider: providerName, serviceTier } = key;
-  return { name, provider: providerName, baseUrl, serviceTier, secret: secret ?? '' };
+  return { ...key, baseUrl, secret: secret ?? '' };
 }
 
 function allowHostOf(url: string): AllowList {
